@@ -1,0 +1,19 @@
+"""What can go wrong through no fault of the program: every error that a user can cause or should see.
+
+    DroverError
+    ├── CheckpointError      a checkpoint directory is missing something, damaged or inconsistent
+    ├── ConfigError          a deployment file                                     (cluster/config.py)
+    ├── StartError           the cluster could not be started                      (cluster/launch.py)
+    └── RequestError         one request cannot be answered                        (router/errors.py)
+
+`str(error)` is a whole message for the user: it names the field or file, the value and what would be valid. Broken
+invariants are assertions instead.
+"""
+
+
+class DroverError(Exception):
+    """Root of every error whose text is meant for a user."""
+
+
+class CheckpointError(DroverError):
+    """A checkpoint directory is missing something, damaged or inconsistent."""
