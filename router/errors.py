@@ -1,10 +1,10 @@
 """Why one request cannot be answered; `frontend/status.py` maps each to its gRPC status.
 
-    RequestError
-    ├── InvalidArgument      a field's value is wrong; the message names it
-    ├── NotFound             the model is not served here
-    ├── ResourceExhausted    the queue is full, or the request can never fit
-    └── Unavailable          a router or an expert shard is down; try again
+RequestError
+├── InvalidArgument      a field's value is wrong; the message names it
+├── NotFound             the model is not served here
+├── ResourceExhausted    the queue is full, or the request can never fit
+└── Unavailable          a router or an expert shard is down; try again
 """
 
 from checkpoint.errors import DroverError

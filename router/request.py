@@ -1,10 +1,9 @@
-"""A request as the router sees it, its limits, and the token deltas that answer it. Plain data: it crosses processes."""
+"""A request as the router sees it, its limits, and the token deltas that answer it. Plain data, so it can travel."""
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
-from router.errors import InvalidArgument, ResourceExhausted
+from router.errors import InvalidArgument
 
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 100.0

@@ -1,0 +1,47 @@
+"""A bias-free linear layer whose weight is laid out once for the processor that will stream it."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+"""x_NI -> y_NO: N rows of I values to N rows of O values."""
+
+
+def make_linear(weight_OI: torch.Tensor) -> Linear:
+    """The fastest known y_NO = x_NI @ weight_OI.T for the weight's device and dtype.
+
+    On CPU the weight is repacked into oneDNN's blocked layout, which streams 33-42 GB/s where the plain layout
+    streams 24-28 (128 matrices of 2048 x 512 bf16, 2 cores with avx512_bf16). The caller's tensor is not kept.
+    """
+    if weight_OI.device.type == "cpu" and _onednn_supports(weight_OI.dtype):
+        return _OneDnnLinear(weight_OI)
+    return _PlainLinear(weight_OI)
+
+
+class _PlainLinear:
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        self._weight_OI = weight_OI.contiguous()
+
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        return F.linear(x_NI, self._weight_OI)
+
+
+class _OneDnnLinear:
+    def __init__(self, weight_OI: torch.Tensor) -> None:
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), 1)
+
+    def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        y_NO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, self._packed, None, "none", [], "")
+        return y_NO
+
+
+def _onednn_supports(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.float32:
+        return True
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

@@ -1,0 +1,53 @@
+"""The feed-forward half of a layer: a dense MLP, or routed experts beside a shared one.
+
+Legend: T tokens, D model width, F MLP width, E experts, A experts chosen per token.
+"""
+
+import torch
+
+from checkpoint.config import ModelConfig
+from checkpoint.layout import TensorNames
+from experts.grouped_mlp import swiglu
+from experts.linear import make_linear
+from router.dispatch import Dispatcher
+from router.weights import WeightReader
+
+
+class DenseMlp:
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, prefix: str, weights: WeightReader) -> None:
+        """prefix: the tensor name up to `.gate_proj.weight`."""
+        gate_up = [weights.read(f"{prefix}.{which}_proj.weight") for which in ("gate", "up")]
+        self._gate_up = make_linear(torch.cat(gate_up))
+        self._down = make_linear(weights.read(f"{prefix}.down_proj.weight"))
+
+    def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
+        return self._down(swiglu(self._gate_up(x_TD)))
+
+
+def choose_experts(logit_TE: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(expert_TA, score_TA): the top experts by logit, and the sigmoid of their logits, not renormalised.
+
+    The sigmoid is taken in fp32 and returned in the logits' dtype, as transformers' Llama4Router does.
+    """
+    top_TA, expert_TA = torch.topk(logit_TE, experts_per_token, dim=-1)
+    return expert_TA, torch.sigmoid(top_TA.float()).type_as(logit_TE)
+
+
+class MoeMlp:
+    """shared(x) + sum over the chosen experts of expert(score * x); the experts live on shards."""
+
+    def __init__(self, config: ModelConfig, layer: int, weights: WeightReader, dispatcher: Dispatcher) -> None:
+        names = TensorNames(config)
+        self._layer = layer
+        self._experts_per_token = config.experts_per_token
+        self._gate = make_linear(weights.read(names.layer(layer, "feed_forward.router.weight")))
+        self._shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights)
+        self._dispatcher = dispatcher
+
+    def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
+        expert_TA, score_TA = choose_experts(self._gate(x_TD), self._experts_per_token)
+        handle = self._dispatcher.dispatch(self._layer, x_TD, expert_TA, score_TA)
+        shared_TD = self._shared_expert(x_TD)  # while the rows travel and the shards compute
+        return shared_TD + self._dispatcher.combine(handle)
