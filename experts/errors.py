@@ -2,8 +2,8 @@
 
 
 class LinkDown(Exception):
-    """The link to a shard is gone: the shard died, went silent, or answered too late. The message says which."""
+    """No answer came over the link to a shard: it died, went silent, or took too long. The message says which."""
 
 
-class NotMine(Exception):
-    """A shard was asked for an expert that it does not hold, or under a placement that it does not serve."""
+class ShardRefused(Exception):
+    """A shard answered that it cannot compute what it was asked: not its expert, not its placement, or a failure."""

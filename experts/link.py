@@ -29,7 +29,7 @@ class Reply(Protocol):
     """The answer to one request, perhaps still on its way."""
 
     def wait(self) -> torch.Tensor:
-        """y_ND, in the order of the request's rows. Raises LinkDown or NotMine."""
+        """y_ND, in the order of the request's rows. Raises LinkDown or ShardRefused."""
         ...
 
 

@@ -9,7 +9,7 @@ import torch
 
 from checkpoint.layout import TensorNames
 from checkpoint.tensors import Checkpoint
-from experts.errors import NotMine
+from experts.errors import ShardRefused
 from experts.grouped_mlp import Expert, grouped_mlp, make_expert
 
 
@@ -33,14 +33,14 @@ class ExpertShard:
     ) -> torch.Tensor:
         """y_ND for rows sorted by expert: counts[i] rows for experts[i]. Scores are already applied to x_ND.
 
-        Raises NotMine rather than compute with a wrong expert.
+        Raises ShardRefused rather than compute with a wrong expert.
         """
         if placement_version != self.placement_version:
-            raise NotMine(f"placement {placement_version} was asked for, {self.placement_version} is held")
+            raise ShardRefused(f"placement {placement_version} was asked for, {self.placement_version} is held")
         try:
             held = [self._slots[layer, expert] for expert in experts]
         except KeyError as error:
-            raise NotMine(f"(layer, expert) {error} is not held here") from None
+            raise ShardRefused(f"(layer, expert) {error} is not held here") from None
         y_ND = grouped_mlp(x_ND, held, counts)
         self.rows_computed += len(x_ND)
         return y_ND

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from experts.errors import LinkDown, NotMine
+from experts.errors import LinkDown, ShardRefused
 from experts.link import ExpertRows, Link, Reply
 from experts.placement import Placement
 
@@ -74,7 +74,7 @@ class Dispatcher:
             begin += rows
             try:
                 replies.append((shard, self.links[shard].request(message)))
-            except (LinkDown, NotMine) as error:
+            except (LinkDown, ShardRefused) as error:
                 raise ShardUnavailable(f"expert shard {shard}: {error}") from error
         unsort_N = torch.empty_like(sort_N)
         unsort_N[sort_N] = torch.arange(len(sort_N), device=sort_N.device)
@@ -86,7 +86,7 @@ class Dispatcher:
         for shard, reply in handle.replies:
             try:
                 parts.append(reply.wait())
-            except (LinkDown, NotMine) as error:
+            except (LinkDown, ShardRefused) as error:
                 raise ShardUnavailable(f"expert shard {shard}: {error}") from error
         y_ND = torch.cat(parts)[handle.unsort_N]
         return y_ND.view(-1, handle.experts_per_token, y_ND.shape[-1]).sum(dim=1)

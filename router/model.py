@@ -58,7 +58,8 @@ class Model:
     def __init__(self, config: ModelConfig, weights: WeightReader, dispatcher: Dispatcher) -> None:
         names = TensorNames(config)
         self.config = config
-        self._dtype, self._device = weights.dtype, weights.device
+        self.dtype = weights.dtype
+        self._device = weights.device
         self._frequencies = rope_frequencies(config).to(weights.device)
         self._embedding_VD = weights.read(names.embedding)
         self._layers = [Layer(config, index, weights, dispatcher) for index in range(config.num_layers)]
@@ -67,7 +68,16 @@ class Model:
 
     def new_cache(self, max_positions: int) -> SequenceCache:
         """An empty KV cache for one sequence of at most max_positions tokens."""
-        return SequenceCache(self.config, max_positions, self._dtype, self._device)
+        return SequenceCache(self.config, max_positions, self.dtype, self._device)
+
+    def spans(self, cache: SequenceCache, first_position: int, length: int) -> list[Span]:
+        """A sequence's consecutive tokens as spans that do not cross attention chunk borders."""
+        chunk, spans = self.config.attention_chunk_size, []
+        while length:
+            part = min(length, chunk - first_position % chunk)
+            spans.append(Span(cache, first_position, part))
+            first_position, length = first_position + part, length - part
+        return spans
 
     @torch.inference_mode()
     def forward(self, token_ids: Sequence[int], spans: Sequence[Span], logit_rows: Sequence[int]) -> torch.Tensor:

@@ -10,7 +10,6 @@ from checkpoint.tensors import Checkpoint
 from experts.link import LocalLink
 from experts.placement import even_placement
 from experts.shard import load_shard
-from router.attention import Span
 from router.dispatch import Dispatcher
 from router.model import Model
 from router.weights import WeightReader
@@ -32,34 +31,22 @@ def load_model(
     return Model(config, WeightReader(checkpoint, dtype, CPU), Dispatcher(placement, links))
 
 
-def spans_of(model: Model, cache: object, first: int, length: int, limit: int = 512) -> list[Span]:
-    """Cut `length` tokens from position `first` at attention chunk borders, and after `limit` tokens."""
-    chunk, spans = model.config.attention_chunk_size, []
-    while length:
-        step = min(length, chunk - first % chunk, limit)
-        spans.append(Span(cache, first, step))  # type: ignore[arg-type]
-        first, length = first + step, length - step
-    return spans
-
-
 def prefill_logits(model: Model, token_ids: list[int], limit: int = 512) -> torch.Tensor:
-    """[T, V]: the logits at every position, span by span."""
+    """[T, V]: the logits at every position, from steps of at most `limit` tokens."""
     cache, logits = model.new_cache(len(token_ids)), []
-    for span in spans_of(model, cache, 0, len(token_ids), limit):
-        tokens = token_ids[span.first_position : span.first_position + span.length]
-        logits.append(model.forward(tokens, [span], range(span.length)))
+    for first in range(0, len(token_ids), limit):
+        tokens = token_ids[first : first + limit]
+        logits.append(model.forward(tokens, model.spans(cache, first, len(tokens)), range(len(tokens))))
     return torch.cat(logits)
 
 
 def greedy(model: Model, token_ids: list[int], count: int) -> tuple[list[int], torch.Tensor]:
     """`count` tokens chosen one by one, and the logits [count, V] that each was chosen from."""
     cache = model.new_cache(len(token_ids) + count)
-    for span in spans_of(model, cache, 0, len(token_ids)):
-        tokens = token_ids[span.first_position : span.first_position + span.length]
-        last = model.forward(tokens, [span], [span.length - 1])
+    last = model.forward(token_ids, model.spans(cache, 0, len(token_ids)), [len(token_ids) - 1])
     chosen, logits = [int(last.argmax())], [last[0]]
     for position in range(len(token_ids), len(token_ids) + count - 1):
-        last = model.forward([chosen[-1]], [Span(cache, position, 1)], [0])
+        last = model.forward([chosen[-1]], model.spans(cache, position, 1), [0])
         chosen.append(int(last.argmax()))
         logits.append(last[0])
     return chosen, torch.stack(logits)

@@ -49,7 +49,7 @@ def test_prefill_in_small_pieces_gives_the_same_logits(reference: Reference) -> 
 
 
 def test_bfloat16_stays_close_to_transformers_in_bfloat16(tmp_path: Path) -> None:
-    reference = make_reference(tmp_path, "scout", std=0.1)
+    reference = make_reference(tmp_path, "scout-one-expert")  # one expert: rounding cannot change a token's expert
     tokens = list(prompt(40))
     exact = reference.prefill_logits(tokens)
     reference.model.to(torch.bfloat16)

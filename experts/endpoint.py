@@ -1,0 +1,105 @@
+"""One end of a link between processes: framed messages, a heartbeat, and a verdict when the peer is gone.
+
+Both ends always have a receive posted, from a thread that does nothing else, so a send never waits for the peer to be
+in the mood, and sends that cross cannot deadlock. Both ends send a heartbeat from a thread that does not compute;
+silence for silence_s means that the peer is dead. Slowness never does: a busy peer's heart still beats.
+"""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from experts.errors import LinkDown
+from experts.process_group import Pair
+from experts.wire import Kind, Message, WireFormat
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """heartbeat_s: time between heartbeats. silence_s: a peer not heard of for so long is dead."""
+
+    heartbeat_s: float
+    silence_s: float
+
+
+class Endpoint:
+    """Sends messages, and calls on_message for each that arrives but heartbeats.
+
+    on_message and on_down run in the reader thread; on_message must return fast. on_down is called once, with the
+    reason, when the link has ended, whoever ended it.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        wire: WireFormat,
+        liveness: Liveness,
+        on_message: Callable[[Message], None],
+        on_down: Callable[[str], None],
+        name: str,
+    ) -> None:
+        self.name = name
+        self._pair, self._wire, self._liveness = pair, wire, liveness
+        self._on_message, self._on_down = on_message, on_down
+        self._send_lock = threading.Lock()
+        self._send_buffer = wire.new_buffer()
+        self._ended = threading.Event()
+        self.down_reason: str | None = None
+        """None while the link works; else why it ended."""
+        posted = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._read, args=(posted,), name=f"read {name}", daemon=True),
+            threading.Thread(target=self._beat, name=f"beat {name}", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+        posted.wait()
+
+    def send(self, message: Message) -> None:
+        """Send one message. Raises LinkDown if the peer does not take it."""
+        with self._send_lock:
+            if self.down_reason is not None:
+                raise LinkDown(self.down_reason)
+            try:
+                self._pair.send(self._wire.pack(message, self._send_buffer), self._liveness.silence_s)
+            except ConnectionError as error:
+                self._end(f"sending failed: {error}")
+                raise LinkDown(self.down_reason) from None
+
+    def close(self) -> None:
+        """End the link, at both ends, and this end's threads. Not to be called from on_message or on_down."""
+        self._end("closed")
+        self._pair.close()
+        for thread in self._threads:
+            thread.join(self._liveness.silence_s + 5.0)
+
+    def _read(self, posted: threading.Event) -> None:
+        # Two buffers: the next receive is posted before the last message is looked at.
+        buffers = [self._wire.new_buffer(), self._wire.new_buffer()]
+        try:
+            receive = self._pair.post_receive(buffers[0])
+            posted.set()
+            while True:
+                receive.wait(self._liveness.silence_s)
+                receive = self._pair.post_receive(buffers[1])
+                message = self._wire.unpack(buffers[0])
+                buffers.reverse()
+                if message.kind is not Kind.HEARTBEAT:
+                    self._on_message(message)
+        except ConnectionError as error:
+            posted.set()
+            self._end(f"lost: {error}")
+        self._pair.close()
+        self._on_down(self.down_reason or "lost")
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._liveness.heartbeat_s):
+            try:
+                self.send(Message(Kind.HEARTBEAT))
+            except LinkDown:
+                return
+
+    def _end(self, reason: str) -> None:
+        if self.down_reason is None:
+            self.down_reason = reason
+        self._ended.set()

@@ -1,0 +1,93 @@
+"""Serves one shard to any number of routers: whatever has arrived is computed, in order, by one thread.
+
+It never waits for a fuller batch, and a router that is gone costs it nothing.
+"""
+
+import logging
+import queue
+import threading
+
+import torch
+
+from experts.endpoint import Endpoint, Liveness
+from experts.errors import LinkDown, ShardRefused
+from experts.process_group import Pair
+from experts.shard import ExpertShard
+from experts.wire import Kind, Message, WireFormat
+
+logger = logging.getLogger(__name__)
+
+
+class ShardServer:
+    """The links of one shard and the thread that computes for them."""
+
+    def __init__(self, shard: ExpertShard, device: torch.device) -> None:
+        self._shard = shard
+        self._device = device
+        self._requests: queue.SimpleQueue[tuple[Endpoint, Message] | None] = queue.SimpleQueue()
+        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._compute, name="compute", daemon=True)
+        self._thread.start()
+
+    @property
+    def link_names(self) -> tuple[str, ...]:
+        """Links that work now."""
+        with self._endpoints_lock:
+            return tuple(self._endpoints)
+
+    def add_link(self, pair: Pair, wire: WireFormat, liveness: Liveness, name: str) -> None:
+        """Serve the router at the other end of `pair` until that link ends."""
+        endpoint: Endpoint | None = None
+        created = threading.Event()
+
+        def on_message(message: Message) -> None:
+            created.wait()
+            assert endpoint is not None
+            self._requests.put((endpoint, message))
+
+        def on_down(reason: str) -> None:
+            logger.info("link %s ended: %s", name, reason)
+            with self._endpoints_lock:
+                self._endpoints.pop(name, None)
+
+        endpoint = Endpoint(pair, wire, liveness, on_message, on_down, name)
+        with self._endpoints_lock:
+            if endpoint.down_reason is None:
+                self._endpoints[name] = endpoint
+        created.set()
+
+    def close(self) -> None:
+        """End all links and the thread."""
+        with self._endpoints_lock:
+            endpoints = list(self._endpoints.values())
+        for endpoint in endpoints:
+            endpoint.close()
+        self._requests.put(None)
+        self._thread.join(10.0)
+
+    def _compute(self) -> None:
+        while (item := self._requests.get()) is not None:
+            endpoint, request = item
+            try:
+                endpoint.send(self._answer(request))
+            except LinkDown:
+                pass  # that router is gone, and its rows with it
+
+    def _answer(self, request: Message) -> Message:
+        assert request.x_ND is not None
+        try:
+            y_ND = self._shard.compute(
+                request.placement_version,
+                request.layer,
+                request.experts,
+                request.counts,
+                request.x_ND.to(self._device),
+            )
+        except ShardRefused as refusal:
+            return Message(Kind.REFUSAL, request.sequence, text=str(refusal))
+        except Exception as error:
+            # A defect or a lack of memory: the router must hear of it, and other requests must go on.
+            logger.exception("computing failed")
+            return Message(Kind.REFUSAL, request.sequence, text=f"computing failed: {error}")
+        return Message(Kind.RESULT, request.sequence, x_ND=y_ND)

@@ -1,0 +1,108 @@
+"""The messages on a link, and their bytes: one message per send, into a receive buffer of fixed capacity.
+
+    int64[8]            kind, sequence number, placement version, layer, groups, rows, text bytes, 0
+    int32[groups, 2]    expert and its number of rows, for ROWS; the space of max_groups is always there
+    row_bytes * rows    the rows, in the model's dtype; or text in UTF-8
+
+Legend: N rows, D model width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+_HEADER_INTS = 8
+_ALIGN = 64  # bytes, so that rows start on a cache line
+
+
+class Kind(IntEnum):
+    """HEARTBEAT: I am alive. ROWS: compute these. RESULT: computed. REFUSAL: cannot, and why."""
+
+    HEARTBEAT = 1
+    ROWS = 2
+    RESULT = 3
+    REFUSAL = 4
+
+
+@dataclass(frozen=True)
+class Message:
+    """One message. sequence: a reply carries that of its request. x_ND has no rows where there are none to carry."""
+
+    kind: Kind
+    sequence: int = 0
+    placement_version: int = 0
+    layer: int = 0
+    experts: Sequence[int] = ()
+    counts: Sequence[int] = ()
+    x_ND: torch.Tensor | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class WireFormat:
+    """What both ends of a link must agree on. max_rows: rows in one message; max_groups: experts in one message."""
+
+    max_groups: int
+    max_rows: int
+    hidden_size: int
+    dtype: torch.dtype
+
+    @property
+    def rows_offset(self) -> int:
+        raw = 8 * _HEADER_INTS + 8 * self.max_groups
+        return -(-raw // _ALIGN) * _ALIGN
+
+    @property
+    def row_bytes(self) -> int:
+        return self.hidden_size * self.dtype.itemsize
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of a receive buffer."""
+        return self.rows_offset + self.max_rows * self.row_bytes
+
+    def new_buffer(self) -> torch.Tensor:
+        return torch.zeros(self.capacity, dtype=torch.uint8)
+
+    def pack(self, message: Message, buffer: torch.Tensor) -> torch.Tensor:
+        """Write `message` to the front of `buffer` and return that front, ready to send.
+
+        A message that does not fit is a defect of the sender, and would abort the receiver's process: it is asserted.
+        """
+        x_ND = message.x_ND
+        rows = 0 if x_ND is None else len(x_ND)
+        text = message.text.encode()[: self.max_rows * self.row_bytes]
+        groups = len(message.experts)
+        assert rows <= self.max_rows, f"{rows} rows for a link of {self.max_rows}"
+        assert groups <= self.max_groups, f"{groups} experts for a link of {self.max_groups}"
+        array = buffer.numpy()
+        header = (message.kind, message.sequence, message.placement_version, message.layer, groups, rows, len(text), 0)
+        array[: 8 * _HEADER_INTS].view(np.int64)[:] = header
+        if groups:
+            pairs = array[8 * _HEADER_INTS : 8 * _HEADER_INTS + 8 * groups].view(np.int32).reshape(groups, 2)
+            pairs[:, 0] = message.experts
+            pairs[:, 1] = message.counts
+        end = self.rows_offset
+        if x_ND is not None:
+            end += rows * self.row_bytes
+            buffer[self.rows_offset : end].view(self.dtype).view(rows, self.hidden_size).copy_(x_ND)
+        elif text:
+            end += len(text)
+            array[self.rows_offset : end] = np.frombuffer(text, dtype=np.uint8)
+        return buffer[:end]
+
+    def unpack(self, buffer: torch.Tensor) -> Message:
+        """Read the message at the front of `buffer`; its rows are copied, so the buffer may be reused."""
+        array = buffer.numpy()
+        kind, sequence, version, layer, groups, rows, text_bytes, _ = array[: 8 * _HEADER_INTS].view(np.int64).tolist()
+        pairs = array[8 * _HEADER_INTS : 8 * _HEADER_INTS + 8 * groups].view(np.int32).reshape(groups, 2)
+        x_ND, text = None, ""
+        if rows:
+            end = self.rows_offset + rows * self.row_bytes
+            x_ND = buffer[self.rows_offset : end].view(self.dtype).view(rows, self.hidden_size).clone()
+        elif text_bytes:
+            text = array[self.rows_offset : self.rows_offset + text_bytes].tobytes().decode(errors="replace")
+        return Message(Kind(kind), sequence, version, layer, pairs[:, 0].tolist(), pairs[:, 1].tolist(), x_ND, text)

@@ -1,0 +1,132 @@
+"""The loop that serves: schedule, forward, sample, emit."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from checkpoint.config import ModelConfig
+from router.dispatch import ShardUnavailable
+from router.errors import RequestError, Unavailable
+from router.kv_cache import SequenceCache
+from router.model import Model
+from router.request import GenerationRequest, RequestLimits, TokenDelta
+from router.sampler import SampledToken, sample
+from router.scheduler import Scheduler, SchedulerLimits, Work
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the start, and the state now. Bytes are of the KV cache."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    steps: int
+    running: int
+    waiting: int
+    kv_bytes_used: int
+    kv_bytes_total: int
+
+
+class Engine:
+    """One router's requests, from submission to the last token. Not thread-safe: one thread owns it."""
+
+    def __init__(self, model: Model, limits: SchedulerLimits) -> None:
+        config = model.config
+        self._model = model
+        self._eos_token_ids = frozenset(config.eos_token_ids)
+        bytes_per_value = model.dtype.itemsize
+        self._scheduler: Scheduler[SequenceCache] = Scheduler(
+            limits, lambda positions: config.kv_bytes(positions, bytes_per_value), model.new_cache
+        )
+        self._prompt_tokens = self._generated_tokens = self._steps = 0
+
+    @property
+    def request_limits(self) -> RequestLimits:
+        return request_limits(self._model.config)
+
+    @property
+    def stats(self) -> EngineStats:
+        scheduler = self._scheduler
+        return EngineStats(
+            self._prompt_tokens,
+            self._generated_tokens,
+            self._steps,
+            scheduler.num_running,
+            scheduler.num_waiting,
+            scheduler.kv_bytes_used,
+            scheduler.limits.kv_bytes,
+        )
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.num_running + self._scheduler.num_waiting > 0
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request that `check_request` has passed. Raises ResourceExhausted."""
+        self._scheduler.add(request)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request and free its memory; no delta follows. One that has just ended is ignored."""
+        self._scheduler.remove(request_id)
+
+    def step(self) -> list[TokenDelta]:
+        """Run one step and return what it added to each request, or why requests had to end."""
+        work = self._scheduler.schedule()
+        if not work:
+            return []
+        try:
+            sampled = self._forward(work)
+        except ShardUnavailable as error:
+            return self._fail(_request_ids(work), Unavailable(str(error)))
+        except Exception:
+            # A defect, or memory that ran out: it must not take the other requests' server down.
+            logger.exception("a step failed")
+            return self._fail(_request_ids(work), Unavailable("the router failed in a step; its log says why"))
+        return self._emit(work, sampled)
+
+    def fail_all(self, error: RequestError) -> list[TokenDelta]:
+        """End every request, waiting or running, with `error`."""
+        return self._fail(self._scheduler.request_ids, error)
+
+    def _forward(self, work: Sequence[Work[SequenceCache]]) -> list[SampledToken]:
+        token_ids: list[int] = []
+        spans, logit_rows, sampling, positions = [], [], [], []
+        for item in work:
+            cache = item.sequence.cache
+            assert cache is not None
+            token_ids += item.sequence.token_ids[item.first : item.first + item.length]
+            spans += self._model.spans(cache, item.first, item.length)
+            if item.samples:
+                logit_rows.append(len(token_ids) - 1)
+                sampling.append(item.sequence.request.sampling)
+                positions.append(item.first + item.length)
+        return sample(self._model.forward(token_ids, spans, logit_rows), sampling, positions)
+
+    def _emit(self, work: Sequence[Work[SequenceCache]], sampled: Sequence[SampledToken]) -> list[TokenDelta]:
+        deltas, tokens = [], iter(sampled)
+        self._steps += 1
+        for item in work:
+            request = item.sequence.request
+            self._prompt_tokens += max(0, min(item.first + item.length, len(request.prompt_token_ids)) - item.first)
+            token = next(tokens) if item.samples else None
+            finish = self._scheduler.advance(item, token.token_id if token else None, self._eos_token_ids)
+            if token is not None:
+                self._generated_tokens += 1
+                logprobs = () if token.logprobs is None else (token.logprobs,)
+                deltas.append(TokenDelta(request.request_id, (token.token_id,), logprobs, finish))
+        return deltas
+
+    def _fail(self, request_ids: Sequence[str], error: RequestError) -> list[TokenDelta]:
+        for request_id in request_ids:
+            self._scheduler.remove(request_id)
+        return [TokenDelta(request_id, error=error) for request_id in request_ids]
+
+
+def _request_ids(work: Sequence[Work[SequenceCache]]) -> list[str]:
+    return [item.sequence.request.request_id for item in work]
+
+
+def request_limits(config: ModelConfig) -> RequestLimits:
+    return RequestLimits(vocab_size=config.vocab_size, max_context_tokens=config.max_position_embeddings)

@@ -1,0 +1,81 @@
+"""Runs an engine in a thread of its own; requests and cancellations reach it from any thread."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+from router.engine import Engine, EngineStats
+from router.errors import ResourceExhausted, Unavailable
+from router.request import GenerationRequest, TokenDelta
+
+Deliver = Callable[[Sequence[TokenDelta]], None]
+
+
+class EngineThread:
+    """The engine's only caller. Mail is read between steps, so a cancellation takes effect within one step.
+
+    deliver: called in the engine's thread with each step's deltas; it must not block.
+    """
+
+    def __init__(self, engine: Engine, deliver: Deliver) -> None:
+        self._engine = engine
+        self._deliver = deliver
+        self._mail_arrived = threading.Condition()
+        self._mail: list[GenerationRequest | str] = []
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def stats(self) -> EngineStats:
+        """A snapshot; each number is right by itself."""
+        return self._engine.stats
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request that `check_request` has passed; a refusal is delivered as its last delta."""
+        self._post(request)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request within one step. Deltas already made may still be delivered."""
+        self._post(request_id)
+
+    def stop(self, timeout_s: float) -> bool:
+        """End after the step at hand; whether it ended in time. Requests that are left end as unavailable."""
+        with self._mail_arrived:
+            self._stopping = True
+            self._mail_arrived.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _post(self, mail: GenerationRequest | str) -> None:
+        with self._mail_arrived:
+            if self._stopping:
+                if isinstance(mail, GenerationRequest):
+                    self._deliver([TokenDelta(mail.request_id, error=Unavailable("the router is stopping"))])
+                return
+            self._mail.append(mail)
+            self._mail_arrived.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._mail_arrived:
+                self._mail_arrived.wait_for(lambda: self._mail or self._stopping or self._engine.has_work)
+                if self._stopping:
+                    break
+                mail, self._mail = self._mail, []
+            deltas = self._read(mail)
+            deltas += self._engine.step()
+            if deltas:
+                self._deliver(deltas)
+        self._deliver(self._engine.fail_all(Unavailable("the router is stopping")))
+
+    def _read(self, mail: Sequence[GenerationRequest | str]) -> list[TokenDelta]:
+        refusals = []
+        for item in mail:
+            if isinstance(item, str):
+                self._engine.cancel(item)
+                continue
+            try:
+                self._engine.submit(item)
+            except ResourceExhausted as error:
+                refusals.append(TokenDelta(item.request_id, error=error))
+        return refusals
