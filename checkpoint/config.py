@@ -6,16 +6,17 @@ Llama4TextConfig, because save_pretrained leaves defaults out.
 """
 
 import json
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from checkpoint.errors import CheckpointError
 
 ARCHITECTURES = {"Llama4ForCausalLM": "", "Llama4ForConditionalGeneration": "language_model."}
 DTYPES = ("bfloat16", "float16", "float32")
-T = TypeVar("T")
+_JSON_NAMES = {dict: "object", list: "array", str: "string", int: "whole number"}
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def read_config(directory: Path) -> ModelConfig:
         # Released checkpoints list all three end tokens only here.
         eos = _token_ids(_Fields(read_json(generation), str(generation)), "eos_token_id")
         if eos:
-            return ModelConfig(**{**vars(config), "eos_token_ids": eos})
+            return replace(config, eos_token_ids=eos)
     return config
 
 
@@ -123,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a checkpoint is a Hugging Face Llama 4 directory") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or an endless number
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}; a JSON object is expected")
@@ -133,7 +134,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     """Parse and validate the contents of a config.json. source: its path, for error messages."""
     top = _Fields(raw, source)
-    architecture = (top.get("architectures", list, []) or [raw.get("model_type", "")])[0]
+    architecture = str((top.get("architectures", list, []) or [raw.get("model_type", "")])[0])
     architecture = {"llama4_text": "Llama4ForCausalLM", "llama4": "Llama4ForConditionalGeneration"}.get(
         architecture, architecture
     )
@@ -141,11 +142,13 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         raise CheckpointError(
             f"{source}: architectures is {architecture!r}; Drover serves {' and '.join(ARCHITECTURES)}"
         )
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unknown")
-        raise CheckpointError(f"{source}: quantization_config has quant_method {method!r}; only {DTYPES} are supported")
+    if quantization := top.get("quantization_config", dict, None):
+        method = quantization.get("quant_method", "unknown")
+        raise CheckpointError(
+            f"{source}: quantization_config has quant_method {method!r}; only {', '.join(DTYPES)} are supported"
+        )
     has_vision = architecture == "Llama4ForConditionalGeneration"
-    text = _Fields(top.get("text_config", dict, {}), f"{source}: text_config") if has_vision else top
+    text = _Fields(top.get("text_config", dict, None) or {}, f"{source}: text_config") if has_vision else top
 
     num_layers = text.positive("num_hidden_layers", 48)
     hidden_size, num_heads = text.positive("hidden_size", 5120), text.positive("num_attention_heads", 40)
@@ -161,7 +164,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         text.fail("num_experts_per_tok", top_k, f"at most num_local_experts ({num_experts})")
     if text.get("hidden_act", str, "silu") != "silu":
         text.fail("hidden_act", text.raw["hidden_act"], "'silu'")
-    if text.get("attention_bias", bool, False):
+    if text.flag("attention_bias", False):
         text.fail("attention_bias", True, "false, as in every Llama 4")
 
     # transformers 5 writes `dtype`, 4 wrote `torch_dtype`; either level of a multimodal config may carry it.
@@ -189,14 +192,14 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         rms_norm_eps=text.number("rms_norm_eps", 1e-5),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
-        use_qk_norm=text.get("use_qk_norm", bool, True),
+        use_qk_norm=text.flag("use_qk_norm", True),
         # Old checkpoints carry the integer 4 here, meaning true.
-        attn_temperature_tuning=bool(text.raw.get("attn_temperature_tuning", True)),
-        floor_scale=int(text.number("floor_scale", 8192)),
+        attn_temperature_tuning=bool(text.get("attn_temperature_tuning", int, True)),
+        floor_scale=text.positive("floor_scale", 8192),
         attn_scale=text.number("attn_scale", 0.1),
-        tie_word_embeddings=bool(text.raw.get("tie_word_embeddings", raw.get("tie_word_embeddings", False))),
-        bos_token_id=(_token_ids(text, "bos_token_id") or _token_ids(top, "bos_token_id") or (None,))[0],
-        eos_token_ids=_token_ids(text, "eos_token_id") or _token_ids(top, "eos_token_id"),
+        tie_word_embeddings=text.flag("tie_word_embeddings", top.flag("tie_word_embeddings", False)),
+        bos_token_id=next(iter(_token_ids(text, "bos_token_id") or _token_ids(top, "bos_token_id", 1)), None),
+        eos_token_ids=_token_ids(text, "eos_token_id") or _token_ids(top, "eos_token_id", 2),
         dtype=dtype,
         tensor_prefix=ARCHITECTURES[architecture],
     )
@@ -213,6 +216,9 @@ def _layers(text: "_Fields", num_layers: int, *, has_chunks: bool) -> tuple[Laye
     for key, values in (("no_rope_layers", rope), ("layer_types", types)):
         if len(values) != num_layers:
             text.fail(key, values, f"a list of num_hidden_layers ({num_layers}) entries")
+    for uses_rope in rope:
+        if uses_rope not in (0, 1):
+            text.fail("no_rope_layers", uses_rope, "a list of 1 (the layer uses RoPE) and 0 (it does not)")
     for kind in types:
         if kind not in ("chunked_attention", "full_attention"):
             text.fail("layer_types", kind, "'chunked_attention' or 'full_attention'")
@@ -230,6 +236,8 @@ def _rope(text: "_Fields") -> tuple[float, RopeScaling | None]:
     rope = _Fields(text.get(key, dict, None) or {}, f"{text.source}: {key}")
     theta = rope.number("rope_theta", text.number("rope_theta", 500000.0))
     kind = rope.raw.get("rope_type", rope.raw.get("type", "default"))
+    if rope.number("partial_rotary_factor", 1.0) != 1.0:
+        rope.fail("partial_rotary_factor", rope.raw["partial_rotary_factor"], "1, as in every Llama 4")
     if kind == "default":
         return theta, None
     if kind != "llama3":
@@ -245,8 +253,8 @@ def _rope(text: "_Fields") -> tuple[float, RopeScaling | None]:
     return theta, scaling
 
 
-def _token_ids(fields: "_Fields", key: str) -> tuple[int, ...]:
-    value = fields.raw.get(key)
+def _token_ids(fields: "_Fields", key: str, default: int | None = None) -> tuple[int, ...]:
+    value = fields.raw.get(key, default)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token_id in ids:
         if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
@@ -267,8 +275,14 @@ class _Fields:
     def get(self, key: str, kind: type, default: Any) -> Any:
         value = self.raw.get(key, default)
         if value is not None and not isinstance(value, kind):
-            self.fail(key, value, f"a JSON {kind.__name__}")
+            self.fail(key, value, f"a JSON {_JSON_NAMES[kind]}")
         return value
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.raw.get(key, default)
+        if not isinstance(value, bool):
+            self.fail(key, value, "true or false")
+        return bool(value)
 
     def positive(self, key: str, default: int | None = None) -> int:
         value = self.raw.get(key, default)
@@ -279,7 +293,7 @@ class _Fields:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.raw.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0:
-            self.fail(key, value, "a number above 0")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
+            self.fail(key, value, "a finite number above 0")
         assert isinstance(value, (int, float))
         return float(value)

@@ -20,7 +20,7 @@ from checkpoint.layout import tensor_specs
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 _MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets
 
 
@@ -35,13 +35,43 @@ class TensorEntry:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class TensorFiles:
+    """The safetensors files of one directory.
+
+    paths: the readable files; entries: their tensors by name; problems: one line about each file that is missing or
+    damaged; lost: the tensors that the index puts into those.
+    """
+
+    paths: tuple[Path, ...]
+    entries: dict[str, TensorEntry]
+    problems: tuple[str, ...] = ()
+    lost: frozenset[str] = frozenset()
+
+    def compare(self, config: ModelConfig) -> list[str]:
+        """What is missing, damaged or differs from what `config` calls for: one line each, empty if all is well."""
+        found = list(self.problems)
+        if not self.entries and found:
+            return found  # the cause is listed; that every tensor is missing follows from it
+        for name, spec in tensor_specs(config).items():
+            entry = self.entries.get(name)
+            if entry is None:
+                if name not in self.lost:
+                    found.append(f"{name} is missing")
+            elif entry.shape != spec.shape:
+                found.append(f"{name} has shape {list(entry.shape)}; the config calls for {list(spec.shape)}")
+            elif entry.dtype not in STORED_DTYPES:
+                found.append(f"{name} has dtype {entry.dtype}; supported are {', '.join(STORED_DTYPES)}")
+        return found
+
+
 class Checkpoint:
     """A Llama 4 checkpoint directory, opened: its config and where every tensor lies. No weights are read yet."""
 
-    def __init__(self, directory: Path, config: ModelConfig, entries: dict[str, TensorEntry]) -> None:
+    def __init__(self, directory: Path, config: ModelConfig, files: TensorFiles) -> None:
         self.directory = directory
         self.config = config
-        self.entries = entries
+        self.entries = files.entries
         self.bytes_read = 0
         """Bytes of tensor data read so far through this object."""
 
@@ -51,35 +81,17 @@ class Checkpoint:
 
         Raises CheckpointError listing what is missing, truncated or inconsistent.
         """
-        checkpoint = cls.open_unchecked(directory)
-        problems = checkpoint.problems()
-        if problems:
-            shown = "\n  ".join(problems[:10])
-            more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise CheckpointError(f"checkpoint {directory} cannot be served:\n  {shown}{more}")
-        return checkpoint
-
-    @classmethod
-    def open_unchecked(cls, directory: Path | str) -> "Checkpoint":
-        """Like open, but leaves the comparison of tensors with the config to the caller."""
         directory = Path(directory)
         if not directory.is_dir():
             raise CheckpointError(f"checkpoint {directory} is no directory")
         config = read_config(directory)
-        return cls(directory, config, _read_entries(directory))
-
-    def problems(self) -> list[str]:
-        """What is missing, or differs from what the config calls for; one line each, empty if all is well."""
-        found = []
-        for name, spec in tensor_specs(self.config).items():
-            entry = self.entries.get(name)
-            if entry is None:
-                found.append(f"{name} is missing")
-            elif entry.shape != spec.shape:
-                found.append(f"{name} has shape {list(entry.shape)}; the config calls for {list(spec.shape)}")
-            elif entry.dtype not in _DTYPES:
-                found.append(f"{name} has dtype {entry.dtype}; supported are {', '.join(_DTYPES)}")
-        return found
+        files = read_tensor_files(directory)
+        problems = files.compare(config)
+        if problems:
+            shown = "\n  ".join(problems[:10])
+            more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
+            raise CheckpointError(f"checkpoint {directory} cannot be served:\n  {shown}{more}")
+        return cls(directory, config, files)
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The whole tensor, converted to `dtype`."""
@@ -112,28 +124,46 @@ class Checkpoint:
                         on_bytes(count)
         except OSError as error:
             raise CheckpointError(f"{entry.path} cannot be read: {error}") from None
-        return buffer.view(_DTYPES[entry.dtype]).view(stop - start, *entry.shape[1:]).to(dtype)
+        return buffer.view(STORED_DTYPES[entry.dtype]).view(stop - start, *entry.shape[1:]).to(dtype)
 
 
-def _read_entries(directory: Path) -> dict[str, TensorEntry]:
-    index_path = directory / INDEX_FILE
-    if not index_path.exists():
-        single = directory / SINGLE_FILE
-        if not single.exists():
-            raise CheckpointError(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}")
-        return _read_header(single)
+def read_tensor_files(directory: Path) -> TensorFiles:
+    """Read the headers of all safetensors files in `directory`. Never raises for what a file holds or lacks."""
+    index_path, single = directory / INDEX_FILE, directory / SINGLE_FILE
+    try:
+        if index_path.exists():
+            return _read_indexed_files(index_path)
+        if single.exists():
+            return TensorFiles((single,), _read_header(single))
+        return TensorFiles((), {}, (f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}",))
+    except CheckpointError as error:
+        return TensorFiles((), {}, (str(error),))
+
+
+def _read_indexed_files(index_path: Path) -> TensorFiles:
     weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index_path} has no weight_map object")
-    entries: dict[str, TensorEntry] = {}
-    for file_name in sorted(set(weight_map.values())):
-        if not isinstance(file_name, str) or Path(file_name).name != file_name:
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path}: weight_map must be an object that names each tensor's file")
+    names_by_file: dict[str, set[str]] = {}
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str) or file_name in ("", "..") or Path(file_name).name != file_name:
             raise CheckpointError(
-                f"{index_path}: weight_map names {file_name!r}; a file in the same directory is expected"
+                f"{index_path}: weight_map puts {name} into {file_name!r}; a file of the same directory is expected"
             )
-        header = _read_header(directory / file_name)
-        entries |= {name: entry for name, entry in header.items() if weight_map.get(name) == file_name}
-    return entries
+        names_by_file.setdefault(file_name, set()).add(name)
+    paths: list[Path] = []
+    entries: dict[str, TensorEntry] = {}
+    problems: list[str] = []
+    lost: set[str] = set()
+    for file_name, names in sorted(names_by_file.items()):
+        path = index_path.parent / file_name
+        try:
+            entries |= {name: entry for name, entry in _read_header(path).items() if name in names}
+            paths.append(path)
+        except CheckpointError as error:
+            problems.append(f"{error} ({len(names)} tensors)")
+            lost |= names
+    return TensorFiles(tuple(paths), entries, tuple(problems), frozenset(lost))
 
 
 def _read_header(path: Path) -> dict[str, TensorEntry]:
@@ -145,25 +175,32 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
                 raise CheckpointError(f"{path} is no safetensors file, or is truncated ({size} bytes)")
             header = json.loads(file.read(header_bytes))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing, but {INDEX_FILE} names it") from None
-    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} has an unreadable header: {error}") from None
-    entries = {}
-    for name, fields in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            begin, end = fields["data_offsets"]
-            entry = TensorEntry(
-                path, str(fields["dtype"]), tuple(fields["shape"]), 8 + header_bytes + begin, end - begin
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: the header entry of {name} is damaged: {error!r}") from None
-        if entry.offset < 8 + header_bytes or entry.offset + entry.nbytes > size:
-            raise CheckpointError(
-                f"{path} is truncated: {name} ends at byte {entry.offset + entry.nbytes}, the file has {size}"
-            )
-        if entry.dtype in _DTYPES and entry.nbytes != prod(entry.shape) * _DTYPES[entry.dtype].itemsize:
-            raise CheckpointError(f"{path}: {name} has {entry.nbytes} bytes, not those of {entry.dtype} {entry.shape}")
-        entries[name] = entry
-    return entries
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} has an unreadable header: a {type(header).__name__}, not an object")
+    data_start = 8 + header_bytes
+    return {
+        name: _parse_entry(path, name, fields, data_start, size)
+        for name, fields in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _parse_entry(path: Path, name: str, fields: object, data_start: int, file_size: int) -> TensorEntry:
+    """One tensor's part of a header, checked against the file. data_start: where offsets count from, in bytes."""
+    match fields:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+            all(isinstance(length, int) and length >= 0 for length in shape) and 0 <= begin <= end
+        ):
+            entry = TensorEntry(path, dtype, tuple(shape), data_start + begin, end - begin)
+        case _:
+            raise CheckpointError(f"{path}: the header entry of {name} is damaged: {fields!r:.200}")
+    if data_start + end > file_size:
+        raise CheckpointError(f"{path} is truncated: {name} ends at byte {data_start + end}, the file has {file_size}")
+    if entry.dtype in STORED_DTYPES and entry.nbytes != prod(entry.shape) * STORED_DTYPES[entry.dtype].itemsize:
+        raise CheckpointError(
+            f"{path}: {name} has {entry.nbytes} bytes, which does not fit {entry.dtype} {list(entry.shape)}"
+        )
+    return entry

@@ -1,0 +1,31 @@
+"""A Python client of a Drover server: grpc and the generated stubs only, neither Ray nor torch."""
+
+from client.client import DEFAULT_ADDRESS, Client, DeltaStream
+from client.errors import (
+    ClientError,
+    DeadlineExceeded,
+    InvalidRequest,
+    NotFound,
+    ResourceExhausted,
+    ServerUnavailable,
+)
+from client.types import Delta, Message, ModelInfo, Sampling, TokenAlternative, TokenLogprob, Usage
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "Client",
+    "ClientError",
+    "DeadlineExceeded",
+    "Delta",
+    "DeltaStream",
+    "InvalidRequest",
+    "Message",
+    "ModelInfo",
+    "NotFound",
+    "ResourceExhausted",
+    "Sampling",
+    "ServerUnavailable",
+    "TokenAlternative",
+    "TokenLogprob",
+    "Usage",
+]

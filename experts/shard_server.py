@@ -22,7 +22,7 @@ class ShardServer:
     """The links of one shard and the thread that computes for them."""
 
     def __init__(self, shard: ExpertShard, device: torch.device) -> None:
-        self._shard = shard
+        self.shard = shard
         self._device = device
         self._requests: queue.SimpleQueue[tuple[Endpoint, Message] | None] = queue.SimpleQueue()
         self._endpoints: dict[str, Endpoint] = {}
@@ -77,7 +77,7 @@ class ShardServer:
     def _answer(self, request: Message) -> Message:
         assert request.x_ND is not None
         try:
-            y_ND = self._shard.compute(
+            y_ND = self.shard.compute(
                 request.placement_version,
                 request.layer,
                 request.experts,

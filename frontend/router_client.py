@@ -3,10 +3,14 @@
 `cluster/router_client.py` implements the same over Ray.
 """
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.engine import Engine
+from router.engine_thread import EngineThread
+from router.errors import RequestError
 from router.request import GenerationRequest, RequestLimits, TokenDelta
 
 
@@ -34,3 +38,76 @@ class RouterClient(Protocol):
         Raises ResourceExhausted, Unavailable (see router/errors.py).
         """
         ...
+
+
+class DeltaStreams:
+    """Sorts a router's mixed deltas into one stream per request. Lives on one event loop."""
+
+    def __init__(self) -> None:
+        self._queues: dict[str, asyncio.Queue[TokenDelta]] = {}
+
+    def open(self, request_id: str) -> None:
+        """Keep deltas for `request_id` from now on; call before submitting it."""
+        self._queues[request_id] = asyncio.Queue()
+
+    def close(self, request_id: str) -> None:
+        self._queues.pop(request_id, None)
+
+    def deliver(self, deltas: Iterable[TokenDelta]) -> None:
+        """Hand each delta to its stream; those of streams closed meanwhile are dropped."""
+        for delta in deltas:
+            queue = self._queues.get(delta.request_id)
+            if queue is not None:
+                queue.put_nowait(delta)
+
+    def fail_all(self, error: RequestError) -> None:
+        """End every open stream with `error`."""
+        self.deliver([TokenDelta(request_id, error=error) for request_id in self._queues])
+
+    async def read(self, request_id: str) -> AsyncGenerator[TokenDelta, None]:
+        """The deltas of an open stream up to its last; raises that one's error."""
+        queue = self._queues[request_id]
+        while True:
+            delta = await queue.get()
+            if delta.error is not None:
+                raise delta.error
+            yield delta
+            if delta.is_last:
+                return
+
+
+class InProcessRouter:
+    """A RouterClient whose engine runs in a thread of this process."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Must be called on the event loop that will use it."""
+        self._limits = engine.request_limits
+        self._streams = DeltaStreams()
+        self._loop = asyncio.get_running_loop()
+        self._engine = EngineThread(engine, self._deliver)
+
+    async def limits(self) -> RequestLimits:
+        return self._limits
+
+    async def readiness(self) -> Readiness:
+        return Readiness(ready=True)
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        self._streams.open(request.request_id)
+        finished = False
+        try:
+            self._engine.submit(request)
+            async for delta in self._streams.read(request.request_id):
+                finished = delta.is_last
+                yield delta
+        finally:
+            self._streams.close(request.request_id)
+            if not finished:
+                self._engine.cancel(request.request_id)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Stop the engine after the step at hand."""
+        self._engine.stop(timeout_s)
+
+    def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
+        self._loop.call_soon_threadsafe(self._streams.deliver, deltas)

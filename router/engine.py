@@ -32,8 +32,10 @@ class EngineStats:
 class Engine:
     """One router's requests, from submission to the last token. Not thread-safe: one thread owns it."""
 
-    def __init__(self, model: Model, limits: SchedulerLimits) -> None:
+    def __init__(self, model: Model, limits: SchedulerLimits, max_context_tokens: int | None = None) -> None:
+        """max_context_tokens: prompt and completion together; none means all positions that the model has."""
         config = model.config
+        self.request_limits = request_limits(config, max_context_tokens)
         self._model = model
         self._eos_token_ids = frozenset(config.eos_token_ids)
         bytes_per_value = model.dtype.itemsize
@@ -41,10 +43,6 @@ class Engine:
             limits, lambda positions: config.kv_bytes(positions, bytes_per_value), model.new_cache
         )
         self._prompt_tokens = self._generated_tokens = self._steps = 0
-
-    @property
-    def request_limits(self) -> RequestLimits:
-        return request_limits(self._model.config)
 
     @property
     def stats(self) -> EngineStats:
@@ -128,5 +126,7 @@ def _request_ids(work: Sequence[Work[SequenceCache]]) -> list[str]:
     return [item.sequence.request.request_id for item in work]
 
 
-def request_limits(config: ModelConfig) -> RequestLimits:
-    return RequestLimits(vocab_size=config.vocab_size, max_context_tokens=config.max_position_embeddings)
+def request_limits(config: ModelConfig, max_context_tokens: int | None = None) -> RequestLimits:
+    """What a router of this model takes; see Engine for max_context_tokens."""
+    positions = config.max_position_embeddings
+    return RequestLimits(config.vocab_size, min(positions, max_context_tokens or positions))

@@ -23,6 +23,11 @@ class InvalidArgument(RequestError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field}: {message}")
         self.field = field
+        self._message = message
+
+    def __reduce__(self) -> tuple[type["InvalidArgument"], tuple[str, str]]:
+        # Errors cross processes inside deltas; the default would call the constructor with the joined text alone.
+        return type(self), (self.field, self._message)
 
 
 class NotFound(RequestError):

@@ -70,11 +70,7 @@ class TokenDelta:
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a router can take.
-
-    max_context_tokens: prompt and completion together, at most the model's positions.
-    kv_bytes: the whole KV cache; `kv_bytes_per_request(tokens)` of one request must fit.
-    """
+    """What a router can take. max_context_tokens: prompt and completion together."""
 
     vocab_size: int
     max_context_tokens: int

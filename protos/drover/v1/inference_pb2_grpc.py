@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Text generation with the one model that is served.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -62,7 +63,8 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Text generation with the one model that is served.
+    """
 
     def Generate(self, request, context):
         """Continues a prompt. Tokens are streamed as they are made.
@@ -136,7 +138,8 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Missing associated documentation comment in .proto file."""
+    """Text generation with the one model that is served.
+    """
 
     @staticmethod
     def Generate(request,

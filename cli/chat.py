@@ -1,0 +1,123 @@
+"""`drover chat`: a conversation, one message per line."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from checkpoint.errors import DroverError
+from cli.options import add_request_options, check_request_options, sampling_of, utf8
+from cli.output import Answer, show
+from client import Client, ClientError, Message
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+DESCRIPTION = """\
+Talk to the model; it remembers the conversation. One line is one message.
+
+  /reset  forget the conversation (but not --system)
+  /exit   leave, as Ctrl-D does
+  /help   list these
+  Ctrl-C  while the model answers: stop that answer; otherwise: leave
+
+Lines may also come from a pipe; the first error then ends the command.
+"""
+EPILOG = """\
+examples:
+  drover chat --system "Answer in one sentence."
+  printf 'Hello!\\nAnd in French?\\n' | drover chat --json
+"""
+HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
+
+
+def add_parser(subparsers: "Subparsers") -> None:
+    """Add `drover chat` to the command line."""
+    parser = subparsers.add_parser(
+        "chat",
+        help="talk to the model",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
+    add_request_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Hold one conversation."""
+    check_request_options(args)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    with Client(args.address) as client:
+        info = client.model_info(model=args.model, timeout_s=args.timeout_s)
+        if not info.has_chat_template:
+            raise DroverError(f"{info.model} has no chat template, so it cannot chat; use `drover generate`")
+        if interactive:
+            print(f"{info.model} is listening; /help lists the commands.", file=sys.stderr)
+        conversation = Conversation(client, args)
+        for line in _typed_lines() if interactive else _piped_lines():
+            if line == "/exit":
+                break
+            try:
+                conversation.take(line)
+            except ClientError as error:
+                if not interactive:
+                    raise
+                print(f"drover: error: {error}", file=sys.stderr)
+    return 0
+
+
+class Conversation:
+    """The messages so far, and what each new line does to them."""
+
+    def __init__(self, client: Client, args: argparse.Namespace) -> None:
+        self._client = client
+        self._args = args
+        self._messages: list[Message] = []
+        self._reset()
+
+    def take(self, line: str) -> None:
+        """Obey a command, or answer a message; a message that got no answer is forgotten."""
+        if not line.strip():
+            return
+        if line == "/reset":
+            self._reset()
+        elif line == "/help":
+            print(HELP, file=sys.stderr)
+        elif line.startswith("/") and len(line.split()) == 1:
+            print(f"unknown command {line}; {HELP}", file=sys.stderr)
+        else:
+            self._answer(Message("user", line))
+
+    def _reset(self) -> None:
+        self._messages = [Message("system", self._args.system)] if self._args.system is not None else []
+
+    def _answer(self, message: Message) -> None:
+        args, answer = self._args, Answer()
+        try:
+            stream = self._client.chat(
+                [*self._messages, message], model=args.model, timeout_s=args.timeout_s, **sampling_of(args)
+            )
+            show(stream, answer, args)
+        except KeyboardInterrupt:
+            print("[stopped]", file=sys.stderr)
+        if answer.text:
+            self._messages += [message, Message("assistant", answer.text)]
+
+
+def _typed_lines() -> Iterator[str]:
+    try:
+        import readline  # noqa: F401  gives input() line editing and the lines typed before
+    except ImportError:
+        pass
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
+
+
+def _piped_lines() -> Iterator[str]:
+    while raw := sys.stdin.buffer.readline():
+        yield utf8(raw, "standard input").rstrip("\r\n")

@@ -1,0 +1,60 @@
+"""`drover generate`: continue one prompt."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from cli.options import add_request_options, check_request_options, sampling_of, token_ids, utf8
+from cli.output import Answer, show
+from client import Client
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+DESCRIPTION = """\
+Continue a prompt and stream what the model makes of it.
+
+The prompt is the argument, or token ids, or else standard input (without its last line end).
+"""
+EPILOG = """\
+examples:
+  drover generate "Once upon a time" --max-tokens 40
+  drover generate --token-ids 1,15,7 --temperature 0 --json
+  drover generate --max-tokens 200 < prompt.txt > continued.txt
+"""
+
+
+def add_parser(subparsers: "Subparsers") -> None:
+    """Add `drover generate` to the command line."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="continue a prompt",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads standard input")
+    prompt.add_argument(
+        "--token-ids", type=token_ids, metavar="ID,ID", help="the prompt as token ids, with nothing put in front"
+    )
+    add_request_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Stream one answer to stdout."""
+    check_request_options(args)
+    prompt = args.token_ids if args.token_ids is not None else _text(args.prompt)
+    with Client(args.address) as client:
+        answer = Answer()
+        stream = client.generate(prompt, model=args.model, timeout_s=args.timeout_s, **sampling_of(args))
+        show(stream, answer, args)
+    return 0
+
+
+def _text(argument: str | None) -> str:
+    if argument not in (None, "-"):
+        return argument
+    if sys.stdin.isatty():
+        print("Write the prompt, then Ctrl-D on an empty line.", file=sys.stderr)
+    return utf8(sys.stdin.buffer.read(), "standard input").removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,65 @@
+"""The `drover` command: finds the subcommand, runs it, and turns what went wrong into one line and an exit code.
+
+Each subcommand is a module of this folder, named like it, with
+
+    add_parser(subparsers)    add its ArgumentParser, help and an example included
+    run(args) -> int          do it; returns the exit code
+
+and is light to import: what is heavy (ray, torch) is imported inside `run`, so that `drover generate` and
+`drover --help` start at once and work where neither is installed.
+
+Exit codes: 0 done, 1 it did not work (stderr says why), 2 wrong usage, 130 Ctrl-C, 141 the reader of stdout went away.
+"""
+
+import argparse
+import importlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from checkpoint.errors import DroverError
+from client import ClientError
+
+# In the order of --help.
+COMMANDS = ("serve", "generate", "chat", "status", "stop", "demo", "checkpoint")
+
+DESCRIPTION = "Serve Llama 4 class mixture-of-experts models, and talk to them."
+EPILOG = """\
+example:
+  drover generate "The capital of France is" --max-tokens 8
+
+`drover COMMAND --help` explains each command.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one `drover` command line; returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal's encoding lacks
+    parser = argparse.ArgumentParser(
+        prog="drover", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    modules = {command: importlib.import_module(f"cli.{command}") for command in COMMANDS}
+    for module in modules.values():
+        module.add_parser(subparsers)
+    try:
+        args = parser.parse_args(argv)
+        exit_code: int = modules[args.command].run(args)
+        sys.stdout.flush()
+    except (DroverError, ClientError) as error:
+        print(f"drover: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; let that go nowhere instead of complaining.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return exit_code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,96 @@
+"""What an answer looks like on the terminal and as JSON, with its timing."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+from client import Delta, DeltaStream
+
+
+class Answer:
+    """The deltas of one answer put together, with the times at which they came; times in seconds since construction."""
+
+    def __init__(self) -> None:
+        self._deltas: list[Delta] = []
+        self._start_s = time.perf_counter()
+        self._first_s: float | None = None
+        self._last_s: float | None = None
+        self._first_tokens = 0
+
+    def add(self, delta: Delta) -> None:
+        """Take the next delta, which has just come."""
+        self._deltas.append(delta)
+        if delta.token_ids:
+            self._last_s = time.perf_counter() - self._start_s
+            if self._first_s is None:
+                self._first_s, self._first_tokens = self._last_s, len(delta.token_ids)
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self._deltas)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token_id for delta in self._deltas for token_id in delta.token_ids]
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Time to the first token; None where none came."""
+        return None if self._first_s is None else self._first_s * 1000
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Speed after the first delta; None where nothing followed it."""
+        later = len(self.token_ids) - self._first_tokens
+        if self._first_s is None or self._last_s is None or later == 0 or self._last_s == self._first_s:
+            return None
+        return later / (self._last_s - self._first_s)
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole answer; ttft_ms is the time to the first token, tokens_per_s the speed after it."""
+        last = self._deltas[-1]
+        return {
+            "request_id": last.request_id,
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "logprobs": [asdict(entry) for delta in self._deltas for entry in delta.logprobs],
+            "finish_reason": last.finish_reason,
+            "usage": asdict(last.usage) if last.usage else None,
+            "timing": {
+                "ttft_ms": None if self._first_s is None else round(self._first_s * 1000, 3),
+                "tokens_per_s": None if self.tokens_per_s is None else round(self.tokens_per_s, 3),
+            },
+        }
+
+    def stats_line(self) -> str:
+        """One line about size and speed, for people."""
+        last = self._deltas[-1]
+        prompt = f"{last.usage.prompt_tokens} prompt tokens, " if last.usage else ""
+        first = "" if self._first_s is None else f"; first after {self._first_s * 1000:.0f} ms"
+        speed = "" if self.tokens_per_s is None else f", then {self.tokens_per_s:.1f} tokens/s"
+        return f"[{prompt}{len(self.token_ids)} made ({last.finish_reason}){first}{speed}]"
+
+
+def show(stream: DeltaStream, answer: Answer, args: argparse.Namespace) -> None:
+    """Print a stream's answer as the flags ask, filling `answer` meanwhile.
+
+    Closes the stream however this ends, and ends the line that it began.
+    """
+    with stream:
+        if args.json:
+            for delta in stream:
+                answer.add(delta)
+            print(json.dumps(answer.as_json()), flush=True)
+            return
+        try:
+            for delta in stream:
+                answer.add(delta)
+                print(delta.text, end="", flush=True)
+        finally:
+            if answer.text and not answer.text.endswith("\n"):
+                print(flush=True)
+    if args.stats or sys.stderr.isatty():
+        print(answer.stats_line(), file=sys.stderr)

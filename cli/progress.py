@@ -1,0 +1,56 @@
+"""Progress of a start on the terminal: the stage, and one bar of bytes per router and shard."""
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from cluster.actor_state import ActorState
+
+
+class StartProgress:
+    """Bars on a terminal; where stderr is none, one line per stage."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal
+        self._bars = Progress(
+            TextColumn("{task.description:<36}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+        self._stage_bar: TaskID | None = None
+        self._actor_bars: dict[str, TaskID] = {}
+        self._began_s = time.monotonic()
+
+    def stage(self, text: str) -> None:
+        """A new stage began."""
+        if not self._live:
+            print(f"[{time.monotonic() - self._began_s:5.1f} s] {text}", file=sys.stderr, flush=True)
+            return
+        self._console.print(f"[dim]{time.monotonic() - self._began_s:5.1f} s[/dim]  {text}")
+
+    def loading(self, name: str, state: "ActorState") -> None:
+        """How far an actor has read its weights."""
+        if not self._live:
+            return
+        if name not in self._actor_bars:
+            self._actor_bars[name] = self._bars.add_task(f"  {name}", total=state.bytes_total or None)
+        self._bars.update(self._actor_bars[name], completed=state.bytes_done, total=state.bytes_total or None)
+
+    def __enter__(self) -> "StartProgress":
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._bars.stop()

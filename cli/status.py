@@ -1,0 +1,75 @@
+"""`drover status`: what runs, what each part holds, and how fast it goes."""
+
+import argparse
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from cli.cluster_options import add_cluster_options, connected
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+DESCRIPTION = """\
+Show the routers (requests, tokens/s, KV cache) and the shards (experts held, rows computed, links) of a deployment.
+tokens/s is the average since status was last asked. Exits with 1 if nothing runs.
+"""
+EPILOG = """\
+examples:
+  drover status
+  drover status --json | python3 -m json.tool
+"""
+
+
+def add_parser(subparsers: "Subparsers") -> None:
+    """Add `drover status` to the command line."""
+    parser = subparsers.add_parser(
+        "status",
+        help="show what runs",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_cluster_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status as tables, or as JSON."""
+    with connected(args) as is_connected:
+        status: dict[str, Any] = {"routers": [], "shards": []}
+        if is_connected:
+            from cluster.status import as_json, read_status
+
+            status = as_json(read_status(args.namespace))
+    if args.json:
+        print(json.dumps(status))
+    elif status["routers"] or status["shards"]:
+        _show(status)
+    else:
+        print(f"nothing runs in namespace {args.namespace!r}", file=sys.stderr)
+    return 0 if status["routers"] or status["shards"] else 1
+
+
+def _show(status: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    routers = Table("router", "state", "running", "waiting", "tokens made", "tokens/s", "KV used", title_justify="left")
+    for router in status["routers"]:
+        engine = router.get("engine") or {}
+        kv = f"{engine['kv_bytes_used'] / 2**20:.1f} of {engine['kv_bytes_total'] / 2**20:.0f} MiB" if engine else ""
+        cells = (engine.get("running", ""), engine.get("waiting", ""), engine.get("generated_tokens", ""))
+        routers.add_row(router["name"], _state(router), *map(str, cells), f"{router.get('tokens_per_s', 0):.1f}", kv)
+    shards = Table("shard", "state", "experts held", "rows computed", "links")
+    for shard in status["shards"]:
+        cells = (shard.get("experts_held", ""), shard.get("rows_computed", ""), len(shard.get("links", ())))
+        shards.add_row(shard["name"], _state(shard), *map(str, cells))
+    console = Console()
+    console.print(routers)
+    console.print(shards)
+
+
+def _state(part: dict[str, Any]) -> str:
+    down = "; ".join(f"{name}: {reason}" for name, reason in part.get("down", {}).items())
+    return " - ".join(text for text in (part["phase"], part["error"], down) if text)

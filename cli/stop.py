@@ -1,0 +1,43 @@
+"""`drover stop`: remove a running deployment."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from cli.cluster_options import add_cluster_options, connected
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+EPILOG = """\
+examples:
+  drover stop
+  drover stop --ray-address 10.0.0.1:6379 --namespace team-a
+"""
+
+
+def add_parser(subparsers: "Subparsers") -> None:
+    """Add `drover stop` to the command line."""
+    parser = subparsers.add_parser(
+        "stop",
+        help="stop a running deployment",
+        description="Remove a deployment's frontend, routers, shards and reservations. Exits with 1 if nothing runs.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_cluster_options(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Remove what runs and name it."""
+    with connected(args) as is_connected:
+        removed = []
+        if is_connected:
+            from cluster import launch
+
+            removed = launch.stop(args.namespace)
+    if not removed:
+        print(f"nothing runs in namespace {args.namespace!r}", file=sys.stderr)
+        return 1
+    print(f"stopped {', '.join(removed)}")
+    return 0

@@ -1,0 +1,195 @@
+"""A blocking client of a Drover server.
+
+with Client("127.0.0.1:9000") as client:
+    for delta in client.generate("Once upon a time", max_tokens=20):
+        print(delta.text, end="", flush=True)
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from google.protobuf.message import Message as ProtoMessage
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from client.errors import ClientError, InvalidRequest, error_of
+from client.types import Delta, ModelInfo, Sampling, delta_of, model_info_of
+from protos.drover.v1 import inference_pb2 as pb
+from protos.drover.v1 import inference_pb2_grpc
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+DEFAULT_ADDRESS = "127.0.0.1:9000"
+INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+_LOOPBACK = ("127.", "localhost", "[::1]")
+
+
+class DeltaStream(Iterator[Delta]):
+    """The deltas of one answer, as they are made. Closing it, or leaving its `with`, cancels what is not made yet."""
+
+    def __init__(self, call: Any, address: str) -> None:
+        self._call = call
+        self._address = address
+        self._finished = False  # the last delta has come
+        self._closed = False
+
+    def __next__(self) -> Delta:
+        """The next delta, of which the last has a finish_reason; raises ClientError if the server could not go on."""
+        if self._closed:
+            raise StopIteration
+        try:
+            delta = delta_of(next(self._call))
+        except StopIteration:
+            if self._finished:
+                raise
+            message = f"{self._address} ended the answer without a finish reason"
+            raise ClientError(grpc.StatusCode.DATA_LOSS, message) from None
+        except grpc.RpcError as error:
+            raise error_of(error, self._address) from None
+        self._finished = delta.finish_reason is not None
+        return delta
+
+    def close(self) -> None:
+        """Cancel the rest; the server frees the request's work within one step. Harmless after the end."""
+        self._closed = True
+        self._call.cancel()
+
+    def __enter__(self) -> "DeltaStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Client:
+    """A connection to one server, made on the first call; safe to share between threads.
+
+    Every method takes `timeout_s` for the whole call (None waits for ever) and raises ClientError (client/errors.py).
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
+        """address: "host:port"."""
+        self.address = address
+        options = [
+            ("grpc.max_receive_message_length", -1),
+            # A proxy from the environment (http_proxy) can never reach this machine's own loopback.
+            ("grpc.enable_http_proxy", int(not address.startswith(_LOOPBACK))),
+        ]
+        self._channel = grpc.insecure_channel(address, options=options)
+        self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._health: Any = health_pb2_grpc.HealthStub(self._channel)
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and cancel what is running on it."""
+        self._channel.close()
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        model: str = "",
+        timeout_s: float | None = None,
+        **sampling: "Unpack[Sampling]",
+    ) -> DeltaStream:
+        """Continue a prompt: text, or token ids that are taken as they are."""
+        request = pb.GenerateRequest(model=model, sampling=_sampling(sampling))
+        if isinstance(prompt, str):
+            _set(request, "text", prompt, "prompt.text")
+        else:
+            _extend(request.token_ids.ids, prompt, "prompt.token_ids")
+            request.token_ids.SetInParent()
+        return DeltaStream(self._inference.Generate(request, timeout=timeout_s), self.address)
+
+    def chat(
+        self,
+        messages: Sequence[tuple[str, str]],
+        *,
+        model: str = "",
+        timeout_s: float | None = None,
+        **sampling: "Unpack[Sampling]",
+    ) -> DeltaStream:
+        """Answer a conversation of (role, content) messages, oldest first."""
+        request = pb.ChatRequest(model=model, sampling=_sampling(sampling))
+        for index, (role, content) in enumerate(messages):
+            message = request.messages.add()
+            _set(message, "role", role, f"messages[{index}].role")
+            _set(message, "content", content, f"messages[{index}].content")
+        return DeltaStream(self._inference.Chat(request, timeout=timeout_s), self.address)
+
+    def tokenize(
+        self, text: str, *, add_bos: bool = True, model: str = "", timeout_s: float | None = None
+    ) -> list[int]:
+        """The token ids of a text, exactly as generate would read it."""
+        request = pb.TokenizeRequest(model=model, add_bos=add_bos)
+        _set(request, "text", text, "text")
+        reply: pb.TokenizeResponse = self._call(self._inference.Tokenize, request, timeout_s)
+        return list(reply.token_ids)
+
+    def detokenize(self, token_ids: Sequence[int], *, model: str = "", timeout_s: float | None = None) -> str:
+        """The text of token ids, special tokens under their names."""
+        request = pb.DetokenizeRequest(model=model)
+        _extend(request.token_ids, token_ids, "token_ids")
+        reply: pb.DetokenizeResponse = self._call(self._inference.Detokenize, request, timeout_s)
+        return reply.text
+
+    def model_info(self, *, model: str = "", timeout_s: float | None = None) -> ModelInfo:
+        """What is served, and its limits."""
+        request = pb.GetModelInfoRequest(model=model)
+        return model_info_of(self._call(self._inference.GetModelInfo, request, timeout_s))
+
+    def health(self, service: str = INFERENCE, *, timeout_s: float | None = None) -> str:
+        """Whether a service can answer, "SERVING" or "NOT_SERVING"; service "" is the server as a whole."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        reply: health_pb2.HealthCheckResponse = self._call(self._health.Check, request, timeout_s)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+
+    def _call(self, method: Callable[..., Any], request: ProtoMessage, timeout_s: float | None) -> Any:
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from None
+
+
+def _sampling(given: Sampling) -> pb.SamplingParams:
+    """The given fields as a message; raises TypeError for one that does not exist, as any function would."""
+    params = pb.SamplingParams()
+    for name, value in given.items():
+        if name not in Sampling.__annotations__:
+            raise TypeError(f"unknown sampling parameter {name!r}; known are {', '.join(Sampling.__annotations__)}")
+        if name == "stop_token_ids":
+            _extend(params.stop_token_ids, given["stop_token_ids"], "sampling.stop_token_ids")
+        elif value is not None:
+            _set(params, name, value, f"sampling.{name}")
+    return params
+
+
+def _set(message: ProtoMessage, name: str, value: object, field: str) -> None:
+    try:
+        setattr(message, name, value)
+    except (TypeError, ValueError) as error:  # not of the field's type, out of its range, or text with lone surrogates
+        raise _unsendable(field, value, error) from None
+
+
+def _extend(repeated: Any, values: Sequence[int], field: str) -> None:
+    try:
+        repeated.extend(values)
+    except (TypeError, ValueError) as error:
+        raise _unsendable(field, values, error) from None
+
+
+def _unsendable(field: str, value: object, error: Exception) -> ClientError:
+    """The error for a value that the field cannot even carry; what it can carry is for the server to judge."""
+    shown = repr(value)
+    return InvalidRequest(
+        grpc.StatusCode.INVALID_ARGUMENT, f"{field}: is {shown[:80]}{'...' * (len(shown) > 80)}; {error}"
+    )

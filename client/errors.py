@@ -1,0 +1,70 @@
+"""Why a call failed, as the client saw it.
+
+ClientError              any status that is not OK; `code` tells which
+├── InvalidRequest       INVALID_ARGUMENT: a field is wrong; the message names it
+├── NotFound             NOT_FOUND: no such model, or no such service
+├── ResourceExhausted    RESOURCE_EXHAUSTED: the server is full, or the request can never fit
+├── DeadlineExceeded     DEADLINE_EXCEEDED: the call's own timeout_s passed
+└── ServerUnavailable    UNAVAILABLE: nobody answers there, or a part of the server is down; try again
+"""
+
+from typing import Any
+
+import grpc
+
+
+class ClientError(Exception):
+    """A call failed; `str(error)` is a whole message for the user.
+
+    code: the gRPC status.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["ClientError"], tuple[grpc.StatusCode, str]]:
+        return type(self), (self.code, self.message)
+
+
+class InvalidRequest(ClientError):
+    """A field of the request is wrong; the message names it."""
+
+
+class NotFound(ClientError):
+    """The server has no such model or service."""
+
+
+class ResourceExhausted(ClientError):
+    """The server is full, or the request can never fit."""
+
+
+class DeadlineExceeded(ClientError):
+    """The call's own timeout_s passed."""
+
+
+class ServerUnavailable(ClientError):
+    """Nobody answers at the address, or a part of the server is down; the same call may work later."""
+
+
+_ERROR_TYPES = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhausted,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
+}
+# How grpc words it when no connection came about; every other UNAVAILABLE was worded by a server.
+_NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed", "Name resolution failure")
+
+
+def error_of(error: grpc.RpcError, address: str) -> ClientError:
+    """The ClientError for what grpc raised during a call to `address`."""
+    call: Any = error  # grpc raises objects that are an RpcError and a Call at once, which its stubs cannot say
+    code, message = call.code(), call.details() or ""
+    if code is grpc.StatusCode.UNAVAILABLE and message.startswith(_NO_CONNECTION):
+        message = f"no server answers at {address} ({message})"
+    elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        message = f"{address} did not finish in time: {message}"
+    return _ERROR_TYPES.get(code, ClientError)(code, message or f"{address} answered {code.name} without a message")

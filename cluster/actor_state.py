@@ -1,0 +1,71 @@
+"""How far an actor has come: what the launcher's progress bars and `drover status` show."""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from checkpoint.errors import DroverError
+
+logger = logging.getLogger(__name__)
+
+
+class Phase(str, Enum):
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class ActorState:
+    """bytes_done of bytes_total checkpoint bytes are read. error: why, when the phase is FAILED."""
+
+    phase: Phase
+    bytes_done: int
+    bytes_total: int
+    error: str = ""
+
+    @property
+    def summary(self) -> str:
+        if self.phase is Phase.FAILED:
+            return f"failed: {self.error}"
+        if self.phase is Phase.LOADING:
+            return f"loading, {self.bytes_done} of {self.bytes_total} bytes"
+        return "ready"
+
+
+class LoadProgress:
+    """Filled by the loading thread, read by any other."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._phase, self._done, self._total, self._error = Phase.LOADING, 0, 0, ""
+
+    def run(self, load: Callable[[], None]) -> None:
+        """Run `load` and remember how it ended."""
+        try:
+            load()
+        except DroverError as error:
+            self._finish(Phase.FAILED, str(error))
+        except Exception as error:
+            logger.exception("loading failed")
+            self._finish(Phase.FAILED, f"{type(error).__name__}: {error}")
+        else:
+            self._finish(Phase.READY)
+
+    def expect(self, total: int) -> None:
+        with self._lock:
+            self._total = total
+
+    def add_bytes(self, count: int) -> None:
+        with self._lock:
+            self._done += count
+
+    def state(self) -> ActorState:
+        with self._lock:
+            return ActorState(self._phase, self._done, self._total, self._error)
+
+    def _finish(self, phase: Phase, error: str = "") -> None:
+        with self._lock:
+            self._phase, self._error = phase, error

@@ -1,0 +1,207 @@
+"""A deployment, described by one YAML file: read once, validated once, frozen.
+
+Every key has a default but `checkpoint`. `deploy/local.yaml` shows them all.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from checkpoint.errors import DroverError
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Bytes = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(DroverError):
+    """A deployment file has a wrong key or value. The message names the key, the value and what is valid."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class RayConfig(_Section):
+    """address: "local" starts Ray in the serving process; "auto" or host:port joins a running cluster.
+
+    num_cpus: logical CPUs of a local Ray; none means as many as the machine has.
+    """
+
+    address: str = "local"
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "drover"
+    num_cpus: Annotated[int, Field(ge=1)] | None = None
+
+
+class PartConfig(_Section):
+    """What one actor gets. cpus, gpus: reserved in Ray. threads: of torch; none means `cpus` rounded up."""
+
+    cpus: Annotated[float, Field(ge=0)] = 1.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    threads: Annotated[int, Field(ge=1)] | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @property
+    def num_threads(self) -> int:
+        return self.threads or max(1, -int(-self.cpus // 1))
+
+    @model_validator(mode="after")
+    def _cuda_needs_a_gpu(self) -> "PartConfig":
+        if self.device == "cuda" and self.gpus == 0:
+            raise ValueError("device is 'cuda' but gpus is 0; set gpus to the share of a GPU that each actor gets")
+        return self
+
+
+class ShardsConfig(PartConfig):
+    """The expert shards. count: how many; the experts of every layer are spread evenly over them."""
+
+    count: Annotated[int, Field(ge=1)] = 2
+
+
+class LinksConfig(_Section):
+    """Between routers and shards.
+
+    backend: "gloo" carries rows through host memory. heartbeat_ms, dead_after_ms: a shard not heard of for so long is
+    dead. reply_deadline_ms: a shard that is alive may take so long over one layer.
+    """
+
+    backend: Literal["gloo", "nccl"] = "gloo"
+    heartbeat_ms: Annotated[float, Field(gt=0)] = 100.0
+    dead_after_ms: Annotated[float, Field(gt=0)] = 500.0
+    reply_deadline_ms: Annotated[float, Field(gt=0)] = 10_000.0
+
+    @model_validator(mode="after")
+    def _silence_is_longer_than_a_heartbeat(self) -> "LinksConfig":
+        if self.dead_after_ms < 3 * self.heartbeat_ms:
+            raise ValueError(
+                f"dead_after_ms is {self.dead_after_ms:g}; it must be at least 3 * heartbeat_ms ({self.heartbeat_ms:g})"
+            )
+        return self
+
+
+class EngineConfig(_Section):
+    """max_running: requests computed at once. max_waiting: requests in the queue; one more is refused.
+    max_step_tokens: tokens in one step. kv_bytes: KV cache of all running requests together.
+    max_context_tokens: prompt and completion together; none means what the model allows."""
+
+    max_running: Annotated[int, Field(ge=1)] = 32
+    max_waiting: Annotated[int, Field(ge=0)] = 256
+    max_step_tokens: Annotated[int, Field(ge=1)] = 512
+    kv_bytes: Bytes = 2**30
+    max_context_tokens: Annotated[int, Field(ge=2)] | None = None
+
+    @model_validator(mode="after")
+    def _every_running_request_gets_a_token(self) -> "EngineConfig":
+        if self.max_step_tokens < self.max_running:
+            raise ValueError(
+                f"max_step_tokens is {self.max_step_tokens}; it must be at least max_running ({self.max_running}), "
+                "so that every running request gets a token in each step"
+            )
+        return self
+
+
+class FrontendConfig(_Section):
+    """host: where gRPC listens; the default is reachable from this machine alone. http_port: of Ray Serve's own
+    status routes."""
+
+    host: str = "127.0.0.1"
+    grpc_port: Port = 9000
+    http_port: Port = 8000
+    replicas: Annotated[int, Field(ge=1)] = 1
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "FrontendConfig":
+        if self.grpc_port == self.http_port:
+            raise ValueError(f"grpc_port and http_port are both {self.grpc_port}; they must differ")
+        return self
+
+
+class DeploymentConfig(_Section):
+    """checkpoint: a Hugging Face Llama 4 directory. model_name: none means the directory's name.
+    dtype: of weights and arithmetic; "auto" is the checkpoint's. start_timeout_s: until the model must answer."""
+
+    checkpoint: Path
+    model_name: Annotated[str, Field(min_length=1)] | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    ray: RayConfig = RayConfig()
+    router: PartConfig = PartConfig()
+    shards: ShardsConfig = ShardsConfig(cpus=0.5)
+    links: LinksConfig = LinksConfig()
+    engine: EngineConfig = EngineConfig()
+    frontend: FrontendConfig = FrontendConfig()
+
+    @property
+    def name(self) -> str:
+        return self.model_name or self.checkpoint.resolve().name
+
+    @model_validator(mode="after")
+    def _nccl_needs_gpus(self) -> "DeploymentConfig":
+        if self.links.backend == "nccl" and "cpu" in (self.router.device, self.shards.device):
+            raise ValueError("links.backend is 'nccl'; router.device and shards.device must both be 'cuda'")
+        return self
+
+
+def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConfig:
+    """Read and validate the file; a relative `checkpoint` in it is relative to the file. Raises ConfigError.
+
+    overrides: "section.key=value" each, value in YAML; they replace what the file says.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; deploy/local.yaml is an example of a deployment file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds a {type(raw).__name__}; a mapping of keys to values is expected")
+    if isinstance(raw.get("checkpoint"), str):
+        raw["checkpoint"] = str((path.parent / raw["checkpoint"]).resolve())
+    for override in overrides:
+        _override(raw, override)
+    return parse_deployment(raw, str(path))
+
+
+def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentConfig:
+    """Validate a deployment given as plain data. Raises ConfigError naming every wrong key."""
+    try:
+        return DeploymentConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = "\n  ".join(_problem(details) for details in error.errors())
+        raise ConfigError(f"{source} is not a valid deployment:\n  {problems}") from None
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"{override!r} is no override; write section.key=value, such as shards.count=3")
+    *sections, last = key.split(".")
+    for name in sections:
+        raw = raw.setdefault(name, {})
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{override!r} cannot be set: {name} is not a section")
+    try:
+        raw[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{override!r} has a value that is not valid YAML: {error}") from None
+
+
+def _problem(details: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in details["loc"])
+    match details["type"]:
+        case "missing":
+            return f"{key} is missing"
+        case "extra_forbidden":
+            section: Any = DeploymentConfig
+            for part in details["loc"][:-1]:
+                section = section.model_fields[str(part)].annotation
+            return f"{key} is unknown; valid keys here are {', '.join(section.model_fields)}"
+        case "value_error":
+            message = details["msg"].removeprefix("Value error, ")
+            return f"{key}: {message}" if key else message
+    return f"{key} is {details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"

@@ -1,0 +1,336 @@
+"""Starts and stops a deployment: a placement group, detached named actors, links, and the Serve application."""
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, Protocol
+
+import ray
+import torch
+from ray import serve
+from ray.serve.config import HTTPOptions, gRPCOptions
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from checkpoint.errors import DroverError
+from checkpoint.tensors import Checkpoint
+from client import Client, ClientError
+from cluster.actor_state import ActorState, Phase
+from cluster.config import ConfigError, DeploymentConfig
+from cluster.link_keeper import LinkSettings
+from cluster.router_actor import RouterActor, RouterSpec
+from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, FrontendSpec, build
+from cluster.shard_actor import ShardActor, ShardSpec
+from experts.endpoint import Liveness
+from experts.placement import even_placement
+from experts.wire import WireFormat
+from frontend.tokenizer import Tokenizer
+from protos.drover.v1 import inference_pb2
+from router.scheduler import SchedulerLimits
+
+APP_NAME = "drover"
+ROUTER_NAME = "router-0"
+POLL_S = 0.1
+ROOM_TIMEOUT_S = 30.0
+# A shard is more patient than a router: a router that is merely stalled would otherwise lose all its links at once.
+SHARD_PATIENCE = 10.0
+
+
+class StartError(DroverError):
+    """The deployment could not be started; nothing of it is left running. The message says which part, and why."""
+
+
+class Progress(Protocol):
+    """Who wants to see how far a start has come."""
+
+    def stage(self, text: str) -> None:
+        """A new stage began, such as "starting Ray"."""
+        ...
+
+    def loading(self, name: str, state: ActorState) -> None:
+        """How far the actor `name` has read its weights."""
+        ...
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A deployment that answers. load_s: seconds from creating the actors to the last weight."""
+
+    config: DeploymentConfig
+    address: str
+    load_s: float
+
+
+def start(config: DeploymentConfig, progress: Progress) -> Deployment:
+    """Bring up what `config` describes, on the Ray cluster that this process is connected to (see ray_runtime.py).
+
+    Returns once the model answers over gRPC. Raises DroverError, after removing what was started; with a local Ray,
+    the caller's `disconnect` does that.
+    """
+    checkpoint = Checkpoint.open(config.checkpoint)
+    Tokenizer.open(config.checkpoint)
+    deadline = time.monotonic() + config.start_timeout_s
+    _check_nothing_runs(config)
+    _check_ports(config)
+    try:
+        progress.stage("reserving CPUs and memory")
+        group = _reserve(config)
+        progress.stage("loading weights")
+        began = time.monotonic()
+        actors = _create_actors(config, checkpoint, group)
+        _wait_for_weights(actors, progress, deadline)
+        load_s = time.monotonic() - began
+        progress.stage("linking the router to its shards")
+        _wait_until(lambda: _unready_reason(actors[ROUTER_NAME]), deadline, "the router is not ready")
+        progress.stage("opening the gRPC port")
+        address = _start_frontend(config, dtype_of(config, checkpoint), deadline)
+    except BaseException as error:
+        end(config)
+        if isinstance(error, ray.exceptions.RayError):
+            raise StartError(f"Ray failed: {_first_line(error)}") from error
+        raise
+    return Deployment(config, address, load_s)
+
+
+def end(config: DeploymentConfig) -> None:
+    """Remove what `start` made, unless this process's Ray takes it along when it ends."""
+    if config.ray.address != "local":
+        stop(config.ray.namespace)
+
+
+def stop(namespace: str) -> list[str]:
+    """Remove the Serve application, the actors and the placement group of `namespace`; names what was removed."""
+    removed = []
+    if APP_NAME in _serve_applications():
+        serve.shutdown()
+        removed.append("frontend")
+    for name in actor_names(namespace):
+        try:
+            ray.kill(ray.get_actor(name, namespace=namespace))
+            removed.append(name)
+        except ValueError:
+            pass  # it went by itself meanwhile
+    group = _find_group()
+    if group is not None:
+        remove_placement_group(group)
+    return removed
+
+
+def actor_names(namespace: str) -> list[str]:
+    """The deployment's named actors that exist now, routers first."""
+    listed = ray.util.list_named_actors(all_namespaces=True)
+    names = [actor["name"] for actor in listed if actor["namespace"] == namespace]
+    return sorted(name for name in names if name.startswith(("router-", "shard-")))
+
+
+def dtype_of(config: DeploymentConfig, checkpoint: Checkpoint) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, checkpoint.config.dtype if config.dtype == "auto" else config.dtype)
+    return dtype
+
+
+def _check_nothing_runs(config: DeploymentConfig) -> None:
+    running = actor_names(config.ray.namespace)
+    if running:
+        raise StartError(
+            f"{', '.join(running)} already run in namespace {config.ray.namespace!r}; "
+            "`drover stop` removes them, or choose another ray.namespace"
+        )
+    if _serve_applications():
+        raise StartError("Ray Serve already runs applications on this Ray cluster; Drover needs a Serve of its own")
+
+
+def _check_ports(config: DeploymentConfig) -> None:
+    frontend = config.frontend
+    for key, port in (("frontend.grpc_port", frontend.grpc_port), ("frontend.http_port", frontend.http_port)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((frontend.host, port))
+            except OSError as error:
+                raise StartError(
+                    f"{key} is {port}, which cannot be opened on {frontend.host}: {error.strerror}; "
+                    "choose a free port, or stop what listens there"
+                ) from None
+
+
+def _bundles(config: DeploymentConfig) -> list[dict[str, float]]:
+    parts = [config.router] + [config.shards] * config.shards.count
+    # Ray drops a bundle without resources, and then there is none for the actor's index.
+    return [{"CPU": max(part.cpus, 0.001)} | ({"GPU": part.gpus} if part.gpus else {}) for part in parts]
+
+
+def _reserve(config: DeploymentConfig) -> Any:
+    bundles, total = _bundles(config), ray.cluster_resources()
+    for resource, key in (("CPU", "cpus"), ("GPU", "gpus")):
+        of = attrgetter(key)
+        needed = sum(bundle.get(resource, 0) for bundle in bundles)
+        if needed > total.get(resource, 0) + 1e-6:
+            raise StartError(
+                f"no room for the actors: they need {needed:g} {resource}s (router.{key} {of(config.router):g} + "
+                f"shards.count {config.shards.count} * shards.{key} {of(config.shards):g}), the Ray cluster has "
+                f"{total.get(resource, 0):g}; lower them, or add nodes"
+            )
+    group = placement_group(bundles, strategy="PACK", name=APP_NAME, lifetime="detached")
+    if not group.wait(ROOM_TIMEOUT_S):
+        raise StartError(
+            f"no room for the actors: bundles {bundles} did not fit within {ROOM_TIMEOUT_S:g} s; free now are "
+            f"{ {k: v for k, v in ray.available_resources().items() if k in ('CPU', 'GPU')} }"
+        )
+    return group
+
+
+def _create_actors(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> dict[str, Any]:
+    model, dtype = checkpoint.config, dtype_of(config, checkpoint)
+    if config.shards.count > model.num_experts:
+        raise ConfigError(
+            f"shards.count is {config.shards.count}; the model has {model.num_experts} experts, at least one per shard"
+        )
+    placement = even_placement(model.moe_layers, model.num_experts, config.shards.count)
+    shard_names = tuple(f"shard-{index}" for index in range(config.shards.count))
+    silence_s = config.links.dead_after_ms / 1e3
+    heartbeat_s = config.links.heartbeat_ms / 1e3
+    router = RouterSpec(
+        name=ROUTER_NAME,
+        namespace=config.ray.namespace,
+        checkpoint=config.checkpoint,
+        placement=placement,
+        shard_names=shard_names,
+        dtype=dtype,
+        device=config.router.device,
+        threads=config.router.num_threads,
+        limits=SchedulerLimits(
+            config.engine.max_running, config.engine.max_waiting, config.engine.max_step_tokens, config.engine.kv_bytes
+        ),
+        max_context_tokens=config.engine.max_context_tokens,
+        links=LinkSettings(
+            wire=WireFormat(
+                max_groups=model.num_experts,
+                max_rows=config.engine.max_step_tokens * model.experts_per_token,
+                hidden_size=model.hidden_size,
+                dtype=dtype,
+            ),
+            router_liveness=Liveness(heartbeat_s, silence_s),
+            shard_liveness=Liveness(heartbeat_s, SHARD_PATIENCE * silence_s),
+            reply_deadline_s=config.links.reply_deadline_ms / 1e3,
+        ),
+    )
+    actors = {ROUTER_NAME: _create(RouterActor, router, config, config.router, group, 0)}
+    for index, name in enumerate(shard_names):
+        shard = ShardSpec(
+            name=name,
+            checkpoint=config.checkpoint,
+            placement_version=placement.version,
+            experts_of=placement.experts_of(index),
+            dtype=dtype,
+            device=config.shards.device,
+            threads=config.shards.num_threads,
+        )
+        actors[name] = _create(ShardActor, shard, config, config.shards, group, 1 + index)
+    return actors
+
+
+def _create(cls: type, spec: Any, config: DeploymentConfig, part: Any, group: Any, bundle: int) -> Any:
+    options = {
+        "name": spec.name,
+        "namespace": config.ray.namespace,
+        "lifetime": "detached",
+        "num_cpus": max(part.cpus, 0.001),
+        "num_gpus": part.gpus,
+        "max_restarts": -1,
+        "max_concurrency": 1000 if cls is RouterActor else 8,
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(part.num_threads)}},
+    }
+    return ray.remote(cls).options(**options).remote(spec)
+
+
+def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: float) -> None:
+    loading = dict(actors)
+    while loading:
+        for name, actor in list(loading.items()):
+            try:
+                state: ActorState = ray.get(actor.state.remote(), timeout=max(deadline - time.monotonic(), 0))
+            except ray.exceptions.GetTimeoutError:
+                raise StartError(f"{name} did not start in time (start_timeout_s)") from None
+            except ray.exceptions.ActorUnavailableError:
+                continue  # Ray restarts it
+            except ray.exceptions.RayActorError as error:
+                raise StartError(f"{name} died while starting: {_first_line(error)}") from None
+            progress.loading(name, state)
+            if state.phase is Phase.FAILED:
+                raise StartError(f"{name} failed to start: {state.error}")
+            if state.phase is Phase.READY:
+                del loading[name]
+        if loading and time.monotonic() > deadline:
+            raise StartError(f"{', '.join(loading)} did not load in time (start_timeout_s)")
+        if loading:
+            time.sleep(POLL_S)
+
+
+def _wait_until(missing: Callable[[], str], deadline: float, what: str) -> None:
+    """Wait until `missing` returns an empty string."""
+    while reason := missing():
+        if time.monotonic() > deadline:
+            raise StartError(f"{what} (start_timeout_s): {reason}")
+        time.sleep(POLL_S)
+
+
+def _unready_reason(router: Any) -> str:
+    try:
+        readiness = ray.get(router.readiness.remote(), timeout=10.0)
+    except ray.exceptions.RayError as error:
+        return _first_line(error)
+    return "" if readiness.ready else readiness.detail or "not ready"
+
+
+def _start_frontend(config: DeploymentConfig, dtype: torch.dtype, deadline: float) -> str:
+    frontend = config.frontend
+    serve.start(
+        http_options=HTTPOptions(host=frontend.host, port=frontend.http_port),
+        grpc_options=gRPCOptions(port=frontend.grpc_port, grpc_servicer_functions=list(GRPC_SERVICER_FUNCTIONS)),
+    )
+    spec = FrontendSpec(
+        model_name=config.name,
+        checkpoint=config.checkpoint,
+        dtype=dtype,
+        router_name=ROUTER_NAME,
+        namespace=config.ray.namespace,
+        max_context_tokens=config.engine.max_context_tokens,
+    )
+    try:
+        serve.run(build(spec, frontend.replicas), name=APP_NAME, route_prefix="/drover")
+    except RuntimeError as error:
+        raise StartError(f"the frontend failed to start: {_first_line(error)}") from None
+    address = f"{frontend.host}:{frontend.grpc_port}"
+
+    def not_serving() -> str:
+        try:
+            with Client(address) as client:
+                status = client.health(inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name)
+        except ClientError as error:
+            return str(error)
+        return "" if status == "SERVING" else status
+
+    _wait_until(not_serving, deadline, f"gRPC on {address} does not answer")
+    return address
+
+
+def _serve_applications() -> list[str]:
+    try:
+        return list(serve.status().applications)
+    except (RuntimeError, ray.exceptions.RayError):
+        return []
+
+
+def _find_group() -> Any:
+    try:
+        return ray.util.get_placement_group(APP_NAME)
+    except ValueError:
+        return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

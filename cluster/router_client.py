@@ -1,0 +1,117 @@
+"""A frontend's way to a router actor: the one place where tokens, in batches, cross Ray."""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator
+
+import ray
+
+from frontend.router_client import DeltaStreams, Readiness
+from router.errors import Unavailable
+from router.request import GenerationRequest, RequestLimits, TokenDelta
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 0.25
+READINESS_TIMEOUT_S = 5.0
+
+
+class RayRouterClient:
+    """A RouterClient over Ray. One pull is always under way while requests are; streams end if the router dies."""
+
+    def __init__(self, router_name: str, namespace: str, limits: RequestLimits) -> None:
+        self._router_name, self._namespace = router_name, namespace
+        self._limits = limits
+        self._frontend_id = f"frontend-{uuid.uuid4().hex[:12]}"
+        self._streams = DeltaStreams()
+        self._open = 0
+        self._puller: asyncio.Task[None] | None = None
+        self._to_submit: list[GenerationRequest] = []
+        self._to_cancel: list[str] = []
+        self._mailer: asyncio.Task[None] | None = None
+        self._router: ray.actor.ActorHandle | None = None
+
+    async def limits(self) -> RequestLimits:
+        return self._limits
+
+    async def readiness(self) -> Readiness:
+        try:
+            readiness: Readiness = await asyncio.wait_for(self._handle().readiness.remote(), READINESS_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            return Readiness(False, f"{self._router_name} did not answer within {READINESS_TIMEOUT_S:g} s")
+        except Unavailable as error:
+            return Readiness(False, str(error))
+        except ray.exceptions.RayError as error:
+            return Readiness(False, self._down(error))
+        return readiness
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        self._streams.open(request.request_id)
+        self._open += 1
+        finished = False
+        try:
+            self._submit(request)
+            async for delta in self._streams.read(request.request_id):
+                finished = delta.is_last
+                yield delta
+        finally:
+            self._streams.close(request.request_id)
+            self._open -= 1
+            if not finished:
+                self._cancel(request.request_id)
+
+    def _submit(self, request: GenerationRequest) -> None:
+        self._to_submit.append(request)
+        self._mail()
+        if self._puller is None or self._puller.done():
+            self._puller = asyncio.create_task(self._pull_while_open())
+
+    def _cancel(self, request_id: str) -> None:
+        # Runs in a generator that is being closed, where nothing may be awaited.
+        self._to_cancel.append(request_id)
+        self._mail()
+
+    def _mail(self) -> None:
+        if self._mailer is None or self._mailer.done():
+            self._mailer = asyncio.create_task(self._send_mail())
+
+    async def _send_mail(self) -> None:
+        """Everything posted while one call is under way goes with the next."""
+        while self._to_submit or self._to_cancel:
+            requests, self._to_submit = self._to_submit, []
+            cancelled, self._to_cancel = self._to_cancel, []
+            try:
+                router = self._handle()
+                if requests:
+                    await router.submit.remote(self._frontend_id, requests)
+                if cancelled:
+                    await router.cancel.remote(cancelled)
+            except Unavailable as error:
+                self._streams.fail_all(error)
+            except ray.exceptions.RayError as error:
+                self._streams.fail_all(Unavailable(self._down(error)))
+
+    async def _pull_while_open(self) -> None:
+        while self._open:
+            try:
+                self._streams.deliver(await self._handle().pull.remote(self._frontend_id))
+            except Unavailable as error:
+                self._streams.fail_all(error)
+                await asyncio.sleep(RETRY_S)
+            except ray.exceptions.RayError as error:
+                self._streams.fail_all(Unavailable(self._down(error)))
+                await asyncio.sleep(RETRY_S)
+
+    def _handle(self) -> ray.actor.ActorHandle:
+        if self._router is None:
+            try:
+                self._router = ray.get_actor(self._router_name, namespace=self._namespace)
+            except ValueError:
+                raise Unavailable(f"{self._router_name} does not exist in namespace {self._namespace!r}") from None
+        return self._router
+
+    def _down(self, error: Exception) -> str:
+        self._router = None
+        logger.warning("%s: %s", self._router_name, error)
+        return f"{self._router_name} is down and being restarted; try again"

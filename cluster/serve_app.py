@@ -1,0 +1,109 @@
+"""The frontend as an ordinary Ray Serve application.
+
+HAProxy, which Serve runs, takes each gRPC call straight to a replica; the replica calls the deployment's method of the
+RPC's name. Everything else is frontend/: the same services run in one process without Ray.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from grpc_health.v1 import health_pb2
+from ray import serve
+
+from checkpoint.config import read_config
+from checkpoint.layout import count_parameters
+from cluster.router_client import RayRouterClient
+from frontend.chat_template import ChatTemplate
+from frontend.grpc_server import answer_stream, answer_unary
+from frontend.grpc_service import InferenceService, ModelCard
+from frontend.health import HealthService
+from frontend.tokenizer import Tokenizer
+from protos.drover.v1 import inference_pb2 as pb
+from router.engine import request_limits
+
+GRPC_SERVICER_FUNCTIONS = (
+    "frontend.grpc_server.add_inference_services",
+    "frontend.grpc_server.add_health_service",
+)
+
+
+@dataclass(frozen=True)
+class FrontendSpec:
+    """What a frontend replica serves, and where its router is."""
+
+    model_name: str
+    checkpoint: Path
+    dtype: torch.dtype
+    router_name: str
+    namespace: str
+    max_context_tokens: int | None
+
+
+class Frontend:
+    """One replica: tokenizing, chat templates, and the streams of its clients."""
+
+    def __init__(self, spec: FrontendSpec) -> None:
+        config = read_config(spec.checkpoint)
+        total, active = count_parameters(config)
+        card = ModelCard(
+            name=spec.model_name,
+            eos_token_ids=config.eos_token_ids,
+            num_layers=config.num_layers,
+            num_moe_layers=len(config.moe_layers),
+            num_experts=config.num_experts,
+            experts_per_token=config.experts_per_token,
+            total_parameters=total,
+            active_parameters=active,
+            dtype=str(spec.dtype).removeprefix("torch."),
+        )
+        router = RayRouterClient(spec.router_name, spec.namespace, request_limits(config, spec.max_context_tokens))
+        self._inference = InferenceService(
+            card, Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint), router
+        )
+        self._health = HealthService(router)
+
+    async def Generate(self, request: Any, grpc_context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
+        async with aclosing(answer_stream(self._inference.Generate, request, grpc_context)) as responses:
+            async for response in responses:
+                yield response
+
+    async def Chat(self, request: Any, grpc_context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
+        async with aclosing(answer_stream(self._inference.Chat, request, grpc_context)) as responses:
+            async for response in responses:
+                yield response
+
+    async def Tokenize(self, request: Any, grpc_context: Any) -> pb.TokenizeResponse:
+        return await answer_unary(self._inference.Tokenize, request, grpc_context, pb.TokenizeResponse())
+
+    async def Detokenize(self, request: Any, grpc_context: Any) -> pb.DetokenizeResponse:
+        return await answer_unary(self._inference.Detokenize, request, grpc_context, pb.DetokenizeResponse())
+
+    async def GetModelInfo(self, request: Any, grpc_context: Any) -> pb.GetModelInfoResponse:
+        return await answer_unary(self._inference.GetModelInfo, request, grpc_context, pb.GetModelInfoResponse())
+
+    async def Check(self, request: Any, grpc_context: Any) -> health_pb2.HealthCheckResponse:
+        return await answer_unary(self._health.Check, request, grpc_context, health_pb2.HealthCheckResponse())
+
+    async def Watch(self, request: Any, grpc_context: Any) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
+        async with aclosing(answer_stream(self._health.Watch, request, grpc_context)) as responses:
+            async for response in responses:
+                yield response
+
+    async def List(self, request: Any, grpc_context: Any) -> health_pb2.HealthListResponse:
+        return await answer_unary(self._health.List, request, grpc_context, health_pb2.HealthListResponse())
+
+
+def build(spec: FrontendSpec, replicas: int) -> serve.Application:
+    """The application of one model: `replicas` frontends, none of which reserves a CPU (they wait, mostly)."""
+    deployment = serve.deployment(
+        Frontend,
+        num_replicas=replicas,
+        max_ongoing_requests=1024,
+        ray_actor_options={"num_cpus": 0},
+        graceful_shutdown_timeout_s=5,
+    )
+    return deployment.bind(spec)

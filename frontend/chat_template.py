@@ -1,0 +1,192 @@
+"""Conversations to token ids, with the checkpoint's own chat template.
+
+The template is a Jinja program written for Hugging Face's `apply_chat_template`, and gets here what it gets there. It
+writes special tokens by name into one long text, between the contents of the messages. What looks like a special
+token *inside* a content must stay text, or a user could end a turn and speak as the system:
+
+1. Render the conversation. This is the text that the model shall read.
+2. In the contents, replace the first letter of every special token's name by a stand-in, a private-use character that
+   occurs nowhere else, and render again. The text has the same length, and the same letters but for the stand-ins
+   (else the template looked at such a name, and the request is refused rather than encoded in some way).
+3. What is a special token in the second text was written by the template. Split there, put the first letters back in
+   the pieces between, and encode those as plain text.
+
+So the pieces between special tokens are always encoded whole: the ids are those of the plain rendering, save that a
+name in a content is text. Without such a name, step 1 is all there is.
+
+Known limit: a template that itself writes the first part of a special token's name right before a content.
+"""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from checkpoint.errors import CheckpointError
+from frontend.tokenizer import Tokenizer, read_json_object, read_text, token_name
+from router.errors import InvalidArgument
+
+ROLES = ("system", "user", "assistant", "tool")
+
+# A role, one of ROLES, and a content: text from outside, in which nothing is a special token.
+Message = tuple[str, str]
+
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)
+
+
+class ChatTemplate:
+    """One checkpoint's chat template. It never changes, so threads may share it."""
+
+    def __init__(self, source: str, special_names: dict[str, str] | None = None) -> None:
+        """source: the Jinja program. special_names: variables for it, such as eos_token. Raises TemplateSyntaxError."""
+        self._template = _environment().from_string(source)
+        self._special_names = special_names or {}
+
+    @classmethod
+    def open(cls, directory: Path) -> "ChatTemplate | None":
+        """A checkpoint's template; None where it has none.
+
+        It is chat_template.jinja, or else `chat_template` in tokenizer_config.json or in chat_template.json (which is
+        where transformers used to put that of models that take images). Where that lists several templates by name,
+        the one called "default" is it. Raises CheckpointError when a file is damaged.
+        """
+        config_path = directory / "tokenizer_config.json"
+        config = read_json_object(config_path) if config_path.exists() else {}
+        path, source = _find_source(directory, config)
+        if source is None:
+            return None
+        names = {key: token_name(value) for key, value in config.items() if key.endswith("_token")}
+        try:
+            return cls(source, {key: name for key, name in names.items() if name is not None})
+        except jinja2.TemplateSyntaxError as error:
+            raise CheckpointError(
+                f"{path}: line {error.lineno} of the chat template: {error.message}; download the file again"
+            ) from error
+
+    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+        """The prompt that lets the model answer a conversation, whose oldest message is first.
+
+        Raises InvalidArgument when there is no message, a role is unknown or the template refuses the conversation.
+        """
+        _check(messages)
+        now = datetime.now()  # one instant for both renderings
+        text = self._render(messages, tokenizer, now)
+        name_starts = [tokenizer.special_starts(content) for _, content in messages]
+        if not any(name_starts):
+            return tokenizer.encode_with_specials(text)
+        stand_ins = _stand_ins(tokenizer, [text, *(content for _, content in messages)])
+        masked = [
+            (role, _mask(content, starts, stand_ins))
+            for (role, content), starts in zip(messages, name_starts, strict=True)
+        ]
+        masked_text = self._render(masked, tokenizer, now)
+        restore = str.maketrans({stand_in: letter for letter, stand_in in stand_ins.items()})
+        if masked_text.translate(restore) != text:
+            raise InvalidArgument(
+                "messages",
+                "a content holds the name of a special token, and the checkpoint's chat template does not treat that "
+                "like other text; remove the name",
+            )
+        ids: list[int] = []
+        for part in tokenizer.split_specials(masked_text):
+            ids += [part] if isinstance(part, int) else tokenizer.encode(part.translate(restore), add_bos=False)
+        return ids
+
+    def _render(self, messages: Sequence[Message], tokenizer: Tokenizer, now: datetime) -> str:
+        names = dict(self._special_names)
+        if tokenizer.bos_token_id is not None:
+            names["bos_token"] = tokenizer.decode([tokenizer.bos_token_id])
+        try:
+            return self._template.render(
+                **names,
+                messages=[{"role": role, "content": content} for role, content in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                strftime_now=now.strftime,
+            )
+        except Exception as error:  # the checkpoint's program, which can fail in any way that a program can
+            raise InvalidArgument("messages", f"the checkpoint's chat template refuses them: {error}") from error
+
+
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise InvalidArgument("messages", "is empty; give at least one message")
+    for i, (role, _) in enumerate(messages):
+        if role not in ROLES:
+            raise InvalidArgument(f"messages[{i}].role", f"is {role[:80]!r}; must be one of {', '.join(ROLES)}")
+
+
+def _stand_ins(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, str]:
+    """For each letter that begins a special token's name, a character that no text holds."""
+    used = set().union(*texts)
+    free = (chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+    return {letter: next(free) for letter in sorted({name[0] for name in tokenizer.special_tokens})}
+
+
+def _mask(content: str, starts: Sequence[int], stand_ins: dict[str, str]) -> str:
+    letters = list(content)
+    for start in starts:
+        letters[start] = stand_ins[content[start]]
+    return "".join(letters)
+
+
+def _find_source(directory: Path, tokenizer_config: dict[str, Any]) -> tuple[Path, str | None]:
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        return path, read_text(path)
+    path = directory / "tokenizer_config.json"
+    source = tokenizer_config.get("chat_template")
+    if source is None and (directory / "chat_template.json").exists():
+        path = directory / "chat_template.json"
+        source = read_json_object(path).get("chat_template")
+    try:
+        if isinstance(source, list):
+            source = {item["name"]: item["template"] for item in source}.get("default")
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: a chat template without name or template; download the file again") from error
+    if source is not None and not isinstance(source, str):
+        raise CheckpointError(f"{path}: chat_template is no text; download the file again")
+    return path, source
+
+
+class _GenerationBlocks(jinja2.ext.Extension):
+    """`{% generation %}` marks what to train on; for a prompt, a block is just its content."""
+
+    tags = {"generation"}  # noqa: RUF012 -- jinja2 declares it this way
+
+    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as it is: Jinja's own filter would escape it for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as Hugging Face sets it up for chat templates (transformers 5.23, `utils/chat_template_utils.py`)."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlocks]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    return environment

@@ -1,0 +1,111 @@
+"""`drover chat` as a user runs it: in a pipe, or on a terminal."""
+
+import json
+import os
+import pty
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from router.errors import Unavailable
+from tests.command import drover, read_until, start
+from tests.fake_router import FakeRouter, echoes, fails, says, says_then_waits
+from tests.loopback import PATIENCE_S, serving
+
+
+@pytest.fixture(scope="module")
+def router() -> FakeRouter:
+    return FakeRouter()
+
+
+@pytest.fixture(scope="module")
+def address(router: FakeRouter) -> Iterator[str]:
+    with serving(router) as address:
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def _fresh(router: FakeRouter) -> None:
+    router.script = says("Hello!")
+    router.requests.clear()
+    router.closed.clear()
+
+
+def test_chat_keeps_the_conversation(router: FakeRouter, address: str) -> None:
+    done = drover("chat", "--system", "Be nice.", "--address", address, stdin="one\n\ntwo\n/reset\nthree\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello!\n" * 3, "")
+    prompts = [bytes(request.prompt_token_ids[1:]).decode() for request in router.requests]
+    assert prompts == [
+        "system: Be nice.\nuser: one\nassistant: ",
+        "system: Be nice.\nuser: one\nassistant: Hello!\nuser: two\nassistant: ",
+        "system: Be nice.\nuser: three\nassistant: ",
+    ]
+
+
+def test_chat_as_json_is_one_object_per_answer(address: str) -> None:
+    done = drover("chat", "--json", "--address", address, stdin="one\ntwo\n")
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["Hello!", "Hello!"]
+
+
+def test_chat_obeys_its_commands(router: FakeRouter, address: str) -> None:
+    done = drover("chat", "--address", address, stdin="/help\n/quit\n/etc is a folder\n/exit\nnever said\n")
+    assert (done.returncode, len(router.requests)) == (0, 1)
+    help_line, unknown_line = done.stderr.splitlines()
+    assert "/reset" in help_line
+    assert unknown_line.startswith("unknown command /quit")
+
+
+def test_ctrl_c_stops_an_answer_but_not_the_chat(router: FakeRouter, address: str) -> None:
+    router.script = says_then_waits("Hel")
+    with start("chat", "--address", address) as process:
+        process.stdin.write(b"one\n")
+        read_until(process.stdout.fileno(), b"Hel")
+        router.script = echoes()
+        process.send_signal(signal.SIGINT)
+        assert router.closed.wait(PATIENCE_S)
+        process.stdin.write(b"two\n")
+        process.stdin.close()
+        rest = process.stdout.read()
+        assert process.wait(PATIENCE_S) == 0
+        assert process.stderr.read() == b"[stopped]\n"
+    assert rest == b"\nuser: one\nassistant: Hel\nuser: two\nassistant: \n"
+
+
+def test_ctrl_d_leaves_an_interactive_chat(address: str) -> None:
+    leader, follower = pty.openpty()
+    with start("chat", "--address", address, stdin=follower, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        read_until(leader, b"> ")
+        os.write(leader, b"Hi\n")
+        read_until(leader, b"Hello!")
+        read_until(leader, b"> ")
+        os.write(leader, b"\x04")
+        assert process.wait(PATIENCE_S) == 0
+    os.close(leader)
+
+
+def test_an_interactive_chat_survives_an_error(router: FakeRouter, address: str) -> None:
+    router.script = fails(Unavailable("shard 3 is down"))
+    leader, follower = pty.openpty()
+    with start("chat", "--address", address, stdin=follower, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        read_until(leader, b"> ")
+        os.write(leader, b"Hi\n")
+        read_until(leader, b"drover: error: shard 3 is down")
+        router.script = says("Back.")
+        read_until(leader, b"> ")
+        os.write(leader, b"Hi again\n")
+        read_until(leader, b"Back.")
+        read_until(leader, b"> ")
+        os.write(leader, b"/exit\n")
+        assert process.wait(PATIENCE_S) == 0
+    os.close(leader)
+    assert bytes(router.requests[1].prompt_token_ids[1:]) == b"user: Hi again\nassistant: "
+
+
+def test_chat_without_a_template_says_what_to_do() -> None:
+    with serving(FakeRouter(), with_chat_template=False) as address:
+        done = drover("chat", "--address", address, stdin="Hi\n")
+    assert done.returncode == 1
+    assert done.stderr == "drover: error: tiny has no chat template, so it cannot chat; use `drover generate`\n"

@@ -1,0 +1,217 @@
+"""`drover` and `drover generate` as a user runs them: a process, against a real server on loopback."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from router.errors import Unavailable
+from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
+from tests.command import ROOT, drover, read_until, start
+from tests.fake_router import BOS, EOS, FakeRouter, fails, says, says_then_waits
+from tests.loopback import PATIENCE_S, serving
+
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture(scope="module")
+def router() -> FakeRouter:
+    return FakeRouter()
+
+
+@pytest.fixture(scope="module")
+def address(router: FakeRouter) -> Iterator[str]:
+    with serving(router) as address:
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def _fresh(router: FakeRouter) -> None:
+    router.script = says("Hello!")
+    router.requests.clear()
+    router.closed.clear()
+
+
+def test_the_installed_command_is_this_one() -> None:
+    command = Path(sys.executable).with_name("drover")
+    done = subprocess.run([command, "--help"], capture_output=True, timeout=PATIENCE_S, text=True)
+    assert done.returncode == 0
+    assert done.stdout == drover("--help").stdout
+
+
+def test_generate_prints_the_text_and_nothing_else(address: str) -> None:
+    done = drover("generate", "Hi", "--address", address)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Hello!\n", "")
+
+
+def test_generate_streams(router: FakeRouter, address: str) -> None:
+    router.script = says_then_waits("Hel")
+    with start("generate", "Hi", "--address", address) as process:
+        read_until(process.stdout.fileno(), b"Hel")
+        process.kill()
+    assert router.closed.wait(PATIENCE_S)
+
+
+def test_generate_reads_the_prompt_from_stdin(router: FakeRouter, address: str) -> None:
+    for arguments in ([], ["-"]):
+        router.requests.clear()
+        assert drover("generate", *arguments, "--address", address, stdin="two\nlines\n").returncode == 0
+        assert router.requests[0].prompt_token_ids == (BOS, *b"two\nlines")
+
+
+def test_generate_takes_token_ids(router: FakeRouter, address: str) -> None:
+    assert drover("generate", "--token-ids", "1,2,257", "--address", address).returncode == 0
+    assert router.requests[0].prompt_token_ids == (1, 2, EOS)
+
+
+def test_generate_passes_every_sampling_flag_on(router: FakeRouter, address: str) -> None:
+    flags = "--max-tokens 3 --temperature 0.5 --top-p 0.25 --top-k 7 --seed 11 --stop-token-ids 8,9 --logprobs 2 --json"
+    assert drover("generate", "Hi", *flags.split(), "--address", address).returncode == 0
+    sampling = router.requests[0].sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (3, 0.5, 0.25, 7)
+    assert (sampling.seed, sampling.stop_token_ids, sampling.logprobs) == (11, {8, 9}, 2)
+
+
+def test_generate_as_json_is_one_object(router: FakeRouter, address: str) -> None:
+    async def script(request: GenerationRequest):
+        for byte, reason in ((ord("o"), None), (ord("k"), FinishReason.LENGTH)):
+            logprobs = (TokenLogprobs(byte, -0.5, ((byte, -0.5),)),)
+            yield TokenDelta(request.request_id, (byte,), logprobs, finish_reason=reason)
+
+    router.script = script
+    done = drover("generate", "Hi", "--json", "--logprobs", "1", "--address", address)
+    answer = json.loads(done.stdout)
+    timing = answer.pop("timing")
+    assert answer == {
+        "request_id": router.requests[0].request_id,
+        "text": "ok",
+        "token_ids": [*b"ok"],
+        "logprobs": [
+            {"token_id": byte, "logprob": -0.5, "top": [{"token_id": byte, "logprob": -0.5}]} for byte in b"ok"
+        ],
+        "finish_reason": "length",
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+    }
+    assert timing["ttft_ms"] > 0
+    assert timing["tokens_per_s"] > 0
+    assert done.stderr == ""
+
+
+def test_stats_go_to_stderr(address: str) -> None:
+    done = drover("generate", "Hi", "--stats", "--address", address)
+    assert done.stdout == "Hello!\n"
+    assert done.stderr.startswith("[3 prompt tokens, 7 made (stop); first after ")
+
+
+def test_stats_come_by_themselves_on_a_terminal(address: str) -> None:
+    leader, follower = pty.openpty()
+    with start("generate", "Hi", "--address", address, stderr=follower) as process:
+        assert b"7 made (stop)" in read_until(leader, b"]")
+        assert process.wait(PATIENCE_S) == 0
+    os.close(follower)
+    os.close(leader)
+
+
+def test_an_error_is_one_line_and_exit_code_1(address: str) -> None:
+    done = drover("generate", "Hi", "--top-p", "2", "--address", address)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "drover: error: sampling.top_p: is 2; must be above 0 and at most 1\n"
+
+
+def test_an_error_mid_stream_comes_after_the_text(router: FakeRouter, address: str) -> None:
+    router.script = fails(Unavailable("shard 3 is down"), after="Hel")
+    done = drover("generate", "Hi", "--address", address)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "Hel\n", "drover: error: shard 3 is down\n")
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_no_server_is_said_in_one_line(command: str) -> None:
+    done = drover(command, "--address", NOBODY, stdin="Hi\n")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"drover: error: no server answers at {NOBODY} ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_stdin_that_is_no_utf8_is_an_error(address: str) -> None:
+    for command in ("generate", "chat"):
+        done = drover(command, "--address", address, stdin=b"Gr\xfc\xdfe\n")
+        assert done.returncode == 1
+        assert done.stderr == "drover: error: standard input: is not valid UTF-8 (byte 0xfc at offset 2)\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["generate", "Hi", "--token-ids", "1,2"],
+        ["generate", "--token-ids", "one"],
+        ["generate", "Hi", "--max-tokens", "many"],
+        ["generate", "Hi", "--logprobs", "1"],
+        ["generate", "Hi", "--timeout-s", "0"],
+        ["chat", "Hi"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
+    done = drover(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("usage: drover")
+
+
+def test_the_deadline_flag_ends_an_answer(router: FakeRouter, address: str) -> None:
+    router.script = says_then_waits("Hel")
+    done = drover("generate", "Hi", "--timeout-s", "0.5", "--address", address)
+    assert (done.returncode, done.stdout) == (1, "Hel\n")
+    assert "did not finish in time" in done.stderr
+
+
+def test_ctrl_c_is_exit_code_130_without_a_trace(router: FakeRouter, address: str) -> None:
+    router.script = says_then_waits("Hel")
+    with start("generate", "Hi", "--address", address) as process:
+        read_until(process.stdout.fileno(), b"Hel")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE_S) == 130
+        assert process.stderr.read() == b""
+    assert router.closed.wait(PATIENCE_S)
+
+
+def test_a_reader_that_goes_away_is_no_error_message(router: FakeRouter, address: str) -> None:
+    router.script = says("x" * 300)
+    with start("generate", "Hi", "--max-tokens", "400", "--address", address) as process:
+        process.stdout.close()
+        assert process.wait(PATIENCE_S) == 141
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("command", ["--help", "generate --help", "chat --help", "generate Hi", "chat"])
+def test_talking_to_a_server_imports_neither_ray_nor_torch(address: str, command: str) -> None:
+    program = """if True:
+        import sys
+        from cli.main import main
+        try:
+            code = main(sys.argv[1:])
+        except SystemExit as exit:
+            code = exit.code
+        assert code == 0, code
+        heavy = {"ray", "torch", "tokenizers", "frontend", "cluster"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    arguments = command.split() if "--help" in command else [*command.split(), "--address", address]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, timeout=PATIENCE_S, cwd=ROOT, input=b"Hi\n"
+    )
+    assert done.returncode == 0, done.stderr.decode()
+
+
+@pytest.mark.parametrize("command", ["", "generate", "chat"])
+def test_help_teaches_with_an_example(command: str) -> None:
+    done = drover(*command.split(), "--help")
+    assert done.returncode == 0
+    assert f"\n  drover {command}" in done.stdout or f"| drover {command}" in done.stdout

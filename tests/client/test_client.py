@@ -1,0 +1,233 @@
+"""The Python client against a real server on loopback."""
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import pytest
+
+from client import (
+    Client,
+    ClientError,
+    DeadlineExceeded,
+    Delta,
+    InvalidRequest,
+    Message,
+    NotFound,
+    ResourceExhausted,
+    ServerUnavailable,
+    TokenAlternative,
+    TokenLogprob,
+    Usage,
+)
+from router import errors
+from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
+from tests.fake_router import BOS, EOS, FakeRouter, echoes, fails, says, says_then_waits
+from tests.loopback import PATIENCE_S, serving
+
+
+@pytest.fixture(scope="module")
+def router() -> FakeRouter:
+    return FakeRouter()
+
+
+@pytest.fixture(scope="module")
+def connected(router: FakeRouter) -> Iterator[Client]:
+    with serving(router) as address, Client(address) as client:
+        yield client
+
+
+@pytest.fixture
+def client(router: FakeRouter, connected: Client) -> Client:
+    router.script = says("Hello!")
+    router.ready = True
+    router.requests.clear()
+    router.closed.clear()
+    return connected
+
+
+def test_generate_streams_deltas(client: Client) -> None:
+    *others, last = client.generate("Hi", timeout_s=PATIENCE_S)
+    assert [delta.text for delta in others] == [*"Hello!"]
+    assert [delta.finish_reason for delta in others] == [None] * 6
+    assert last == Delta(last.request_id, "", (EOS,), (), "stop", Usage(prompt_tokens=3, completion_tokens=7))
+
+
+def test_a_prompt_may_be_token_ids(client: Client, router: FakeRouter) -> None:
+    list(client.generate([1, 2, EOS], timeout_s=PATIENCE_S))
+    assert router.requests[0].prompt_token_ids == (1, 2, EOS)
+
+
+def test_sampling_reaches_the_router(client: Client, router: FakeRouter) -> None:
+    list(
+        client.generate(
+            "Hi",
+            max_tokens=3,
+            temperature=0.5,
+            top_p=0.25,
+            top_k=7,
+            seed=2**64 - 1,
+            stop_token_ids=[9],
+            logprobs=0,
+            timeout_s=PATIENCE_S,
+        )
+    )
+    sampling = router.requests[0].sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (3, 0.5, 0.25, 7)
+    assert (sampling.seed, sampling.stop_token_ids, sampling.logprobs) == (2**64 - 1, {9}, 0)
+
+
+def test_none_means_the_servers_default(client: Client, router: FakeRouter) -> None:
+    list(client.generate("Hi", max_tokens=None, temperature=None, timeout_s=PATIENCE_S))
+    assert (router.requests[0].sampling.max_tokens, router.requests[0].sampling.temperature) == (256, 1.0)
+
+
+def test_logprobs_are_plain_data(client: Client, router: FakeRouter) -> None:
+    async def script(request: GenerationRequest):
+        yield TokenDelta(
+            request.request_id, (65,), (TokenLogprobs(65, -0.5, ((66, -0.25),)),), finish_reason=FinishReason.LENGTH
+        )
+
+    router.script = script
+    [delta] = client.generate("Hi", logprobs=1, timeout_s=PATIENCE_S)
+    assert delta.logprobs == (TokenLogprob(65, -0.5, (TokenAlternative(66, -0.25),)),)
+    assert delta.finish_reason == "length"
+
+
+@pytest.mark.parametrize("messages", [[("user", "Hi")], [Message("user", "Hi")]])
+def test_chat_takes_messages_or_pairs(client: Client, router: FakeRouter, messages: list[tuple[str, str]]) -> None:
+    router.script = echoes()
+    assert "".join(delta.text for delta in client.chat(messages, timeout_s=PATIENCE_S)) == "user: Hi\nassistant: "
+
+
+def test_tokenize_and_detokenize(client: Client) -> None:
+    assert client.tokenize("Hi", timeout_s=PATIENCE_S) == [BOS, *b"Hi"]
+    assert client.tokenize("Hi", add_bos=False, timeout_s=PATIENCE_S) == [*b"Hi"]
+    assert client.detokenize([*b"Hi", EOS], timeout_s=PATIENCE_S) == "Hi<|end|>"
+
+
+def test_model_info(client: Client) -> None:
+    info = client.model_info(timeout_s=PATIENCE_S)
+    assert (info.model, info.max_context_tokens, info.eos_token_ids, info.bos_token_id) == ("tiny", 1000, (EOS,), BOS)
+
+
+def test_health_tells_a_live_server_from_a_ready_model(client: Client, router: FakeRouter) -> None:
+    assert client.health(timeout_s=PATIENCE_S) == "SERVING"
+    router.ready = False
+    assert client.health(timeout_s=PATIENCE_S) == "NOT_SERVING"
+    assert client.health("", timeout_s=PATIENCE_S) == "SERVING"
+
+
+def test_closing_the_stream_cancels_the_answer(client: Client, router: FakeRouter) -> None:
+    router.script = says_then_waits("Hel")
+    stream = client.generate("Hi", timeout_s=PATIENCE_S)
+    assert next(stream).text == "Hel"
+    stream.close()
+    assert router.closed.wait(PATIENCE_S)
+    assert list(stream) == []
+
+
+def test_leaving_the_streams_context_cancels_the_answer(client: Client, router: FakeRouter) -> None:
+    router.script = says_then_waits("Hel")
+    with client.generate("Hi", timeout_s=PATIENCE_S) as stream:
+        next(stream)
+    assert router.closed.wait(PATIENCE_S)
+
+
+def test_dropping_the_stream_cancels_the_answer(client: Client, router: FakeRouter) -> None:
+    router.script = says_then_waits("Hel")
+    next(client.generate("Hi", timeout_s=PATIENCE_S))
+    assert router.closed.wait(PATIENCE_S)
+
+
+def test_closing_a_finished_stream_is_harmless(client: Client) -> None:
+    with client.generate("Hi", timeout_s=PATIENCE_S) as stream:
+        assert len(list(stream)) == 7
+    assert list(stream) == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "error_type"),
+    [
+        (errors.ResourceExhausted("the queue is full"), ResourceExhausted),
+        (errors.Unavailable("shard 3 is down"), ServerUnavailable),
+    ],
+)
+def test_an_error_comes_after_what_was_made(
+    client: Client, router: FakeRouter, failure: Exception, error_type: type[ClientError]
+) -> None:
+    router.script = fails(failure, after="Hel")
+    stream = client.generate("Hi", timeout_s=PATIENCE_S)
+    assert next(stream).text == "Hel"
+    with pytest.raises(error_type, match=f"^{failure}$"):
+        next(stream)
+
+
+def test_a_wrong_field_is_an_invalid_request(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match=r"^sampling\.top_p: is 2; ") as error:
+        next(client.generate("Hi", top_p=2, timeout_s=PATIENCE_S))
+    assert error.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_an_unknown_model_or_service_is_not_found(client: Client) -> None:
+    with pytest.raises(NotFound, match="'gpt-2'"):
+        client.model_info(model="gpt-2", timeout_s=PATIENCE_S)
+    with pytest.raises(NotFound, match="'nonsense'"):
+        client.health("nonsense", timeout_s=PATIENCE_S)
+
+
+def test_the_deadline_is_the_clients_own(client: Client, router: FakeRouter) -> None:
+    router.script = says_then_waits("Hel")
+    with pytest.raises(DeadlineExceeded):
+        list(client.generate("Hi", timeout_s=0.3))
+
+
+UNSENDABLE: dict[str, Callable[[Client], Any]] = {
+    "sampling.seed": lambda client: client.generate("Hi", seed=-1),
+    "sampling.max_tokens": lambda client: client.generate("Hi", max_tokens=2**31),
+    "sampling.temperature": lambda client: client.generate("Hi", temperature="hot"),
+    "sampling.stop_token_ids": lambda client: client.generate("Hi", stop_token_ids=[-1]),
+    "prompt.token_ids": lambda client: client.generate([1, -1]),
+    "prompt.text": lambda client: client.generate("\ud83e"),
+    "messages[1].content": lambda client: client.chat([("user", "Hi"), ("user", "\ud83e")]),
+    "token_ids": lambda client: client.detokenize([2**32]),
+    "text": lambda client: client.tokenize("\ud83e"),
+}
+
+
+@pytest.mark.parametrize("field", UNSENDABLE)
+def test_what_cannot_even_be_sent_names_its_field(client: Client, field: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        UNSENDABLE[field](client)
+    assert str(error.value).startswith(f"{field}: is ")
+
+
+def test_an_unknown_sampling_parameter_is_refused(client: Client) -> None:
+    with pytest.raises(TypeError, match="'max_token'"):
+        client.generate("Hi", max_token=3)
+
+
+def test_no_server_is_said_with_the_address() -> None:
+    with (
+        Client("127.0.0.1:1") as client,
+        pytest.raises(ServerUnavailable, match=r"^no server answers at 127\.0\.0\.1:1 "),
+    ):
+        client.model_info(timeout_s=PATIENCE_S)
+
+
+def test_a_server_that_goes_away_mid_stream_is_an_error() -> None:
+    with ExitStack() as server:
+        address = server.enter_context(serving(FakeRouter(says_then_waits("Hel"))))
+        with Client(address) as client:
+            stream = client.generate("Hi", timeout_s=PATIENCE_S)
+            assert next(stream).text == "Hel"
+            server.close()
+            with pytest.raises(ClientError):
+                next(stream)
+
+
+def test_errors_survive_pickling() -> None:
+    error = pickle.loads(pickle.dumps(NotFound(grpc.StatusCode.NOT_FOUND, "no such model")))
+    assert (type(error), error.code, str(error)) == (NotFound, grpc.StatusCode.NOT_FOUND, "no such model")

@@ -1,0 +1,118 @@
+"""A router without an engine: it says what a test tells it to, and remembers what it was asked."""
+
+import asyncio
+import functools
+import json
+import threading
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from checkpoint.tokenizer_files import byte_letters
+from frontend.chat_template import ChatTemplate
+from frontend.router_client import Readiness
+from frontend.tokenizer import Tokenizer
+from router.request import FinishReason, GenerationRequest, RequestLimits, TokenDelta
+
+BOS, EOS = 256, 257
+VOCAB_SIZE = 258
+
+Script = Callable[[GenerationRequest], AsyncGenerator[TokenDelta, None]]
+
+
+@functools.cache
+def byte_tokenizer() -> Tokenizer:
+    """Token id = byte, and two special tokens; so a test can write tokens down as bytes."""
+    special = [
+        {"id": token_id, "content": name, "special": True, "normalized": False}
+        | {"lstrip": False, "rstrip": False, "single_word": False}
+        for token_id, name in ((BOS, "<|begin|>"), (EOS, "<|end|>"))
+    ]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    vocab = {letter: byte for byte, letter in enumerate(byte_letters())}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    data = {"added_tokens": special, "pre_tokenizer": byte_level, "decoder": byte_level, "model": model}
+    with TemporaryDirectory() as directory:
+        (Path(directory) / "tokenizer.json").write_text(json.dumps(data))
+        (Path(directory) / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|begin|>"}))
+        return Tokenizer.open(Path(directory))
+
+
+# Writes every message as "role: content" on a line of its own.
+LINE_TEMPLATE = ChatTemplate(
+    "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant: "
+)
+
+
+class FakeRouter:
+    """A RouterClient that answers with `script`; a test may replace it, or `ready`, at any time.
+
+    requests: those that reached the router, oldest first.
+    closed: set when a stream's generator ended or was closed, which is where a real router frees its work.
+    """
+
+    def __init__(self, script: Script | None = None, *, max_context_tokens: int = 1000) -> None:
+        self.script = script or says("Hello!")
+        self.ready = True
+        self.requests: list[GenerationRequest] = []
+        self.closed = threading.Event()
+        self._limits = RequestLimits(vocab_size=VOCAB_SIZE, max_context_tokens=max_context_tokens)
+
+    async def limits(self) -> RequestLimits:
+        return self._limits
+
+    async def readiness(self) -> Readiness:
+        return Readiness(self.ready, "" if self.ready else "a test said so")
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        self.requests.append(request)
+        try:
+            async for delta in self.script(request):
+                yield delta
+        finally:
+            self.closed.set()
+
+
+def says(text: str, *, tokens_per_delta: int = 1) -> Script:
+    """Say `text`, byte by byte, then the end token; or less of it, where max_tokens is smaller."""
+
+    async def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        token_ids = [*text.encode(), EOS]
+        reason = FinishReason.STOP if len(token_ids) <= request.sampling.max_tokens else FinishReason.LENGTH
+        token_ids = token_ids[: request.sampling.max_tokens]
+        for start in range(0, len(token_ids), tokens_per_delta):
+            end = min(start + tokens_per_delta, len(token_ids))
+            last = reason if end == len(token_ids) else None
+            yield TokenDelta(request.request_id, tuple(token_ids[start:end]), finish_reason=last)
+
+    return script
+
+
+def echoes() -> Script:
+    """Say the prompt, special tokens left out."""
+
+    def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        return says(byte_tokenizer().decode(request.prompt_token_ids, skip_special=True), tokens_per_delta=64)(request)
+
+    return script
+
+
+def says_then_waits(text: str) -> Script:
+    """Say `text`, then nothing until the stream is closed."""
+
+    async def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        yield TokenDelta(request.request_id, tuple(text.encode()))
+        await asyncio.Event().wait()
+
+    return script
+
+
+def fails(error: Exception, *, after: str = "") -> Script:
+    """Say `after`, then raise."""
+
+    async def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        if after:
+            yield TokenDelta(request.request_id, tuple(after.encode()))
+        raise error
+
+    return script

@@ -1,0 +1,132 @@
+"""Every bad request is refused with a status and the name of the field, before anything reaches the router."""
+
+from collections.abc import Iterator
+
+import grpc
+import pytest
+
+from protos.drover.v1 import inference_pb2 as pb
+from protos.drover.v1 import inference_pb2_grpc
+from tests.fake_router import VOCAB_SIZE, FakeRouter
+from tests.loopback import PATIENCE_S, failure_of, serving
+
+CONTEXT_TOKENS = 1000
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def router() -> FakeRouter:
+    return FakeRouter(max_context_tokens=CONTEXT_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def channel(router: FakeRouter) -> Iterator[grpc.Channel]:
+    with serving(router) as address, grpc.insecure_channel(address) as channel:
+        yield channel
+
+
+@pytest.fixture
+def stub(router: FakeRouter, channel: grpc.Channel) -> inference_pb2_grpc.InferenceStub:
+    router.requests.clear()
+    return inference_pb2_grpc.InferenceStub(channel)
+
+
+def generate(stub, request: pb.GenerateRequest) -> list[pb.GenerateResponse]:
+    return list(stub.Generate(request, timeout=PATIENCE_S))
+
+
+def sampled(**sampling) -> pb.GenerateRequest:
+    return pb.GenerateRequest(text="Hi", sampling=pb.SamplingParams(**sampling))
+
+
+BAD_PROMPTS = {
+    "unset prompt": (pb.GenerateRequest(), "prompt:"),
+    "empty text": (pb.GenerateRequest(text=""), "prompt.text:"),
+    "empty token ids": (pb.GenerateRequest(token_ids=pb.TokenIds()), "prompt:"),
+    "token id out of range": (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5, VOCAB_SIZE])), "prompt.token_ids:"),
+    "too many token ids": (pb.GenerateRequest(token_ids=pb.TokenIds(ids=[5] * CONTEXT_TOKENS)), "prompt.token_ids:"),
+    "too many tokens of text": (pb.GenerateRequest(text="x" * CONTEXT_TOKENS), "prompt:"),
+    "20 MiB of text": (pb.GenerateRequest(text="x" * 20 * MIB), "prompt.text:"),
+    "20 MiB of long characters": (pb.GenerateRequest(text="🦙" * 5 * MIB), "prompt.text:"),
+}
+BAD_SAMPLING = {
+    "negative temperature": (sampled(temperature=-0.5), "sampling.temperature: is -0.5"),
+    "NaN temperature": (sampled(temperature=float("nan")), "sampling.temperature: is nan"),
+    "infinite temperature": (sampled(temperature=float("inf")), "sampling.temperature: is inf"),
+    "hot temperature": (sampled(temperature=101), "sampling.temperature: is 101"),
+    "zero top_p": (sampled(top_p=0), "sampling.top_p: is 0"),
+    "top_p above 1": (sampled(top_p=2), "sampling.top_p: is 2"),
+    "NaN top_p": (sampled(top_p=float("nan")), "sampling.top_p: is nan"),
+    "zero max_tokens": (sampled(max_tokens=0), "sampling.max_tokens: is 0"),
+    "max_tokens beyond the context": (sampled(max_tokens=CONTEXT_TOKENS), "sampling.max_tokens: is 1000"),
+    "negative top_k": (sampled(top_k=-1), "sampling.top_k: is -1"),
+    "21 logprobs": (sampled(logprobs=21), "sampling.logprobs: is 21"),
+    "negative logprobs": (sampled(logprobs=-1), "sampling.logprobs: is -1"),
+    "stop token id out of range": (sampled(stop_token_ids=[VOCAB_SIZE]), "sampling.stop_token_ids: contains 258"),
+}
+
+
+@pytest.mark.parametrize(("request_", "details"), (BAD_PROMPTS | BAD_SAMPLING).values(), ids=BAD_PROMPTS | BAD_SAMPLING)
+def test_a_bad_field_is_named_and_nothing_is_queued(router, stub, request_: pb.GenerateRequest, details: str) -> None:
+    error = failure_of(lambda: generate(stub, request_))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith(details)
+    assert router.requests == []
+
+
+BAD_CHATS = {
+    "no messages": (pb.ChatRequest(), "messages:"),
+    "too many messages": (
+        pb.ChatRequest(messages=[pb.ChatMessage(role="user")] * 10 * CONTEXT_TOKENS),
+        "messages: has at least 10000 tokens",
+    ),
+    "unknown role": (
+        pb.ChatRequest(messages=[pb.ChatMessage(role="boss", content="Hi")]),
+        "messages[0].role: is 'boss'",
+    ),
+    "unset role": (pb.ChatRequest(messages=[pb.ChatMessage(content="Hi")]), "messages[0].role: is ''"),
+    "20 MiB": (pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="x" * 20 * MIB)]), "messages[0].content:"),
+    "20 MiB in many": (
+        pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="x" * 8000)] * 2500),
+        "messages: has at least",
+    ),
+}
+
+
+@pytest.mark.parametrize(("request_", "details"), BAD_CHATS.values(), ids=BAD_CHATS)
+def test_a_bad_conversation_is_named_and_not_queued(router, stub, request_: pb.ChatRequest, details: str) -> None:
+    error = failure_of(lambda: list(stub.Chat(request_, timeout=PATIENCE_S)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith(details)
+    assert router.requests == []
+
+
+def test_chat_without_a_template_points_to_generate() -> None:
+    request = pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="Hi")])
+    with serving(FakeRouter(), with_chat_template=False) as address, grpc.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        error = failure_of(lambda: list(stub.Chat(request, timeout=PATIENCE_S)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("messages: ")
+    assert "Generate" in error.details()
+
+
+@pytest.mark.parametrize("method", ["Generate", "Chat", "Tokenize", "Detokenize", "GetModelInfo"])
+def test_an_unknown_model_is_not_found_and_the_served_one_named(stub, method: str) -> None:
+    request_class = pb.GetModelInfoRequest if method == "GetModelInfo" else getattr(pb, f"{method}Request")
+    error = failure_of(lambda: list(getattr(stub, method)(request_class(model="gpt-2"), timeout=PATIENCE_S)))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert "'gpt-2'" in error.details()
+    assert "'tiny'" in error.details()
+
+
+def test_a_model_name_of_a_megabyte_is_quoted_in_part(stub) -> None:
+    error = failure_of(lambda: generate(stub, pb.GenerateRequest(model="ü" * MIB, text="Hi")))
+    assert error.code() is grpc.StatusCode.NOT_FOUND
+    assert len(error.details()) < 300
+
+
+def test_detokenize_names_a_bad_token_id(stub) -> None:
+    error = failure_of(lambda: stub.Detokenize(pb.DetokenizeRequest(token_ids=[1, 999]), timeout=PATIENCE_S))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details() == "token_ids: contains 999; token ids go from 0 to 257"
