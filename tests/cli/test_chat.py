@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from router.errors import Unavailable
-from tests.command import drover, read_until, start
+from tests.command import Screen, drover, start
 from tests.fake_router import FakeRouter, echoes, fails, says, says_then_waits
 from tests.loopback import PATIENCE_S, serving
 
@@ -60,7 +60,7 @@ def test_ctrl_c_stops_an_answer_but_not_the_chat(router: FakeRouter, address: st
     router.script = says_then_waits("Hel")
     with start("chat", "--address", address) as process:
         process.stdin.write(b"one\n")
-        read_until(process.stdout.fileno(), b"Hel")
+        Screen(process.stdout.fileno()).read_until(b"Hel")
         router.script = echoes()
         process.send_signal(signal.SIGINT)
         assert router.closed.wait(PATIENCE_S)
@@ -74,12 +74,13 @@ def test_ctrl_c_stops_an_answer_but_not_the_chat(router: FakeRouter, address: st
 
 def test_ctrl_d_leaves_an_interactive_chat(address: str) -> None:
     leader, follower = pty.openpty()
+    screen = Screen(leader)
     with start("chat", "--address", address, stdin=follower, stdout=follower, stderr=follower) as process:
         os.close(follower)
-        read_until(leader, b"> ")
+        screen.read_until(b"> ")
         os.write(leader, b"Hi\n")
-        read_until(leader, b"Hello!")
-        read_until(leader, b"> ")
+        screen.read_until(b"Hello!")
+        screen.read_until(b"> ")
         os.write(leader, b"\x04")
         assert process.wait(PATIENCE_S) == 0
     os.close(leader)
@@ -88,16 +89,17 @@ def test_ctrl_d_leaves_an_interactive_chat(address: str) -> None:
 def test_an_interactive_chat_survives_an_error(router: FakeRouter, address: str) -> None:
     router.script = fails(Unavailable("shard 3 is down"))
     leader, follower = pty.openpty()
+    screen = Screen(leader)
     with start("chat", "--address", address, stdin=follower, stdout=follower, stderr=follower) as process:
         os.close(follower)
-        read_until(leader, b"> ")
+        screen.read_until(b"> ")
         os.write(leader, b"Hi\n")
-        read_until(leader, b"drover: error: shard 3 is down")
+        screen.read_until(b"drover: error: shard 3 is down")
         router.script = says("Back.")
-        read_until(leader, b"> ")
+        screen.read_until(b"> ")
         os.write(leader, b"Hi again\n")
-        read_until(leader, b"Back.")
-        read_until(leader, b"> ")
+        screen.read_until(b"Back.")
+        screen.read_until(b"> ")
         os.write(leader, b"/exit\n")
         assert process.wait(PATIENCE_S) == 0
     os.close(leader)

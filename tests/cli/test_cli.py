@@ -13,7 +13,7 @@ import pytest
 
 from router.errors import Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
-from tests.command import ROOT, drover, read_until, start
+from tests.command import ROOT, Screen, drover, start
 from tests.fake_router import BOS, EOS, FakeRouter, fails, says, says_then_waits
 from tests.loopback import PATIENCE_S, serving
 
@@ -53,7 +53,7 @@ def test_generate_prints_the_text_and_nothing_else(address: str) -> None:
 def test_generate_streams(router: FakeRouter, address: str) -> None:
     router.script = says_then_waits("Hel")
     with start("generate", "Hi", "--address", address) as process:
-        read_until(process.stdout.fileno(), b"Hel")
+        Screen(process.stdout.fileno()).read_until(b"Hel")
         process.kill()
     assert router.closed.wait(PATIENCE_S)
 
@@ -112,7 +112,7 @@ def test_stats_go_to_stderr(address: str) -> None:
 def test_stats_come_by_themselves_on_a_terminal(address: str) -> None:
     leader, follower = pty.openpty()
     with start("generate", "Hi", "--address", address, stderr=follower) as process:
-        assert b"7 made (stop)" in read_until(leader, b"]")
+        assert b"7 made (stop)" in Screen(leader).read_until(b"]")
         assert process.wait(PATIENCE_S) == 0
     os.close(follower)
     os.close(leader)
@@ -175,7 +175,7 @@ def test_the_deadline_flag_ends_an_answer(router: FakeRouter, address: str) -> N
 def test_ctrl_c_is_exit_code_130_without_a_trace(router: FakeRouter, address: str) -> None:
     router.script = says_then_waits("Hel")
     with start("generate", "Hi", "--address", address) as process:
-        read_until(process.stdout.fileno(), b"Hel")
+        Screen(process.stdout.fileno()).read_until(b"Hel")
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE_S) == 130
         assert process.stderr.read() == b""
