@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from cluster import launch, ray_runtime
     from cluster.config import load_deployment
 
-    stop_on_signals()
+    stop_on_signals(threading.Event())
     began = time.monotonic()
     checkpoint = (args.checkpoint or _random_checkpoint(Path(".demo") / "checkpoint")).resolve()
     ports = [args.port or free_port(), free_port()]
@@ -69,8 +70,6 @@ def run(args: argparse.Namespace) -> int:
     config = load_deployment(DEPLOYMENT, overrides)
     try:
         with StartProgress() as progress:
-            progress.stage("starting Ray")
-            ray_runtime.connect(config.ray)
             deployment = launch.start(config, progress)
         print(f"\n{config.name} is served on {deployment.address} by 1 router and {args.shards} shards\n", flush=True)
         answers = _speak(deployment, args)

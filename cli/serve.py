@@ -55,12 +55,12 @@ def run(args: argparse.Namespace) -> int:
     config = load_deployment(args.config, args.overrides)
     if args.detach and config.ray.address == "local":
         raise ConfigError("--detach needs a running Ray cluster: a local Ray ends with this process; set ray.address")
-    stop_asked = stop_on_signals()
+    stop_asked = threading.Event()
+    stop_on_signals(stop_asked)
     try:
         with StartProgress() as progress:
-            progress.stage("starting Ray" if config.ray.address == "local" else "joining the Ray cluster")
-            ray_runtime.connect(config.ray)
             deployment = launch.start(config, progress)
+        stop_on_signals(stop_asked)  # again: Ray has put in handlers of its own
         print(f"{config.name} is served on {deployment.address} (gRPC drover.v1.Inference)", flush=True)
         if args.detach:
             return 0
@@ -75,9 +75,8 @@ def run(args: argparse.Namespace) -> int:
         ray_runtime.disconnect()
 
 
-def stop_on_signals() -> threading.Event:
-    """SIGTERM interrupts like Ctrl-C; the event is set by whichever comes first, once serving has begun."""
-    asked = threading.Event()
+def stop_on_signals(asked: threading.Event) -> None:
+    """From now on SIGTERM interrupts like Ctrl-C. `asked` is set by the first; later ones leave the clean-up alone."""
 
     def interrupt(number: int, frame: object) -> None:
         if asked.is_set():
@@ -87,7 +86,6 @@ def stop_on_signals() -> threading.Event:
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
-    return asked
 
 
 def _serve_until(stop_asked: threading.Event, namespace: str) -> int:

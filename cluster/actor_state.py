@@ -1,6 +1,7 @@
 """How far an actor has come: what the launcher's progress bars and `drover status` show."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +20,10 @@ class Phase(str, Enum):
 
 @dataclass(frozen=True)
 class ActorState:
-    """bytes_done of bytes_total checkpoint bytes are read. error: why, when the phase is FAILED."""
+    """bytes_done of bytes_total checkpoint bytes are read. pid: of the actor's process on its node.
+    error: why, when the phase is FAILED."""
 
+    pid: int
     phase: Phase
     bytes_done: int
     bytes_total: int
@@ -64,7 +67,7 @@ class LoadProgress:
 
     def state(self) -> ActorState:
         with self._lock:
-            return ActorState(self._phase, self._done, self._total, self._error)
+            return ActorState(os.getpid(), self._phase, self._done, self._total, self._error)
 
     def _finish(self, phase: Phase, error: str = "") -> None:
         with self._lock:

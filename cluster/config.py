@@ -28,12 +28,13 @@ class _Section(BaseModel):
 class RayConfig(_Section):
     """address: "local" starts Ray in the serving process; "auto" or host:port joins a running cluster.
 
-    num_cpus: logical CPUs of a local Ray; none means as many as the machine has.
+    num_cpus, num_gpus: of a local Ray; none means as many as the machine has.
     """
 
     address: str = "local"
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "drover"
     num_cpus: Annotated[int, Field(ge=1)] | None = None
+    num_gpus: Annotated[int, Field(ge=0)] | None = None
 
 
 class PartConfig(_Section):
@@ -58,6 +59,7 @@ class PartConfig(_Section):
 class ShardsConfig(PartConfig):
     """The expert shards. count: how many; the experts of every layer are spread evenly over them."""
 
+    cpus: Annotated[float, Field(ge=0)] = 0.5
     count: Annotated[int, Field(ge=1)] = 2
 
 
@@ -129,7 +131,7 @@ class DeploymentConfig(_Section):
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     ray: RayConfig = RayConfig()
     router: PartConfig = PartConfig()
-    shards: ShardsConfig = ShardsConfig(cpus=0.5)
+    shards: ShardsConfig = ShardsConfig()
     links: LinksConfig = LinksConfig()
     engine: EngineConfig = EngineConfig()
     frontend: FrontendConfig = FrontendConfig()

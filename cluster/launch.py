@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from checkpoint.errors import DroverError
 from checkpoint.tensors import Checkpoint
 from client import Client, ClientError
+from cluster import ray_runtime
 from cluster.actor_state import ActorState, Phase
 from cluster.config import ConfigError, DeploymentConfig
 from cluster.link_keeper import LinkSettings
@@ -26,6 +27,7 @@ from cluster.shard_actor import ShardActor, ShardSpec
 from experts.endpoint import Liveness
 from experts.placement import even_placement
 from experts.wire import WireFormat
+from frontend.chat_template import ChatTemplate
 from frontend.tokenizer import Tokenizer
 from protos.drover.v1 import inference_pb2
 from router.scheduler import SchedulerLimits
@@ -64,18 +66,18 @@ class Deployment:
 
 
 def start(config: DeploymentConfig, progress: Progress) -> Deployment:
-    """Bring up what `config` describes, on the Ray cluster that this process is connected to (see ray_runtime.py).
+    """Connect to Ray and bring up what `config` describes; returns once the model answers over gRPC.
 
-    Returns once the model answers over gRPC. Raises DroverError, after removing what was started; with a local Ray,
-    the caller's `disconnect` does that.
+    Raises DroverError, after removing what was started on a running cluster; a local Ray, if one was started, is left
+    to the caller's `ray_runtime.disconnect`, which takes everything along.
     """
-    checkpoint = Checkpoint.open(config.checkpoint)
-    Tokenizer.open(config.checkpoint)
+    checkpoint = check(config)
+    progress.stage("starting Ray" if config.ray.address == "local" else "joining the Ray cluster")
+    ray_runtime.connect(config.ray)
     deadline = time.monotonic() + config.start_timeout_s
     _check_nothing_runs(config)
-    _check_ports(config)
     try:
-        progress.stage("reserving CPUs and memory")
+        progress.stage("reserving CPUs and GPUs")
         group = _reserve(config)
         progress.stage("loading weights")
         began = time.monotonic()
@@ -92,6 +94,20 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
             raise StartError(f"Ray failed: {_first_line(error)}") from error
         raise
     return Deployment(config, address, load_s)
+
+
+def check(config: DeploymentConfig) -> Checkpoint:
+    """Everything that can be found wrong before anything is started. Raises DroverError."""
+    checkpoint = Checkpoint.open(config.checkpoint)
+    Tokenizer.open(config.checkpoint)
+    ChatTemplate.open(config.checkpoint)
+    if config.shards.count > checkpoint.config.num_experts:
+        raise ConfigError(
+            f"shards.count is {config.shards.count}; the model has {checkpoint.config.num_experts} experts, and every "
+            "shard needs at least one"
+        )
+    _check_ports(config)
+    return checkpoint
 
 
 def end(config: DeploymentConfig) -> None:
@@ -183,10 +199,6 @@ def _reserve(config: DeploymentConfig) -> Any:
 
 def _create_actors(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> dict[str, Any]:
     model, dtype = checkpoint.config, dtype_of(config, checkpoint)
-    if config.shards.count > model.num_experts:
-        raise ConfigError(
-            f"shards.count is {config.shards.count}; the model has {model.num_experts} experts, at least one per shard"
-        )
     placement = even_placement(model.moe_layers, model.num_experts, config.shards.count)
     shard_names = tuple(f"shard-{index}" for index in range(config.shards.count))
     silence_s = config.links.dead_after_ms / 1e3

@@ -17,8 +17,10 @@ OBJECT_STORE_BYTES = 200 * 10**6
 def connect(config: RayConfig) -> None:
     """Start a local Ray, or join the cluster at config.address. Raises DroverError if there is none.
 
-    With a local Ray, `disconnect` ends it and everything on it.
+    A process that is connected already stays where it is. With a local Ray, `disconnect` ends it and everything on it.
     """
+    if ray.is_initialized():
+        return
     # HAProxy makes gRPC streaming through Serve about ten times faster than Serve's Python proxy (9,000-34,000
     # messages/s against 1,100-3,700 on 2 cores). On a running cluster its nodes must have been started with it.
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
@@ -31,14 +33,16 @@ def connect(config: RayConfig) -> None:
         ray.init(
             "local",
             num_cpus=config.num_cpus,
+            num_gpus=config.num_gpus,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,
             **common,
         )
         return
     try:
+        _check_reachable(config.address)
         ray.init(config.address, **common)
-    except ConnectionError:
+    except OSError:
         raise DroverError(
             f"no Ray cluster at ray.address {config.address!r}; start one (`ray start --head`), or `drover serve` with "
             'ray.address: "local"'
@@ -48,6 +52,13 @@ def connect(config: RayConfig) -> None:
 def disconnect() -> None:
     """Leave the cluster; a local Ray ends."""
     ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError if nothing listens at host:port; Ray itself would try for minutes."""
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
 
 
 def _serve_ports() -> dict[str, str]:

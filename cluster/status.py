@@ -51,6 +51,7 @@ def as_json(parts: list[PartStatus]) -> dict[str, Any]:
     for part in parts:
         kind = "routers" if part.name.startswith("router-") else "shards"
         entry: dict[str, Any] = {"name": part.name, "phase": part.state.phase.value if part.state else "unreachable"}
+        entry["pid"] = part.state.pid if part.state else None
         entry["error"] = part.error or (part.state.error if part.state else "")
         groups[kind].append(entry | (asdict(part.stats) if part.stats else {}))
     return groups

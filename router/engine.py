@@ -71,7 +71,13 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Run one step and return what it added to each request, or why requests had to end."""
-        work = self._scheduler.schedule()
+        try:
+            work = self._scheduler.schedule()
+        except Exception:
+            # No memory for one more cache, though the budget allows it: the request whose turn it was ends.
+            logger.exception("a request's cache could not be made")
+            turn = self._scheduler.request_ids[self._scheduler.num_running :][:1]
+            return self._fail(turn, Unavailable("the router lacks the memory for this request; its log says more"))
         if not work:
             return []
         try:

@@ -56,17 +56,30 @@ class EngineThread:
             self._mail_arrived.notify()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:
+            # Stopped, or broken by a defect: nobody may be left waiting, nor anything be accepted from now on.
+            with self._mail_arrived:
+                self._stopping = True
+                mail, self._mail = self._mail, []
+            error = Unavailable("the router is stopping")
+            deltas = self._engine.fail_all(error)
+            deltas += [TokenDelta(item.request_id, error=error) for item in mail if not isinstance(item, str)]
+            if deltas:
+                self._deliver(deltas)
+
+    def _serve(self) -> None:
         while True:
             with self._mail_arrived:
                 self._mail_arrived.wait_for(lambda: self._mail or self._stopping or self._engine.has_work)
                 if self._stopping:
-                    break
+                    return
                 mail, self._mail = self._mail, []
             deltas = self._read(mail)
             deltas += self._engine.step()
             if deltas:
                 self._deliver(deltas)
-        self._deliver(self._engine.fail_all(Unavailable("the router is stopping")))
 
     def _read(self, mail: Sequence[GenerationRequest | str]) -> list[TokenDelta]:
         refusals = []

@@ -11,7 +11,7 @@ from checkpoint.config import ModelConfig
 class LayerCache:
     """One layer's keys and values: all positions, or in a chunked layer those of the current attention chunk.
 
-    A position p lies in slot p % capacity. A span of tokens never crosses a chunk border (the scheduler sees to
+    A position p lies in slot p % capacity. A span of tokens never crosses a chunk border (Model.spans sees to
     it), so a span's slots are contiguous, the slots before it hold exactly what it may see of the past, and the next
     chunk simply overwrites this one.
     """

@@ -14,6 +14,7 @@ import torch
 from router.request import SamplingParams, TokenLogprobs
 
 _MASK64 = 2**64 - 1
+_TINY = torch.finfo(torch.float32).tiny  # a request may ask for less, which float32 would round to zero
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ def candidate_probabilities(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(probability, token id), both [R, V], most likely first: what may be drawn, and how likely; the rest is 0.
 
-    Temperature first, then top_k, then top_p over what top_k left, as transformers' logits processors do. top_p keeps
-    the smallest set of most likely tokens that reaches it.
+    Temperature first, then top_k, then top_p over what top_k left, as transformers' logits processors do, but for
+    equal logits at the border of top_k: exactly k are kept, the lowest token ids. top_p keeps the smallest set of most
+    likely tokens that reaches it.
     """
     device = logits_RV.device
-    temperature_R1 = torch.tensor([p.temperature for p in params], device=device)[:, None]
-    top_p_R1 = torch.tensor([p.top_p for p in params], device=device)[:, None]
+    temperature_R1 = torch.tensor([max(p.temperature, _TINY) for p in params], device=device)[:, None]
+    top_p_R1 = torch.tensor([max(p.top_p, _TINY) for p in params], device=device)[:, None]
     vocab = logits_RV.shape[-1]
     top_k_R1 = torch.tensor([min(p.top_k or vocab, vocab) for p in params], device=device)[:, None]
     sorted_RV, token_id_RV = logits_RV.sort(dim=-1, descending=True, stable=True)

@@ -107,11 +107,15 @@ class Scheduler(Generic[Cache]):
         return True
 
     def schedule(self) -> list[Work[Cache]]:
-        """The next step's work, decoding sequences first; empty if there is nothing to do."""
+        """The next step's work, decoding sequences first; empty if there is nothing to do.
+
+        Raises what new_cache raises; the request whose turn it was is then still the first of those waiting.
+        """
         self._admit()
         budget = self.limits.max_step_tokens
-        decoding = [s for s in self._running.values() if len(s.token_ids) - s.computed == 1]
-        prefilling = [s for s in self._running.values() if len(s.token_ids) - s.computed > 1]
+        # A prompt of one token is no decoding: a stream of these could keep an older, longer prompt waiting for ever.
+        decoding = [s for s in self._running.values() if s.generated]
+        prefilling = [s for s in self._running.values() if not s.generated]
         work = []
         for sequence in decoding + prefilling:
             length = min(len(sequence.token_ids) - sequence.computed, budget)
@@ -143,8 +147,8 @@ class Scheduler(Generic[Cache]):
             request_id, sequence = next(iter(self._waiting.items()))
             if self.kv_bytes_used + sequence.kv_bytes > self.limits.kv_bytes:
                 return
-            del self._waiting[request_id]
             positions = len(sequence.request.prompt_token_ids) + sequence.request.sampling.max_tokens
-            sequence.cache = self.new_cache(positions)
+            sequence.cache = self.new_cache(positions)  # first, because it may raise
+            del self._waiting[request_id]
             self.kv_bytes_used += sequence.kv_bytes
             self._running[request_id] = sequence

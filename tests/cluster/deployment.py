@@ -1,0 +1,93 @@
+"""A real deployment on a local Ray, for tests: tiny checkpoint, free ports, everything else as users get it."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from checkpoint.tokenizer_files import write_byte_tokenizer
+from cluster import launch, ray_runtime
+from cluster.actor_state import ActorState
+from cluster.config import DeploymentConfig, parse_deployment
+from cluster.router_actor import RouterStats
+from tests.reference import Reference, make_reference
+
+VOCAB_SIZE = 400
+NAMESPACE = "drover-test"
+
+
+class Silent:
+    """A start's progress that nobody watches."""
+
+    def stage(self, text: str) -> None:
+        pass
+
+    def loading(self, name: str, state: ActorState) -> None:
+        pass
+
+
+def make_served_reference(directory: Path, name: str) -> Reference:
+    """A tiny reference checkpoint with a tokenizer and a chat template, as a frontend needs."""
+    # The end token is the last id, which greedy text does not happen to reach.
+    reference = make_reference(directory, name, vocab_size=VOCAB_SIZE, eos_token_id=VOCAB_SIZE - 1)
+    write_byte_tokenizer(directory, VOCAB_SIZE)
+    return reference
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that were free a moment ago."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def deployment_config(checkpoint: Path, **changes: Any) -> DeploymentConfig:
+    """Defaults but for ports, and CPUs small enough for any number of shards. changes: whole sections."""
+    grpc_port, http_port = free_ports(2)
+    raw: dict[str, Any] = {
+        "checkpoint": str(checkpoint),
+        "ray": {"namespace": NAMESPACE, "num_cpus": 2},
+        "router": {"cpus": 0.5},
+        "shards": {"count": 2, "cpus": 0.1},
+        # Ten processes share two cores in these tests; a shard's heart may miss some beats.
+        "links": {"dead_after_ms": 3000},
+        "frontend": {"grpc_port": grpc_port, "http_port": http_port},
+    }
+    return parse_deployment(raw | changes)
+
+
+@contextmanager
+def running(config: DeploymentConfig) -> Iterator[launch.Deployment]:
+    """Start a deployment on this process's local Ray, and remove it; the Ray stays for the next one."""
+    try:
+        yield launch.start(config, Silent())
+    finally:
+        launch.stop(config.ray.namespace)
+
+
+@contextmanager
+def local_ray() -> Iterator[None]:
+    """Ends the local Ray that deployments in the block have started."""
+    try:
+        yield
+    finally:
+        ray_runtime.disconnect()
+
+
+def actor(name: str) -> Any:
+    return ray.get_actor(name, namespace=NAMESPACE)
+
+
+def pid_of(name: str) -> int:
+    state: ActorState = ray.get(actor(name).state.remote(), timeout=30)
+    return state.pid
+
+
+def router_stats() -> RouterStats:
+    stats: RouterStats = ray.get(actor("router-0").stats.remote(), timeout=30)
+    return stats

@@ -1,0 +1,94 @@
+"""Real processes killed and frozen: the affected requests hear of it in time, and the server goes on."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from client import Client, ServerUnavailable
+from cluster.launch import Deployment
+from tests.cluster.deployment import deployment_config, local_ray, make_served_reference, pid_of, running
+from tests.cluster.test_service import wait_until
+from tests.reference import Reference, prompt
+
+INFERENCE = "drover.v1.Inference"
+TOKENS = list(prompt(9))
+RESTART_S = 60.0
+# Far above what is promised (milliseconds for a killed shard, dead_after_ms for a silent one), far below the 10 s that
+# a living shard may take: what ends the request is that the shard's death was noticed.
+NOTICED_S = 8.0
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return make_served_reference(tmp_path_factory.mktemp("maverick"), "maverick")
+
+
+@pytest.fixture(scope="module")
+def deployment(reference: Reference) -> Iterator[Deployment]:
+    with local_ray(), running(deployment_config(reference.directory)) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def client(deployment: Deployment) -> Iterator[Client]:
+    """A client of a server that is well; afterwards it must be well again."""
+    with Client(deployment.address) as client:
+        yield client
+        wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
+
+
+def greedy(client: Client, count: int) -> list[int]:
+    stream = client.generate(TOKENS, max_tokens=count, temperature=0, timeout_s=30)
+    return [token_id for delta in stream for token_id in delta.token_ids]
+
+
+def test_a_killed_shard_fails_its_requests_and_serves_again_once_restarted(
+    client: Client, reference: Reference
+) -> None:
+    stream = client.generate(TOKENS, max_tokens=400, temperature=0)
+    next(stream)
+    os.kill(pid_of("shard-1"), signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(ServerUnavailable, match="expert shard 1"):
+        list(stream)
+    assert time.monotonic() - began < NOTICED_S
+    assert client.health("") == "SERVING"
+    wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
+    assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]
+
+
+def test_while_a_shard_is_away_requests_are_refused_at_once(client: Client) -> None:
+    os.kill(pid_of("shard-0"), signal.SIGKILL)
+    wait_until(lambda: client.health(INFERENCE) == "NOT_SERVING")
+    with pytest.raises(ServerUnavailable, match="expert shard 0"):
+        greedy(client, 40)
+
+
+def test_a_frozen_shard_is_noticed_and_joins_again_when_it_thaws(client: Client, reference: Reference) -> None:
+    pid = pid_of("shard-0")
+    stream = client.generate(TOKENS, max_tokens=400, temperature=0)
+    next(stream)
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        with pytest.raises(ServerUnavailable, match="expert shard 0"):
+            list(stream)
+        assert time.monotonic() - began < NOTICED_S
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
+    assert pid_of("shard-0") == pid
+    assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]
+
+
+def test_a_killed_router_ends_its_streams_and_comes_back(client: Client, reference: Reference) -> None:
+    stream = client.generate(TOKENS, max_tokens=400, temperature=0)
+    next(stream)
+    os.kill(pid_of("router-0"), signal.SIGKILL)
+    with pytest.raises(ServerUnavailable, match="router-0"):
+        list(stream)
+    wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
+    assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]

@@ -1,0 +1,222 @@
+"""`drover serve`, `status` and `stop` as a user runs them; starts that fail; and nothing left running after any."""
+
+import json
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.deployment import free_ports, make_served_reference
+from tests.cluster.test_service import wait_until
+from tests.command import ROOT, Screen, drover, start
+
+START_S = 90.0
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("checkpoint")
+    return make_served_reference(directory, "maverick").directory
+
+
+@pytest.fixture
+def deployment_file(checkpoint: Path, tmp_path: Path) -> Path:
+    grpc_port, http_port = free_ports(2)
+    path = tmp_path / "deployment.yaml"
+    raw = {
+        "checkpoint": str(checkpoint),
+        "ray": {"namespace": "drover-lifecycle", "num_cpus": 2},
+        "frontend": {"grpc_port": grpc_port, "http_port": http_port},
+    }
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.fixture
+def marked_environment() -> Iterator[dict[str, str]]:
+    """An environment by which every process that descends from a command is known; none may outlive the test."""
+    mark = f"DROVER_TEST_MARK={uuid.uuid4().hex}"
+    name, value = mark.split("=")
+    yield os.environ | {name: value}
+    wait_until(lambda: not processes_with(mark))
+
+
+def processes_with(mark: str) -> list[int]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if mark.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # gone, or a zombie
+    return found
+
+
+def address_in(deployment_file: Path) -> str:
+    return f"127.0.0.1:{yaml.safe_load(deployment_file.read_text())['frontend']['grpc_port']}"
+
+
+def test_serve_status_generate_stop(deployment_file: Path, marked_environment: dict[str, str]) -> None:
+    with start("serve", str(deployment_file), env=marked_environment) as process:
+        assert process.stdout is not None
+        screen = Screen(process.stdout.fileno())
+        screen.read_until(b"is served on", START_S)
+
+        done = drover("generate", "Hello", "--max-tokens", "5", "--json", "--address", address_in(deployment_file))
+        assert len(json.loads(done.stdout)["token_ids"]) == 5
+
+        status = json.loads(drover("status", "--namespace", "drover-lifecycle", "--json").stdout)
+        assert [shard["experts_held"] for shard in status["shards"]] == [128, 128]  # 64 experts in each of 2 layers
+        assert [shard["phase"] for shard in status["shards"]] == ["ready", "ready"]
+        assert status["routers"][0]["engine"]["generated_tokens"] == 5
+        table = drover("status", "--namespace", "drover-lifecycle").stdout
+        assert "router-0" in table
+        assert "shard-1" in table
+
+        again = drover("serve", str(deployment_file), "--set", "ray.address=auto")
+        assert again.returncode == 1
+        assert "frontend.grpc_port" in again.stderr
+
+        stopped = drover("stop", "--namespace", "drover-lifecycle")
+        assert stopped.stdout == "stopped frontend, router-0, shard-0, shard-1\n"
+        assert process.wait(START_S) == 0
+    nothing = drover("stop", "--namespace", "drover-lifecycle")
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_serving_stops_everything(
+    deployment_file: Path, marked_environment: dict[str, str], number: signal.Signals
+) -> None:
+    with start("serve", str(deployment_file), env=marked_environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        screen = Screen(process.stdout.fileno())
+        screen.read_until(b"Ctrl-C", START_S)
+        process.send_signal(number)
+        screen.read_until(b"stopped", START_S)
+        assert process.wait(START_S) == 0
+        assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_signal_while_starting_stops_everything(deployment_file: Path, marked_environment: dict[str, str]) -> None:
+    with start("serve", str(deployment_file), env=marked_environment) as process:
+        assert process.stderr is not None
+        screen = Screen(process.stderr.fileno())
+        screen.read_until(b"loading weights", START_S)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(START_S) == 130
+        assert b"Traceback" not in process.stderr.read()
+
+
+def serve_fails(deployment_file: Path, environment: dict[str, str], *overrides: str) -> str:
+    """Run `drover serve`, which must fail; returns its last line."""
+    flags = [flag for override in overrides for flag in ("--set", override)]
+    with start("serve", str(deployment_file), *flags, env=environment) as process:
+        assert process.stderr is not None
+        stderr = process.stderr.read().decode()
+        assert process.wait(START_S) == 1, stderr
+    assert "Traceback" not in stderr
+    _, _, message = stderr.partition("drover: error: ")
+    return message
+
+
+def test_no_room_for_the_actors(deployment_file: Path, marked_environment: dict[str, str]) -> None:
+    message = serve_fails(deployment_file, marked_environment, "shards.cpus=32")
+    assert "no room for the actors: they need 65 CPUs" in message
+    assert "the Ray cluster has 2" in message
+
+
+def test_a_port_in_use(deployment_file: Path, marked_environment: dict[str, str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = serve_fails(deployment_file, marked_environment, f"frontend.grpc_port={port}")
+    assert f"frontend.grpc_port is {port}, which cannot be opened" in message
+
+
+def test_more_shards_than_experts(deployment_file: Path, marked_environment: dict[str, str]) -> None:
+    message = serve_fails(deployment_file, marked_environment, "shards.count=129")
+    assert "shards.count is 129; the model has 128 experts" in message
+
+
+def test_a_shard_that_fails_to_load_is_named(
+    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
+) -> None:
+    """All looks right to the launcher, but the shards' processes find no GPU to put their weights on."""
+    message = serve_fails(
+        deployment_file, marked_environment, "shards.device=cuda", "shards.gpus=0.1", "ray.num_gpus=1"
+    )
+    assert "shard-" in message
+    assert "failed to start" in message
+
+
+def damaged(checkpoint: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "damaged"
+    copy.mkdir()
+    for file in checkpoint.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    return copy
+
+
+def test_a_missing_weights_file(
+    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
+) -> None:
+    copy = damaged(checkpoint, tmp_path)
+    (copy / "model.safetensors").unlink()
+    assert "model.safetensors" in serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
+
+
+def test_a_truncated_weights_file(
+    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
+) -> None:
+    copy = damaged(checkpoint, tmp_path)
+    weights = copy / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1000)
+    assert "truncated" in serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
+
+
+def test_a_wrong_dtype(
+    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
+) -> None:
+    copy = damaged(checkpoint, tmp_path)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(b'"F32"', b'"I32"'))
+    message = serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
+    assert "I32" in message
+
+
+def test_impossible_shapes(
+    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
+) -> None:
+    copy = damaged(checkpoint, tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+    message = serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
+    assert "has shape [400, 32]; the config calls for [400, 64]" in message
+
+
+def test_a_missing_tokenizer(
+    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
+) -> None:
+    copy = damaged(checkpoint, tmp_path)
+    (copy / "tokenizer.json").unlink()
+    assert "tokenizer.json" in serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
+
+
+def test_a_running_cluster_that_is_not_there(deployment_file: Path, marked_environment: dict[str, str]) -> None:
+    message = serve_fails(deployment_file, marked_environment, "ray.address=127.0.0.1:1")
+    assert "no Ray cluster at ray.address '127.0.0.1:1'" in message
+
+
+def test_the_shipped_deployment_file_is_valid() -> None:
+    from cluster.config import load_deployment
+
+    assert load_deployment(ROOT / "deploy" / "local.yaml").shards.count == 2

@@ -1,0 +1,216 @@
+"""One running deployment, as clients meet it: bad input, health, reflection, cancellation, strangers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from client import Client, DeadlineExceeded, InvalidRequest, NotFound, ResourceExhausted
+from cluster.launch import Deployment
+from router.engine import EngineStats
+from tests.cluster.deployment import deployment_config, local_ray, make_served_reference, router_stats, running
+from tests.command import ROOT, drover, start
+from tests.loopback import PATIENCE_S
+from tests.reference import Reference, prompt
+
+MAX_CONTEXT = 500
+HELLO = list(prompt(6))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    return make_served_reference(tmp_path_factory.mktemp("scout"), "scout")
+
+
+@pytest.fixture(scope="module")
+def deployment(reference: Reference) -> Iterator[Deployment]:
+    # 128 bytes per layer and position; a request of n tokens keeps n in one layer and at most 16 in the other three.
+    kv_bytes = 128 * (400 + 3 * 16)
+    config = deployment_config(
+        reference.directory,
+        engine={"max_context_tokens": MAX_CONTEXT, "kv_bytes": kv_bytes, "max_running": 4, "max_waiting": 2},
+        model_name="tiny-scout",
+    )
+    with local_ray(), running(config) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+def client(deployment: Deployment) -> Iterator[Client]:
+    with Client(deployment.address) as client:
+        yield client
+
+
+def engine_stats() -> EngineStats:
+    stats = router_stats().engine
+    assert stats is not None
+    return stats
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
+    """Ask again and again: nothing tells a client what happens inside the server."""
+    never_set = threading.Event()
+    for _ in range(int(timeout_s / 0.02)):
+        if condition():
+            return
+        never_set.wait(0.02)
+    raise AssertionError("it did not happen")
+
+
+BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
+    "an empty prompt of text": ({"prompt": ""}, "prompt"),
+    "an empty prompt of tokens": ({"prompt": []}, "prompt"),
+    "a token id out of range": ({"prompt": [1, 400]}, "prompt.token_ids: contains 400"),
+    "a prompt longer than the context": ({"prompt": HELLO * 84}, "prompt.token_ids: has at least 504 tokens"),
+    "a prompt of 20 MB": ({"prompt": "many words " * 2_000_000}, "prompt.text"),
+    "more tokens than the context holds": ({"max_tokens": 495}, "sampling.max_tokens: is 495"),
+    "no tokens": ({"max_tokens": 0}, "sampling.max_tokens: is 0"),
+    "a negative number of tokens": ({"max_tokens": -1}, "sampling.max_tokens: is -1"),
+    "a negative temperature": ({"temperature": -0.5}, "sampling.temperature: is -0.5"),
+    "a temperature that is no number": ({"temperature": float("nan")}, "sampling.temperature: is nan"),
+    "an infinite temperature": ({"temperature": float("inf")}, "sampling.temperature: is inf"),
+    "top_p of 0": ({"top_p": 0.0}, "sampling.top_p: is 0"),
+    "top_p of 2": ({"top_p": 2.0}, "sampling.top_p: is 2"),
+    "a negative top_k": ({"top_k": -1}, "sampling.top_k: is -1"),
+    "too many logprobs": ({"logprobs": 21}, "sampling.logprobs: is 21"),
+    "a stop token out of range": ({"stop_token_ids": [400]}, "sampling.stop_token_ids: contains 400"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_input_names_the_field_and_the_server_goes_on(name: str, client: Client) -> None:
+    changes, message = BAD_REQUESTS[name]
+    request: dict[str, Any] = {"prompt": HELLO, "max_tokens": 4} | changes
+    with pytest.raises(InvalidRequest) as error:
+        list(client.generate(request.pop("prompt"), **request))
+    assert message in str(error.value)
+    assert sum(len(delta.token_ids) for delta in client.generate(HELLO, max_tokens=4, temperature=0)) == 4
+
+
+def test_an_unknown_model_is_not_found(client: Client) -> None:
+    with pytest.raises(NotFound, match="tiny-scout"):
+        list(client.generate(HELLO, model="gpt-2"))
+
+
+def test_malformed_utf8_is_invalid_argument(deployment: Deployment) -> None:
+    not_utf8 = b"\x12\x03ab\xff"  # GenerateRequest.text of three bytes, the last of which no UTF-8 has
+    with grpc.insecure_channel(deployment.address) as channel:
+        call = channel.unary_stream("/drover.v1.Inference/Generate")
+        with pytest.raises(grpc.RpcError) as error:
+            list(call(not_utf8, timeout=PATIENCE_S))
+    assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "prompt.text" in error.value.details() or "text: is not valid UTF-8" in error.value.details()
+
+
+def test_a_request_that_can_never_fit_is_refused(client: Client) -> None:
+    with pytest.raises(ResourceExhausted, match=r"engine\.kv_bytes"):
+        list(client.generate(HELLO, max_tokens=494))
+
+
+def test_a_full_queue_refuses_and_loses_nothing(client: Client) -> None:
+    """4 run, 2 wait, more are refused; those that were admitted are all answered."""
+    outcomes: list[str] = []
+
+    def ask() -> None:
+        try:
+            deltas = list(client.generate(HELLO, max_tokens=50, temperature=0, timeout_s=60))
+            outcomes.append(f"{sum(len(delta.token_ids) for delta in deltas)} tokens")
+        except ResourceExhausted as error:
+            outcomes.append("refused" if "engine.max_waiting" in str(error) else str(error))
+
+    threads = [threading.Thread(target=ask) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert set(outcomes) == {"50 tokens", "refused"}
+    assert len(outcomes) == 24
+
+
+def test_a_deadline_ends_the_request_and_frees_its_work(client: Client) -> None:
+    with pytest.raises(DeadlineExceeded):
+        list(client.generate(HELLO, max_tokens=300, timeout_s=0.05))
+    wait_until(lambda: engine_stats().kv_bytes_used == 0)
+
+
+def test_a_cancelled_request_frees_its_work(client: Client) -> None:
+    stream = client.generate(HELLO, max_tokens=300)
+    next(stream)
+    assert engine_stats().running == 1
+    stream.close()
+    wait_until(lambda: engine_stats().running == 0)
+    assert engine_stats().kv_bytes_used == 0
+
+
+def test_a_client_that_dies_frees_its_work(deployment: Deployment) -> None:
+    arguments = ("generate", "hello", "--max-tokens", "300", "--address", deployment.address)
+    with start(*arguments) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(PATIENCE_S)
+    wait_until(lambda: engine_stats().running == 0)
+
+
+def test_health_follows_the_standard(client: Client) -> None:
+    assert client.health("") == "SERVING"
+    assert client.health("drover.v1.Inference") == "SERVING"
+    with pytest.raises(NotFound):
+        client.health("drover.v1.Nonsense")
+
+
+STRANGER = (Path(__file__).parent / "stranger.py").read_text()
+
+
+def test_a_stranger_with_reflection_alone_gets_the_reference_tokens(
+    deployment: Deployment, reference: Reference, tmp_path: Path
+) -> None:
+    expected = reference.greedy(HELLO, 12)[0]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", STRANGER, deployment.address, json.dumps(HELLO)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["token_ids"] == expected
+    assert {"drover.v1.Inference", "grpc.health.v1.Health"} <= set(answer["services"])
+
+
+def test_a_stranger_with_the_proto_alone_gets_the_reference_tokens(
+    deployment: Deployment, reference: Reference, tmp_path: Path
+) -> None:
+    (tmp_path / "inference.proto").write_bytes((ROOT / "protos/drover/v1/inference.proto").read_bytes())
+    compiled = [sys.executable, "-m", "grpc_tools.protoc", "-I.", "--python_out=.", "--grpc_python_out=."]
+    subprocess.run([*compiled, "inference.proto"], cwd=tmp_path, check=True, timeout=PATIENCE_S)
+    code = """
+import sys; sys.path.insert(0, ".")
+import grpc, inference_pb2 as pb, inference_pb2_grpc as rpc
+stub = rpc.InferenceStub(grpc.insecure_channel(sys.argv[1]))
+greedy = pb.SamplingParams(max_tokens=12, temperature=0)
+request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=eval(sys.argv[2])), sampling=greedy)
+print([t for response in stub.Generate(request, timeout=10) for t in response.token_ids])
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code, deployment.address, json.dumps(HELLO)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == reference.greedy(HELLO, 12)[0]
+
+
+def test_the_command_line_answers_in_json(deployment: Deployment, reference: Reference) -> None:
+    sampling = ("--max-tokens", "8", "--temperature", "0", "--logprobs", "5", "--json")
+    done = drover("generate", "--token-ids", "1,2,3", *sampling, "--address", deployment.address)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["token_ids"] == reference.greedy([1, 2, 3], 8)[0]
+    assert [len(entry["top"]) for entry in answer["logprobs"]] == [5] * 8
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 8}

@@ -1,0 +1,114 @@
+"""Every field of a request, just inside its bounds and just outside."""
+
+import math
+import pickle
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from router.errors import InvalidArgument, Unavailable
+from router.request import (
+    MAX_LOGPROBS,
+    FinishReason,
+    GenerationRequest,
+    RequestLimits,
+    SamplingParams,
+    TokenDelta,
+    check_request,
+)
+
+LIMITS = RequestLimits(vocab_size=100, max_context_tokens=20)
+
+
+def check(prompt: Sequence[int] = (1, 2, 3), **sampling: Any) -> None:
+    check_request(GenerationRequest("id", tuple(prompt), replace(SamplingParams(max_tokens=5), **sampling)), LIMITS)
+
+
+VALID: list[dict[str, Any]] = [
+    {},
+    {"prompt": (0, 99)},
+    {"prompt": range(19), "max_tokens": 1},
+    {"max_tokens": 1},
+    {"max_tokens": 17},
+    {"temperature": 0.0},
+    {"temperature": -0.0},
+    {"temperature": 1e-300},
+    {"temperature": 100.0},
+    {"top_p": 1e-300},
+    {"top_p": 1.0},
+    {"top_k": 0},
+    {"top_k": 2**63},
+    {"seed": 0},
+    {"seed": 2**64 - 1},
+    {"stop_token_ids": frozenset({0, 99})},
+    {"logprobs": None},
+    {"logprobs": 0},
+    {"logprobs": MAX_LOGPROBS},
+]
+
+INVALID: list[tuple[dict[str, Any], str, str]] = [
+    ({"prompt": ()}, "prompt", "is empty"),
+    ({"prompt": (5, 100)}, "prompt.token_ids", "contains 100; token ids go from 0 to 99"),
+    ({"prompt": (-1,)}, "prompt.token_ids", "contains -1"),
+    ({"prompt": range(20), "max_tokens": 1}, "prompt", "has 20 tokens; the context holds 20"),
+    ({"max_tokens": 0}, "sampling.max_tokens", "is 0; must be at least 1"),
+    ({"max_tokens": -3}, "sampling.max_tokens", "is -3"),
+    ({"max_tokens": 18}, "sampling.max_tokens", "is 18; with a prompt of 3 tokens at most 17 fit"),
+    ({"temperature": -0.1}, "sampling.temperature", "is -0.1; must be from 0"),
+    ({"temperature": 100.1}, "sampling.temperature", "is 100.1"),
+    ({"temperature": math.nan}, "sampling.temperature", "is nan"),
+    ({"temperature": math.inf}, "sampling.temperature", "is inf"),
+    ({"temperature": -math.inf}, "sampling.temperature", "is -inf"),
+    ({"top_p": 0.0}, "sampling.top_p", "is 0; must be above 0 and at most 1"),
+    ({"top_p": -0.5}, "sampling.top_p", "is -0.5"),
+    ({"top_p": 1.001}, "sampling.top_p", "is 1.001"),
+    ({"top_p": math.nan}, "sampling.top_p", "is nan"),
+    ({"top_p": math.inf}, "sampling.top_p", "is inf"),
+    ({"top_k": -1}, "sampling.top_k", "is -1; must be 0"),
+    ({"seed": -1}, "sampling.seed", "is -1; must be from 0 to 2^64-1"),
+    ({"seed": 2**64}, "sampling.seed", "is 18446744073709551616"),
+    ({"stop_token_ids": frozenset({3, 100})}, "sampling.stop_token_ids", "contains 100"),
+    ({"stop_token_ids": frozenset({-1})}, "sampling.stop_token_ids", "contains -1"),
+    ({"logprobs": -1}, "sampling.logprobs", "is -1; must be from 0 to 20"),
+    ({"logprobs": 21}, "sampling.logprobs", "is 21"),
+]
+
+
+@pytest.mark.parametrize("fields", VALID, ids=str)
+def test_values_within_bounds_pass(fields: dict[str, Any]) -> None:
+    check(**fields)
+
+
+@pytest.mark.parametrize(("fields", "field", "message"), INVALID, ids=str)
+def test_a_value_out_of_bounds_is_refused_by_name_and_value(fields: dict[str, Any], field: str, message: str) -> None:
+    with pytest.raises(InvalidArgument) as error:
+        check(**fields)
+    assert error.value.field == field
+    assert str(error.value).startswith(f"{field}: {message}")
+
+
+def test_every_sampling_field_is_checked() -> None:
+    """A field that is added to SamplingParams needs a line in each table above."""
+    checked = {field for _, field, _ in INVALID}
+    assert {f"sampling.{name}" for name in SamplingParams.__dataclass_fields__} <= checked
+
+
+@pytest.mark.parametrize(
+    ("delta", "is_last"),
+    [
+        (TokenDelta("id", (5,)), False),
+        (TokenDelta("id", (5,), finish_reason=FinishReason.STOP), True),
+        (TokenDelta("id", error=Unavailable("gone")), True),
+    ],
+    ids=["token", "finish", "error"],
+)
+def test_a_finish_reason_or_an_error_ends_a_request(delta: TokenDelta, is_last: bool) -> None:
+    assert delta.is_last is is_last
+
+
+def test_an_error_keeps_its_field_when_it_travels_in_a_delta() -> None:
+    error = InvalidArgument("sampling.top_p", "is 2")
+    copy = pickle.loads(pickle.dumps(TokenDelta("id", error=error))).error
+    assert (type(copy), copy.field, str(copy)) == (InvalidArgument, "sampling.top_p", "sampling.top_p: is 2")
