@@ -66,8 +66,8 @@ class ShardsConfig(PartConfig):
 class LinksConfig(_Section):
     """Between routers and shards.
 
-    backend: "gloo" carries rows through host memory. heartbeat_ms, dead_after_ms: a shard not heard of for so long is
-    dead. reply_deadline_ms: a shard that is alive may take so long over one layer.
+    backend: "gloo" carries rows through host memory, "nccl" between GPUs. heartbeat_ms, dead_after_ms: a shard not
+    heard of for so long is dead. reply_deadline_ms: a shard that is alive may take so long over one layer.
     """
 
     backend: Literal["gloo", "nccl"] = "gloo"

@@ -72,6 +72,8 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     to the caller's `ray_runtime.disconnect`, which takes everything along.
     """
     checkpoint = check(config)
+    if "cuda" in (config.router.device, config.shards.device):
+        progress.stage('note: on CUDA and over NCCL Drover was never run yet; see "Known limits" in README.md')
     progress.stage("starting Ray" if config.ray.address == "local" else "joining the Ray cluster")
     ray_runtime.connect(config.ray)
     deadline = time.monotonic() + config.start_timeout_s
@@ -222,6 +224,7 @@ def _create_actors(config: DeploymentConfig, checkpoint: Checkpoint, group: Any)
                 max_rows=config.engine.max_step_tokens * model.experts_per_token,
                 hidden_size=model.hidden_size,
                 dtype=dtype,
+                rows_inline=config.links.backend == "gloo",
             ),
             router_liveness=Liveness(heartbeat_s, silence_s),
             shard_liveness=Liveness(heartbeat_s, SHARD_PATIENCE * silence_s),

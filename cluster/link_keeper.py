@@ -9,12 +9,12 @@ import ray
 import torch
 
 from cluster.actor_state import Phase
-from cluster.shard_actor import LinkInvitation
+from cluster.link_invitation import LinkInvitation
 from experts.endpoint import Liveness
 from experts.errors import LinkDown
 from experts.group_link import GroupLink
 from experts.link import ExpertRows, Reply
-from experts.process_group import ROUTER_RANK, LinkStore, Pair
+from experts.process_group import ROUTER_RANK, LinkStore
 from experts.wire import WireFormat
 from router.dispatch import Dispatcher
 
@@ -112,14 +112,14 @@ class LinkKeeper:
             self._host, self._store.port, link_name, settings.wire, settings.shard_liveness, JOIN_TIMEOUT_S
         )
         joining = shard.join.remote(invitation)
-        pair = Pair(self._host, self._store.port, link_name, ROUTER_RANK, self._host, JOIN_TIMEOUT_S)
+        pair, rows = invitation.accept(ROUTER_RANK, self._device)
         try:
             ray.get(joining, timeout=JOIN_TIMEOUT_S)
         except ray.exceptions.RayError:
             pair.close()
             raise
         return GroupLink(
-            pair, settings.wire, settings.router_liveness, settings.reply_deadline_s, self._device, link_name
+            pair, settings.wire, settings.router_liveness, settings.reply_deadline_s, self._device, link_name, rows
         )
 
 

@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
 import torch
 
 from checkpoint.errors import DroverError
 from checkpoint.tensors import Checkpoint
 from cluster.actor_state import ActorState, LoadProgress
-from experts.endpoint import Liveness
-from experts.process_group import SHARD_RANK, Pair
+from cluster.link_invitation import LinkInvitation
+from experts.process_group import SHARD_RANK
 from experts.shard import load_shard, shard_bytes
 from experts.shard_server import ShardServer
-from experts.wire import WireFormat
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +30,6 @@ class ShardSpec:
     dtype: torch.dtype
     device: str
     threads: int
-
-
-@dataclass(frozen=True)
-class LinkInvitation:
-    """How a shard joins a router's link: the store where they meet, the link's name, and what both must agree on."""
-
-    store_host: str
-    store_port: int
-    name: str
-    wire: WireFormat
-    liveness: Liveness
-    timeout_s: float
 
 
 @dataclass(frozen=True)
@@ -78,15 +64,8 @@ class ShardActor:
         """Form this shard's end of a link; returns once both ends have met. Raises DroverError, ConnectionError."""
         if self._server is None:
             raise DroverError(f"{self._spec.name} is not ready: {self.state().summary}")
-        pair = Pair(
-            invitation.store_host,
-            invitation.store_port,
-            invitation.name,
-            SHARD_RANK,
-            ray.util.get_node_ip_address(),
-            invitation.timeout_s,
-        )
-        self._server.add_link(pair, invitation.wire, invitation.liveness, invitation.name)
+        pair, rows = invitation.accept(SHARD_RANK, torch.device(self._spec.device))
+        self._server.add_link(pair, invitation.wire, invitation.liveness, invitation.name, rows)
 
     def _load(self) -> None:
         spec = self._spec

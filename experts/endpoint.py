@@ -7,10 +7,12 @@ silence for silence_s means that the peer is dead. Slowness never does: a busy p
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from experts.errors import LinkDown
-from experts.process_group import Pair
+from experts.process_group import Pair, RowChannel
 from experts.wire import Kind, Message, WireFormat
 
 
@@ -37,9 +39,12 @@ class Endpoint:
         on_message: Callable[[Message], None],
         on_down: Callable[[str], None],
         name: str,
+        rows: RowChannel | None = None,
     ) -> None:
+        """rows: carries the rows where wire.rows_inline is false."""
+        assert (rows is None) == wire.rows_inline
         self.name = name
-        self._pair, self._wire, self._liveness = pair, wire, liveness
+        self._pair, self._wire, self._liveness, self._rows = pair, wire, liveness, rows
         self._on_message, self._on_down = on_message, on_down
         self._send_lock = threading.Lock()
         self._send_buffer = wire.new_buffer()
@@ -62,6 +67,8 @@ class Endpoint:
                 raise LinkDown(self.down_reason)
             try:
                 self._pair.send(self._wire.pack(message, self._send_buffer), self._liveness.silence_s)
+                if self._rows is not None and message.x_ND is not None:
+                    self._rows.send(message.x_ND)
             except ConnectionError as error:
                 self._end(f"sending failed: {error}")
                 raise LinkDown(self.down_reason) from None
@@ -69,7 +76,7 @@ class Endpoint:
     def close(self) -> None:
         """End the link, at both ends, and this end's threads. Not to be called from on_message or on_down."""
         self._end("closed")
-        self._pair.close()
+        self._close_channels()
         for thread in self._threads:
             thread.join(self._liveness.silence_s + 5.0)
 
@@ -82,15 +89,21 @@ class Endpoint:
             while True:
                 receive.wait(self._liveness.silence_s)
                 receive = self._pair.post_receive(buffers[1])
-                message = self._wire.unpack(buffers[0])
+                message = self._take(buffers[0])
                 buffers.reverse()
                 if message.kind is not Kind.HEARTBEAT:
                     self._on_message(message)
         except ConnectionError as error:
             posted.set()
             self._end(f"lost: {error}")
-        self._pair.close()
+        self._close_channels()
         self._on_down(self.down_reason or "lost")
+
+    def _take(self, buffer: torch.Tensor) -> Message:
+        message, rows = self._wire.unpack(buffer), self._wire.row_count(buffer)
+        if self._rows is None or rows == 0:
+            return message
+        return replace(message, x_ND=self._rows.receive(rows, self._liveness.silence_s))
 
     def _beat(self) -> None:
         while not self._ended.wait(self._liveness.heartbeat_s):
@@ -98,6 +111,11 @@ class Endpoint:
                 self.send(Message(Kind.HEARTBEAT))
             except LinkDown:
                 return
+
+    def _close_channels(self) -> None:
+        self._pair.close()
+        if self._rows is not None:
+            self._rows.close()
 
     def _end(self, reason: str) -> None:
         if self.down_reason is None:

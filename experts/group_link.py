@@ -8,7 +8,7 @@ import torch
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, ShardRefused
 from experts.link import ExpertRows, Reply
-from experts.process_group import Pair
+from experts.process_group import Pair, RowChannel
 from experts.wire import Kind, Message, WireFormat
 
 
@@ -19,14 +19,21 @@ class GroupLink:
     """
 
     def __init__(
-        self, pair: Pair, wire: WireFormat, liveness: Liveness, reply_deadline_s: float, device: torch.device, name: str
+        self,
+        pair: Pair,
+        wire: WireFormat,
+        liveness: Liveness,
+        reply_deadline_s: float,
+        device: torch.device,
+        name: str,
+        rows: RowChannel | None = None,
     ) -> None:
         self._reply_deadline_s = reply_deadline_s
         self._device = device
         self._sequence = itertools.count(1)
         self._changed = threading.Condition()
         self._awaited: dict[int, Message | None] = {}
-        self._endpoint = Endpoint(pair, wire, liveness, self._on_message, self._on_down, name)
+        self._endpoint = Endpoint(pair, wire, liveness, self._on_message, self._on_down, name, rows)
 
     @property
     def down_reason(self) -> str | None:

@@ -11,7 +11,7 @@ import torch
 
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, ShardRefused
-from experts.process_group import Pair
+from experts.process_group import Pair, RowChannel
 from experts.shard import ExpertShard
 from experts.wire import Kind, Message, WireFormat
 
@@ -36,7 +36,9 @@ class ShardServer:
         with self._endpoints_lock:
             return tuple(self._endpoints)
 
-    def add_link(self, pair: Pair, wire: WireFormat, liveness: Liveness, name: str) -> None:
+    def add_link(
+        self, pair: Pair, wire: WireFormat, liveness: Liveness, name: str, rows: RowChannel | None = None
+    ) -> None:
         """Serve the router at the other end of `pair` until that link ends."""
         endpoint: Endpoint | None = None
         created = threading.Event()
@@ -51,7 +53,7 @@ class ShardServer:
             with self._endpoints_lock:
                 self._endpoints.pop(name, None)
 
-        endpoint = Endpoint(pair, wire, liveness, on_message, on_down, name)
+        endpoint = Endpoint(pair, wire, liveness, on_message, on_down, name, rows)
         with self._endpoints_lock:
             if endpoint.down_reason is None:
                 self._endpoints[name] = endpoint

@@ -43,12 +43,16 @@ class Message:
 
 @dataclass(frozen=True)
 class WireFormat:
-    """What both ends of a link must agree on. max_rows: rows in one message; max_groups: experts in one message."""
+    """What both ends of a link must agree on. max_rows: rows in one message; max_groups: experts in one message.
+
+    rows_inline: rows are part of the message; otherwise it only tells how many travel beside it, in a RowChannel.
+    """
 
     max_groups: int
     max_rows: int
     hidden_size: int
     dtype: torch.dtype
+    rows_inline: bool = True
 
     @property
     def rows_offset(self) -> int:
@@ -74,7 +78,7 @@ class WireFormat:
         """
         x_ND = message.x_ND
         rows = 0 if x_ND is None else len(x_ND)
-        text = message.text.encode()[: self.max_rows * self.row_bytes]
+        text = message.text.encode(errors="replace")[: self.max_rows * self.row_bytes]
         groups = len(message.experts)
         assert rows <= self.max_rows, f"{rows} rows for a link of {self.max_rows}"
         assert groups <= self.max_groups, f"{groups} experts for a link of {self.max_groups}"
@@ -86,7 +90,7 @@ class WireFormat:
             pairs[:, 0] = message.experts
             pairs[:, 1] = message.counts
         end = self.rows_offset
-        if x_ND is not None:
+        if x_ND is not None and self.rows_inline:
             end += rows * self.row_bytes
             buffer[self.rows_offset : end].view(self.dtype).view(rows, self.hidden_size).copy_(x_ND)
         elif text:
@@ -95,14 +99,18 @@ class WireFormat:
         return buffer[:end]
 
     def unpack(self, buffer: torch.Tensor) -> Message:
-        """Read the message at the front of `buffer`; its rows are copied, so the buffer may be reused."""
+        """Read the message at the front of `buffer`; inline rows are copied, so the buffer may be reused."""
         array = buffer.numpy()
         kind, sequence, version, layer, groups, rows, text_bytes, _ = array[: 8 * _HEADER_INTS].view(np.int64).tolist()
         pairs = array[8 * _HEADER_INTS : 8 * _HEADER_INTS + 8 * groups].view(np.int32).reshape(groups, 2)
         x_ND, text = None, ""
-        if rows:
+        if rows and self.rows_inline:
             end = self.rows_offset + rows * self.row_bytes
             x_ND = buffer[self.rows_offset : end].view(self.dtype).view(rows, self.hidden_size).clone()
         elif text_bytes:
             text = array[self.rows_offset : self.rows_offset + text_bytes].tobytes().decode(errors="replace")
         return Message(Kind(kind), sequence, version, layer, pairs[:, 0].tolist(), pairs[:, 1].tolist(), x_ND, text)
+
+    def row_count(self, buffer: torch.Tensor) -> int:
+        """How many rows the message at the front of `buffer` has, inline or beside it."""
+        return int(buffer[: 8 * _HEADER_INTS].view(torch.int64)[5])

@@ -1,0 +1,65 @@
+"""Which shard holds which experts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experts.placement import Placement, even_placement
+
+
+def shards(num_experts: int, num_shards: int) -> list[int]:
+    """The shard of each expert, in a layer where each has one."""
+    placement = even_placement([0], num_experts, num_shards)
+    return [shard for [shard] in placement.shards_of[0]]
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "num_shards", "expected"),
+    [
+        (5, 2, [0, 0, 0, 1, 1]),
+        (4, 4, [0, 1, 2, 3]),
+        (3, 1, [0, 0, 0]),
+        (1, 1, [0]),
+        (7, 3, [0, 0, 0, 1, 1, 2, 2]),
+    ],
+)
+def test_experts_are_shared_out_in_blocks(num_experts: int, num_shards: int, expected: list[int]) -> None:
+    assert shards(num_experts, num_shards) == expected
+
+
+def test_every_moe_layer_is_placed_and_no_other() -> None:
+    placement = even_placement((1, 3, 5), 4, 2, version=7)
+    assert list(placement.shards_of) == [1, 3, 5]
+    assert placement.version == 7
+    assert placement.experts_of(0) == {1: (0, 1), 3: (0, 1), 5: (0, 1)}
+    assert placement.experts_of(1) == {1: (2, 3), 3: (2, 3), 5: (2, 3)}
+
+
+def test_an_expert_on_several_shards_is_held_by_each_of_them() -> None:
+    placement = Placement(1, 3, {0: ((0, 2), (1,), (2, 1))})
+    assert [placement.experts_of(shard)[0] for shard in range(3)] == [(0,), (1, 2), (0, 2)]
+
+
+@pytest.mark.parametrize("num_shards", [0, 5])
+def test_more_shards_than_experts_or_none_is_a_defect(num_shards: int) -> None:
+    with pytest.raises(AssertionError, match=f"{num_shards} shards for 4 experts"):
+        even_placement([0], 4, num_shards)
+
+
+sizes = st.integers(1, 200).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
+
+
+@given(sizes)
+def test_shards_differ_by_at_most_one_expert(size: tuple[int, int]) -> None:
+    num_experts, num_shards = size
+    placed = shards(num_experts, num_shards)
+    counts = [placed.count(shard) for shard in range(num_shards)]
+    assert max(counts) - min(counts) <= 1
+
+
+@given(sizes)
+def test_every_expert_is_held_once_in_contiguous_blocks(size: tuple[int, int]) -> None:
+    num_experts, num_shards = size
+    placement = even_placement([0], num_experts, num_shards)
+    held = [expert for shard in range(num_shards) for expert in placement.experts_of(shard)[0]]
+    assert held == list(range(num_experts))
