@@ -55,10 +55,10 @@ def _show(status: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    routers = Table("router", "state", "running", "waiting", "tokens made", "tokens/s", "KV used", title_justify="left")
+    routers = Table("router", "state", "running", "waiting", "tokens made", "tokens/s", "KV cache")
     for router in status["routers"]:
         engine = router.get("engine") or {}
-        kv = f"{engine['kv_bytes_used'] / 2**20:.1f} of {engine['kv_bytes_total'] / 2**20:.0f} MiB" if engine else ""
+        kv = f"{engine['kv_bytes_used'] / 2**20:.0f}/{engine['kv_bytes_total'] / 2**20:.0f} MiB" if engine else ""
         cells = (engine.get("running", ""), engine.get("waiting", ""), engine.get("generated_tokens", ""))
         routers.add_row(router["name"], _state(router), *map(str, cells), f"{router.get('tokens_per_s', 0):.1f}", kv)
     shards = Table("shard", "state", "experts held", "rows computed", "links")

@@ -8,7 +8,6 @@ from operator import attrgetter
 from typing import Any, Protocol
 
 import ray
-import torch
 from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -19,25 +18,20 @@ from checkpoint.tensors import Checkpoint
 from client import Client, ClientError
 from cluster import ray_runtime
 from cluster.actor_state import ActorState, Phase
-from cluster.config import ConfigError, DeploymentConfig
-from cluster.link_keeper import LinkSettings
+from cluster.config import ConfigError, DeploymentConfig, PartConfig
 from cluster.router_actor import RouterActor, RouterSpec
-from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, FrontendSpec, build
+from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
 from cluster.shard_actor import ShardActor, ShardSpec
-from experts.endpoint import Liveness
-from experts.placement import even_placement
-from experts.wire import WireFormat
+from cluster.specs import ROUTER_NAME, frontend_spec, router_spec, shard_specs
 from frontend.chat_template import ChatTemplate
 from frontend.tokenizer import Tokenizer
 from protos.drover.v1 import inference_pb2
-from router.scheduler import SchedulerLimits
 
 APP_NAME = "drover"
-ROUTER_NAME = "router-0"
 POLL_S = 0.1
 ROOM_TIMEOUT_S = 30.0
-# A shard is more patient than a router: a router that is merely stalled would otherwise lose all its links at once.
-SHARD_PATIENCE = 10.0
+# Ray drops a bundle without resources, and then there is none for the actor's index.
+MIN_CPUS = 0.001
 
 
 class StartError(DroverError):
@@ -89,7 +83,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
         progress.stage("linking the router to its shards")
         _wait_until(lambda: _unready_reason(actors[ROUTER_NAME]), deadline, "the router is not ready")
         progress.stage("opening the gRPC port")
-        address = _start_frontend(config, dtype_of(config, checkpoint), deadline)
+        address = _start_frontend(config, checkpoint, deadline)
     except BaseException as error:
         end(config)
         if isinstance(error, ray.exceptions.RayError):
@@ -143,11 +137,6 @@ def actor_names(namespace: str) -> list[str]:
     return sorted(name for name in names if name.startswith(("router-", "shard-")))
 
 
-def dtype_of(config: DeploymentConfig, checkpoint: Checkpoint) -> torch.dtype:
-    dtype: torch.dtype = getattr(torch, checkpoint.config.dtype if config.dtype == "auto" else config.dtype)
-    return dtype
-
-
 def _check_nothing_runs(config: DeploymentConfig) -> None:
     running = actor_names(config.ray.namespace)
     if running:
@@ -175,8 +164,7 @@ def _check_ports(config: DeploymentConfig) -> None:
 
 def _bundles(config: DeploymentConfig) -> list[dict[str, float]]:
     parts = [config.router] + [config.shards] * config.shards.count
-    # Ray drops a bundle without resources, and then there is none for the actor's index.
-    return [{"CPU": max(part.cpus, 0.001)} | ({"GPU": part.gpus} if part.gpus else {}) for part in parts]
+    return [{"CPU": max(part.cpus, MIN_CPUS)} | ({"GPU": part.gpus} if part.gpus else {}) for part in parts]
 
 
 def _reserve(config: DeploymentConfig) -> Any:
@@ -200,61 +188,25 @@ def _reserve(config: DeploymentConfig) -> Any:
 
 
 def _create_actors(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> dict[str, Any]:
-    model, dtype = checkpoint.config, dtype_of(config, checkpoint)
-    placement = even_placement(model.moe_layers, model.num_experts, config.shards.count)
-    shard_names = tuple(f"shard-{index}" for index in range(config.shards.count))
-    silence_s = config.links.dead_after_ms / 1e3
-    heartbeat_s = config.links.heartbeat_ms / 1e3
-    router = RouterSpec(
-        name=ROUTER_NAME,
-        namespace=config.ray.namespace,
-        checkpoint=config.checkpoint,
-        placement=placement,
-        shard_names=shard_names,
-        dtype=dtype,
-        device=config.router.device,
-        threads=config.router.num_threads,
-        limits=SchedulerLimits(
-            config.engine.max_running, config.engine.max_waiting, config.engine.max_step_tokens, config.engine.kv_bytes
-        ),
-        max_context_tokens=config.engine.max_context_tokens,
-        links=LinkSettings(
-            wire=WireFormat(
-                max_groups=model.num_experts,
-                max_rows=config.engine.max_step_tokens * model.experts_per_token,
-                hidden_size=model.hidden_size,
-                dtype=dtype,
-                rows_inline=config.links.backend == "gloo",
-            ),
-            router_liveness=Liveness(heartbeat_s, silence_s),
-            shard_liveness=Liveness(heartbeat_s, SHARD_PATIENCE * silence_s),
-            reply_deadline_s=config.links.reply_deadline_ms / 1e3,
-        ),
-    )
-    actors = {ROUTER_NAME: _create(RouterActor, router, config, config.router, group, 0)}
-    for index, name in enumerate(shard_names):
-        shard = ShardSpec(
-            name=name,
-            checkpoint=config.checkpoint,
-            placement_version=placement.version,
-            experts_of=placement.experts_of(index),
-            dtype=dtype,
-            device=config.shards.device,
-            threads=config.shards.num_threads,
-        )
-        actors[name] = _create(ShardActor, shard, config, config.shards, group, 1 + index)
+    router, shards = router_spec(config, checkpoint), shard_specs(config, checkpoint)
+    actors = {router.name: _create(RouterActor, router, config, config.router, group, 0)}
+    for index, shard in enumerate(shards):
+        actors[shard.name] = _create(ShardActor, shard, config, config.shards, group, 1 + index)
     return actors
 
 
-def _create(cls: type, spec: Any, config: DeploymentConfig, part: Any, group: Any, bundle: int) -> Any:
+def _create(
+    cls: type, spec: RouterSpec | ShardSpec, config: DeploymentConfig, part: PartConfig, group: Any, bundle: int
+) -> Any:
     options = {
         "name": spec.name,
         "namespace": config.ray.namespace,
         "lifetime": "detached",
-        "num_cpus": max(part.cpus, 0.001),
+        "num_cpus": max(part.cpus, MIN_CPUS),
         "num_gpus": part.gpus,
         "max_restarts": -1,
-        "max_concurrency": 1000 if cls is RouterActor else 8,
+        # Threads of a shard's actor, or coroutines of a router's: every frontend has a pull waiting there.
+        "max_concurrency": 8 if cls is ShardActor else 1000,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(part.num_threads)}},
     }
@@ -300,22 +252,14 @@ def _unready_reason(router: Any) -> str:
     return "" if readiness.ready else readiness.detail or "not ready"
 
 
-def _start_frontend(config: DeploymentConfig, dtype: torch.dtype, deadline: float) -> str:
+def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint, deadline: float) -> str:
     frontend = config.frontend
     serve.start(
         http_options=HTTPOptions(host=frontend.host, port=frontend.http_port),
         grpc_options=gRPCOptions(port=frontend.grpc_port, grpc_servicer_functions=list(GRPC_SERVICER_FUNCTIONS)),
     )
-    spec = FrontendSpec(
-        model_name=config.name,
-        checkpoint=config.checkpoint,
-        dtype=dtype,
-        router_name=ROUTER_NAME,
-        namespace=config.ray.namespace,
-        max_context_tokens=config.engine.max_context_tokens,
-    )
     try:
-        serve.run(build(spec, frontend.replicas), name=APP_NAME, route_prefix="/drover")
+        serve.run(build(frontend_spec(config, checkpoint), frontend.replicas), name=APP_NAME, route_prefix="/drover")
     except RuntimeError as error:
         raise StartError(f"the frontend failed to start: {_first_line(error)}") from None
     address = f"{frontend.host}:{frontend.grpc_port}"

@@ -12,6 +12,7 @@ from cluster.config import RayConfig
 
 # Drover keeps tensors out of Ray's object store; only control messages and token batches go through it.
 OBJECT_STORE_BYTES = 200 * 10**6
+_START_RAY = 'start one (`ray start --head`), or serve with ray.address: "local"'
 
 
 def connect(config: RayConfig) -> None:
@@ -25,11 +26,10 @@ def connect(config: RayConfig) -> None:
     # messages/s against 1,100-3,700 on 2 cores). On a running cluster its nodes must have been started with it.
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    _mute_raylet()
     common = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if config.address == "local":
         os.environ.update(_serve_ports())
-        # Replicas stay up this long for load balancers to notice that they are leaving; the only one here goes first.
-        os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S"] = "0"
         ray.init(
             "local",
             num_cpus=config.num_cpus,
@@ -41,17 +41,35 @@ def connect(config: RayConfig) -> None:
         return
     try:
         _check_reachable(config.address)
-        ray.init(config.address, **common)
     except OSError:
+        raise DroverError(f"no Ray cluster at ray.address {config.address!r}; {_START_RAY}") from None
+    try:
+        ray.init(config.address, **common)
+    except ConnectionError:
+        if config.address == "auto":
+            raise DroverError(f"no Ray cluster runs on this machine; {_START_RAY}") from None
         raise DroverError(
-            f"no Ray cluster at ray.address {config.address!r}; start one (`ray start --head`), or `drover serve` with "
-            'ray.address: "local"'
+            f"what listens at ray.address {config.address!r} does not let this process in; a Ray cluster asks for its "
+            "token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its head node"
         ) from None
 
 
 def disconnect() -> None:
     """Leave the cluster; a local Ray ends."""
     ray.shutdown()
+
+
+def _mute_raylet() -> None:
+    """Keep the raylet's remarks off the terminal, such as one on Serve's own controller at every shutdown.
+
+    log_to_driver=False covers the actors' logs only. What concerns the user reaches them as an exception; the remarks
+    stay in Ray's logs.
+    """
+
+    def discard(data: object, ignore_prefix: bool) -> None:
+        pass
+
+    ray._private.worker.print_to_stdstream = discard
 
 
 def _check_reachable(address: str) -> None:

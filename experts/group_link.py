@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import weakref
 
 import torch
 
@@ -32,7 +33,8 @@ class GroupLink:
         self._device = device
         self._sequence = itertools.count(1)
         self._changed = threading.Condition()
-        self._awaited: dict[int, Message | None] = {}
+        # Weak, so that a reply whose step was given up does not keep its answer for ever.
+        self._awaited: weakref.WeakValueDictionary[int, _GroupReply] = weakref.WeakValueDictionary()
         self._endpoint = Endpoint(pair, wire, liveness, self._on_message, self._on_down, name, rows)
 
     @property
@@ -41,29 +43,24 @@ class GroupLink:
 
     def request(self, rows: ExpertRows) -> Reply:
         """Send the rows. Raises LinkDown."""
-        sequence = next(self._sequence)
+        sequence, reply = next(self._sequence), _GroupReply(self)
         with self._changed:
-            self._awaited[sequence] = None
-        try:
-            self._endpoint.send(
-                Message(Kind.ROWS, sequence, rows.placement_version, rows.layer, rows.experts, rows.counts, rows.x_ND)
-            )
-        except LinkDown:
-            with self._changed:
-                del self._awaited[sequence]
-            raise
-        return _GroupReply(self, sequence)
+            self._awaited[sequence] = reply
+        self._endpoint.send(
+            Message(Kind.ROWS, sequence, rows.placement_version, rows.layer, rows.experts, rows.counts, rows.x_ND)
+        )
+        return reply
 
     def close(self) -> None:
         self._endpoint.close()
 
-    def wait(self, sequence: int) -> torch.Tensor:
-        """The reply to request `sequence`, on the router's device. Raises LinkDown, ShardRefused."""
+    def wait(self, reply: "_GroupReply") -> torch.Tensor:
+        """The answer, on the router's device. Raises LinkDown, ShardRefused."""
         with self._changed:
             self._changed.wait_for(
-                lambda: self._awaited[sequence] is not None or self.down_reason is not None, self._reply_deadline_s
+                lambda: reply.message is not None or self.down_reason is not None, self._reply_deadline_s
             )
-            message = self._awaited.pop(sequence)
+            message = reply.message
         if message is None:
             reason = self.down_reason or f"no answer within {self._reply_deadline_s:g} s, though it is alive"
             raise LinkDown(reason)
@@ -74,8 +71,9 @@ class GroupLink:
 
     def _on_message(self, message: Message) -> None:
         with self._changed:
-            if message.sequence in self._awaited:
-                self._awaited[message.sequence] = message
+            reply = self._awaited.get(message.sequence)
+            if reply is not None:
+                reply.message = message
                 self._changed.notify_all()
 
     def _on_down(self, reason: str) -> None:
@@ -84,9 +82,11 @@ class GroupLink:
 
 
 class _GroupReply:
-    def __init__(self, link: GroupLink, sequence: int) -> None:
+    """message: the answer, once it has come."""
+
+    def __init__(self, link: GroupLink) -> None:
         self._link = link
-        self._sequence = sequence
+        self.message: Message | None = None
 
     def wait(self) -> torch.Tensor:
-        return self._link.wait(self._sequence)
+        return self._link.wait(self)

@@ -15,9 +15,12 @@ DROVER = [sys.executable, "-m", "cli.main"]
 ROOT = Path(__file__).parents[1]
 
 
-def drover(*arguments: str, stdin: str | bytes = "") -> subprocess.CompletedProcess[str]:
+def drover(
+    *arguments: str, stdin: str | bytes = "", env: dict[str, str] | None = None, timeout_s: float = PATIENCE_S
+) -> subprocess.CompletedProcess[str]:
     raw = stdin if isinstance(stdin, bytes) else stdin.encode()
-    done = subprocess.run([*DROVER, *arguments], input=raw, capture_output=True, timeout=PATIENCE_S, cwd=ROOT)
+    command = [*DROVER, *arguments]
+    done = subprocess.run(command, input=raw, capture_output=True, timeout=timeout_s, cwd=ROOT, env=env, check=False)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +216,43 @@ def test_a_missing_tokenizer(
 def test_a_running_cluster_that_is_not_there(deployment_file: Path, marked_environment: dict[str, str]) -> None:
     message = serve_fails(deployment_file, marked_environment, "ray.address=127.0.0.1:1")
     assert "no Ray cluster at ray.address '127.0.0.1:1'" in message
+
+
+@pytest.fixture
+def ray_cluster(marked_environment: dict[str, str]) -> Iterator[dict[str, str]]:
+    """A running Ray of one node, as `ray start` makes it; gives the environment that its token is in."""
+    environment = marked_environment | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": uuid.uuid4().hex,
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    }
+    options = ["--port=0", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--block"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        assert process.stdout is not None
+        Screen(process.stdout.fileno()).read_until(b"--block", START_S)
+        try:
+            yield environment
+        finally:
+            process.terminate()
+            process.wait(START_S)
+
+
+def test_a_detached_deployment_on_a_running_cluster(deployment_file: Path, ray_cluster: dict[str, str]) -> None:
+    flags = ("--set", "ray.address=auto", "--set", "ray.num_cpus=null", "--detach")
+    served = drover("serve", str(deployment_file), *flags, env=ray_cluster, timeout_s=START_S)
+    assert "is served on" in served.stdout, served.stderr
+    again = drover("serve", str(deployment_file), "--set", "ray.address=auto", *other_ports(), env=ray_cluster)
+    assert "already run in namespace 'drover-lifecycle'; `drover stop` removes them" in again.stderr
+    done = drover("generate", "Hello", "--max-tokens", "5", "--json", "--address", address_in(deployment_file))
+    assert len(json.loads(done.stdout)["token_ids"]) == 5
+    stopped = drover("stop", "--namespace", "drover-lifecycle", env=ray_cluster, timeout_s=START_S)
+    assert stopped.stdout == "stopped frontend, router-0, shard-0, shard-1\n"
+
+
+def other_ports() -> tuple[str, ...]:
+    grpc_port, http_port = free_ports(2)
+    return ("--set", f"frontend.grpc_port={grpc_port}", "--set", f"frontend.http_port={http_port}")
 
 
 def test_the_shipped_deployment_file_is_valid() -> None:

@@ -99,7 +99,7 @@ def test_the_gate_is_the_first_half_of_the_columns() -> None:
 
 SHAPES = [(1, 1), (3, 7), (17, 33), (64, 128), (200, 5), (127, 96)]
 ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 257]
-# Half a unit in the last place of the result, and as much again for what the sum has lost.
+# Half a unit in the last place of the result; what the sum over the columns loses is within 1e-4.
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 
@@ -125,12 +125,3 @@ def test_a_transposed_weight_is_laid_out_as_it_reads() -> None:
 def test_rows_that_are_not_contiguous_are_read_as_they_are() -> None:
     weight_OI, x_IN = random(11, 7, seed=4), random(7, 6)
     torch.testing.assert_close(make_linear(weight_OI)(x_IN.t()), F.linear(x_IN.t(), weight_OI), rtol=1e-5, atol=1e-5)
-
-
-def test_changing_the_callers_weight_afterwards_changes_nothing() -> None:
-    for dtype in ROUNDING:
-        weight_OI, x_NI = random(11, 7, seed=4, dtype=dtype), random(3, 7, dtype=dtype)
-        linear = make_linear(weight_OI)
-        before_NO = linear(x_NI).clone()
-        weight_OI.zero_()
-        assert torch.equal(linear(x_NI), before_NO)

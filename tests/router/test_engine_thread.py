@@ -1,0 +1,231 @@
+"""The engine in its thread: mail from any thread, cancellation within one step, and an end for everybody."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from router.engine import Engine
+from router.engine_thread import EngineThread
+from router.errors import ResourceExhausted, Unavailable
+from router.model import Model
+from router.request import GenerationRequest, TokenDelta
+from router.scheduler import SchedulerLimits
+from tests.one_process import load_model
+from tests.reference import make_reference, prompt
+from tests.router.test_engine import alone, drawn, greedy, make_engine, one_torch_thread, tokens_of
+
+PATIENCE_S = 20.0
+ENDLESS = 400  # tokens, which take far longer than any test
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with one_torch_thread():
+        yield load_model(make_reference(tmp_path_factory.mktemp("scout"), "scout").directory)
+
+
+class Outbox:
+    """Takes what the engine's thread delivers. While `gate` is closed the thread waits with its delivery."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting_at_gate = threading.Event()
+        self._batches: queue.SimpleQueue[Sequence[TokenDelta]] = queue.SimpleQueue()
+        self.seen: list[TokenDelta] = []
+
+    def deliver(self, deltas: Sequence[TokenDelta]) -> None:
+        self._batches.put(deltas)
+        if not self.gate.is_set():
+            self.waiting_at_gate.set()
+            assert self.gate.wait(PATIENCE_S)
+
+    def read_until(self, is_enough: Callable[[list[TokenDelta]], bool]) -> list[TokenDelta]:
+        """All deltas so far, once they are enough. Raises queue.Empty if they never are."""
+        while not is_enough(self.seen):
+            self.seen += self._batches.get(timeout=PATIENCE_S)
+        return self.seen
+
+    def read_end_of(self, *names: str) -> list[TokenDelta]:
+        return self.read_until(lambda seen: set(names) <= {delta.request_id for delta in seen if delta.is_last})
+
+    def read_all(self) -> list[TokenDelta]:
+        """Everything that was delivered; for when the thread has ended."""
+        while not self._batches.empty():
+            self.seen += self._batches.get_nowait()
+        return self.seen
+
+
+@pytest.fixture
+def outbox() -> Outbox:
+    return Outbox()
+
+
+@pytest.fixture
+def start(model: Model, outbox: Outbox) -> Iterator[Callable[..., EngineThread]]:
+    """Starts an engine in its thread, with given limits."""
+    started: list[EngineThread] = []
+
+    def start(**limits: int) -> EngineThread:
+        started.append(EngineThread(make_engine(model, **limits), outbox.deliver))
+        return started[-1]
+
+    yield start
+    outbox.gate.set()
+    assert all(thread.stop(PATIENCE_S) for thread in started)
+
+
+Start = Callable[..., EngineThread]
+
+
+def close_gate_during(outbox: Outbox, thread: EngineThread, request: GenerationRequest) -> None:
+    """Submit a request and return while the thread stands at the gate with its first token."""
+    outbox.gate.clear()
+    thread.submit(request)
+    assert outbox.waiting_at_gate.wait(PATIENCE_S)
+
+
+def test_a_request_is_answered(start: Start, outbox: Outbox, model: Model) -> None:
+    start().submit(greedy("a", prompt(9)))
+    assert tokens_of(outbox.read_end_of("a"), "a") == alone(model, greedy("a", prompt(9)))
+
+
+def test_many_threads_may_submit_at_once(start: Start, outbox: Outbox, model: Model) -> None:
+    thread = start()
+    requests = [drawn(f"{n}", prompt(3 + n, seed=n), 5, seed=n) for n in range(16)]
+    everybody_is_here = threading.Barrier(len(requests))
+
+    def submit(request: GenerationRequest) -> None:
+        everybody_is_here.wait(PATIENCE_S)
+        thread.submit(request)
+
+    submitters = [threading.Thread(target=submit, args=(request,)) for request in requests]
+    for submitter in submitters:
+        submitter.start()
+    deltas = outbox.read_end_of(*(request.request_id for request in requests))
+    for submitter in submitters:
+        submitter.join(PATIENCE_S)
+    assert all(tokens_of(deltas, request.request_id) == alone(model, request) for request in requests)
+
+
+def test_a_cancelled_request_makes_no_further_step(start: Start, outbox: Outbox) -> None:
+    thread = start()
+    close_gate_during(outbox, thread, greedy("cancelled", prompt(9), ENDLESS))
+    thread.cancel("cancelled")
+    thread.submit(greedy("next", prompt(5), 2))
+    outbox.gate.set()
+    deltas = outbox.read_end_of("next")
+    assert len(tokens_of(deltas, "cancelled")) == 1
+
+
+def test_a_cancelled_request_frees_its_memory(start: Start, outbox: Outbox) -> None:
+    thread = start()
+    close_gate_during(outbox, thread, greedy("cancelled", prompt(9), ENDLESS))
+    held = thread.stats.kv_bytes_used
+    thread.cancel("cancelled")
+    thread.submit(greedy("next", prompt(5), 2))
+    outbox.gate.set()
+    outbox.read_end_of("next")
+    assert held > 0
+    assert thread.stats.kv_bytes_used == 0
+
+
+def test_a_request_cancelled_before_it_starts_never_runs(start: Start, outbox: Outbox) -> None:
+    thread = start()
+    close_gate_during(outbox, thread, greedy("first", prompt(9), 2))
+    thread.submit(greedy("cancelled", prompt(5)))
+    thread.cancel("cancelled")
+    thread.submit(greedy("next", prompt(5), 2))
+    outbox.gate.set()
+    deltas = outbox.read_end_of("first", "next")
+    assert tokens_of(deltas, "cancelled") == []
+
+
+def test_a_refusal_is_delivered_as_the_requests_last_delta(start: Start, outbox: Outbox) -> None:
+    thread = start(kv_positions=20)
+    thread.submit(greedy("too large", prompt(15), 6))
+    [delta] = outbox.read_end_of("too large")
+    assert isinstance(delta.error, ResourceExhausted)
+
+
+def test_requests_that_are_refused_do_not_disturb_the_others(start: Start, outbox: Outbox) -> None:
+    thread = start(max_running=1, max_waiting=2)
+    close_gate_during(outbox, thread, greedy("running", prompt(9), 3))
+    for name in "abc":
+        thread.submit(greedy(name, prompt(5), 2))
+    outbox.gate.set()
+    deltas = outbox.read_end_of("running", *"abc")
+    refused = [delta.request_id for delta in deltas if isinstance(delta.error, ResourceExhausted)]
+    assert refused == ["c"]
+    assert [len(tokens_of(deltas, name)) for name in ("running", *"abc")] == [3, 2, 2, 0]
+
+
+def unavailable_in(deltas: Sequence[TokenDelta]) -> list[str]:
+    return sorted(delta.request_id for delta in deltas if isinstance(delta.error, Unavailable))
+
+
+def test_stopping_ends_running_and_waiting_requests_as_unavailable(start: Start, outbox: Outbox) -> None:
+    thread = start(max_running=1)
+    close_gate_during(outbox, thread, greedy("running", prompt(9), ENDLESS))
+    thread.submit(greedy("waiting", prompt(9)))
+    outbox.gate.set()
+    assert thread.stop(PATIENCE_S)
+    assert unavailable_in(outbox.read_all()) == ["running", "waiting"]
+
+
+def test_stopping_ends_requests_that_the_engine_has_not_seen_yet(start: Start, outbox: Outbox) -> None:
+    thread = start()
+    close_gate_during(outbox, thread, greedy("seen", prompt(9), ENDLESS))
+    thread.submit(greedy("unseen", prompt(9)))
+    assert not thread.stop(timeout_s=0)  # the thread stands at the gate, and will not read its mail any more
+    outbox.gate.set()
+    assert thread.stop(PATIENCE_S)
+    assert unavailable_in(outbox.read_all()) == ["seen", "unseen"]
+
+
+def test_a_stopped_engine_refuses_as_unavailable(start: Start, outbox: Outbox) -> None:
+    thread = start()
+    assert thread.stop(PATIENCE_S)
+    thread.submit(greedy("late", prompt(9)))
+    thread.cancel("late")
+    [delta] = outbox.read_all()
+    assert str(delta.error) == "the router is stopping"
+
+
+def test_stopping_twice_is_harmless(start: Start) -> None:
+    thread = start()
+    assert thread.stop(PATIENCE_S)
+    assert thread.stop(PATIENCE_S)
+
+
+def test_stopping_leaves_no_thread(start: Start) -> None:
+    before = engine_threads()
+    thread = start()
+    assert len(engine_threads()) == len(before) + 1
+    assert thread.stop(PATIENCE_S)
+    assert engine_threads() == before
+
+
+def engine_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "engine"}
+
+
+class DefectiveEngine(Engine):
+    """Breaks an invariant in its second step."""
+
+    def step(self) -> list[TokenDelta]:
+        assert self.stats.steps < 1, "a defect"
+        return super().step()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_that_ends_the_thread_leaves_nobody_waiting(model: Model, outbox: Outbox) -> None:
+    thread = EngineThread(DefectiveEngine(model, SchedulerLimits(8, 8, 64, 2**30)), outbox.deliver)
+    thread.submit(greedy("a", prompt(9), ENDLESS))
+    deltas = outbox.read_end_of("a")
+    assert isinstance(deltas[-1].error, Unavailable)
+    thread.submit(greedy("late", prompt(9)))
+    assert isinstance(outbox.read_end_of("late")[-1].error, Unavailable)
+    assert thread.stop(PATIENCE_S)
