@@ -90,7 +90,7 @@ class EngineConfig(_Section):
     max_context_tokens: prompt and completion together; none means what the model allows."""
 
     max_running: Annotated[int, Field(ge=1)] = 32
-    max_waiting: Annotated[int, Field(ge=0)] = 256
+    max_waiting: Annotated[int, Field(ge=1)] = 256
     max_step_tokens: Annotated[int, Field(ge=1)] = 512
     kv_bytes: Bytes = 2**30
     max_context_tokens: Annotated[int, Field(ge=2)] | None = None

@@ -7,6 +7,7 @@ cost more than the token.
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -191,4 +192,7 @@ class RouterActor:
             spec.name,
             device,
         )
-        self._engine = EngineThread(Engine(model, spec.limits, spec.max_context_tokens), self._deliver)
+        # A router without its engine is worth nothing; when its process ends, Ray starts a new one.
+        self._engine = EngineThread(
+            Engine(model, spec.limits, spec.max_context_tokens), self._deliver, on_crash=lambda: os._exit(1)
+        )

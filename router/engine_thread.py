@@ -1,11 +1,14 @@
 """Runs an engine in a thread of its own; requests and cancellations reach it from any thread."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 
 from router.engine import Engine, EngineStats
 from router.errors import ResourceExhausted, Unavailable
 from router.request import GenerationRequest, TokenDelta
+
+logger = logging.getLogger(__name__)
 
 Deliver = Callable[[Sequence[TokenDelta]], None]
 
@@ -14,11 +17,13 @@ class EngineThread:
     """The engine's only caller. Mail is read between steps, so a cancellation takes effect within one step.
 
     deliver: called in the engine's thread with each step's deltas; it must not block.
+    on_crash: called in the engine's thread when a defect has ended it, after every request was told.
     """
 
-    def __init__(self, engine: Engine, deliver: Deliver) -> None:
+    def __init__(self, engine: Engine, deliver: Deliver, on_crash: Callable[[], None] = lambda: None) -> None:
         self._engine = engine
         self._deliver = deliver
+        self._on_crash = on_crash
         self._mail_arrived = threading.Condition()
         self._mail: list[GenerationRequest | str] = []
         self._stopping = False
@@ -58,16 +63,23 @@ class EngineThread:
     def _run(self) -> None:
         try:
             self._serve()
-        finally:
-            # Stopped, or broken by a defect: nobody may be left waiting, nor anything be accepted from now on.
-            with self._mail_arrived:
-                self._stopping = True
-                mail, self._mail = self._mail, []
-            error = Unavailable("the router is stopping")
-            deltas = self._engine.fail_all(error)
-            deltas += [TokenDelta(item.request_id, error=error) for item in mail if not isinstance(item, str)]
-            if deltas:
-                self._deliver(deltas)
+        except Exception:
+            logger.exception("the engine broke")
+            self._end("the router broke; its log says why")
+            self._on_crash()
+        else:
+            self._end("the router is stopping")
+
+    def _end(self, reason: str) -> None:
+        """Nobody may be left waiting, nor anything be accepted from now on."""
+        with self._mail_arrived:
+            self._stopping = True
+            mail, self._mail = self._mail, []
+        error = Unavailable(reason)
+        deltas = self._engine.fail_all(error)
+        deltas += [TokenDelta(item.request_id, error=error) for item in mail if not isinstance(item, str)]
+        if deltas:
+            self._deliver(deltas)
 
     def _serve(self) -> None:
         while True:

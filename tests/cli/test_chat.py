@@ -4,32 +4,11 @@ import json
 import os
 import pty
 import signal
-from collections.abc import Iterator
-
-import pytest
 
 from router.errors import Unavailable
 from tests.command import Screen, drover, start
 from tests.fake_router import FakeRouter, echoes, fails, says, says_then_waits
 from tests.loopback import PATIENCE_S, serving
-
-
-@pytest.fixture(scope="module")
-def router() -> FakeRouter:
-    return FakeRouter()
-
-
-@pytest.fixture(scope="module")
-def address(router: FakeRouter) -> Iterator[str]:
-    with serving(router) as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def _fresh(router: FakeRouter) -> None:
-    router.script = says("Hello!")
-    router.requests.clear()
-    router.closed.clear()
 
 
 def test_chat_keeps_the_conversation(router: FakeRouter, address: str) -> None:

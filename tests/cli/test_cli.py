@@ -6,7 +6,6 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,27 +14,9 @@ from router.errors import Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 from tests.command import ROOT, Screen, drover, start
 from tests.fake_router import BOS, EOS, FakeRouter, fails, says, says_then_waits
-from tests.loopback import PATIENCE_S, serving
+from tests.loopback import PATIENCE_S
 
 NOBODY = "127.0.0.1:1"
-
-
-@pytest.fixture(scope="module")
-def router() -> FakeRouter:
-    return FakeRouter()
-
-
-@pytest.fixture(scope="module")
-def address(router: FakeRouter) -> Iterator[str]:
-    with serving(router) as address:
-        yield address
-
-
-@pytest.fixture(autouse=True)
-def _fresh(router: FakeRouter) -> None:
-    router.script = says("Hello!")
-    router.requests.clear()
-    router.closed.clear()
 
 
 def test_the_installed_command_is_this_one() -> None:

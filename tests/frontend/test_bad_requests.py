@@ -1,7 +1,5 @@
 """Every bad request is refused with a status and the name of the field, before anything reaches the router."""
 
-from collections.abc import Iterator
-
 import grpc
 import pytest
 
@@ -12,23 +10,6 @@ from tests.loopback import PATIENCE_S, failure_of, serving
 
 CONTEXT_TOKENS = 1000
 MIB = 2**20
-
-
-@pytest.fixture(scope="module")
-def router() -> FakeRouter:
-    return FakeRouter(max_context_tokens=CONTEXT_TOKENS)
-
-
-@pytest.fixture(scope="module")
-def channel(router: FakeRouter) -> Iterator[grpc.Channel]:
-    with serving(router) as address, grpc.insecure_channel(address) as channel:
-        yield channel
-
-
-@pytest.fixture
-def stub(router: FakeRouter, channel: grpc.Channel) -> inference_pb2_grpc.InferenceStub:
-    router.requests.clear()
-    return inference_pb2_grpc.InferenceStub(channel)
 
 
 def generate(stub, request: pb.GenerateRequest) -> list[pb.GenerateResponse]:

@@ -1,7 +1,5 @@
 """What a gRPC client sees of the service, over a real socket, with a scripted router behind it."""
 
-from collections.abc import Iterator
-
 import grpc
 import pytest
 
@@ -13,25 +11,6 @@ from tests.fake_router import BOS, EOS, VOCAB_SIZE, FakeRouter, echoes, fails, s
 from tests.loopback import CARD, PATIENCE_S, failure_of, serving
 
 CONTEXT_TOKENS = 1000
-
-
-@pytest.fixture(scope="module")
-def router() -> FakeRouter:
-    return FakeRouter(max_context_tokens=CONTEXT_TOKENS)
-
-
-@pytest.fixture(scope="module")
-def channel(router: FakeRouter) -> Iterator[grpc.Channel]:
-    with serving(router) as address, grpc.insecure_channel(address) as channel:
-        yield channel
-
-
-@pytest.fixture
-def stub(router: FakeRouter, channel: grpc.Channel) -> inference_pb2_grpc.InferenceStub:
-    router.script = says("Hello!")
-    router.requests.clear()
-    router.closed.clear()
-    return inference_pb2_grpc.InferenceStub(channel)
 
 
 def generate(stub, request: pb.GenerateRequest) -> list[pb.GenerateResponse]:

@@ -220,7 +220,6 @@ class DefectiveEngine(Engine):
         return super().step()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_defect_that_ends_the_thread_leaves_nobody_waiting(model: Model, outbox: Outbox) -> None:
     thread = EngineThread(DefectiveEngine(model, SchedulerLimits(8, 8, 64, 2**30)), outbox.deliver)
     thread.submit(greedy("a", prompt(9), ENDLESS))

@@ -92,7 +92,7 @@ def test_equal_logits_at_the_border_of_top_k_are_kept_by_lowest_token_id() -> No
 @pytest.mark.parametrize("smallest", [1e-30, 1e-45, 1e-300])
 @pytest.mark.parametrize("name", ["temperature", "top_p"])
 def test_parameters_too_small_for_float32_leave_the_most_likely_token(name: str, smallest: float) -> None:
-    logits_RV = random_logits(4)
+    logits_RV = random_logits(4, spread=50.0)
     params = [SamplingParams(1, **{"temperature": 1.0, "top_p": 1.0, name: smallest})] * 4  # type: ignore[arg-type]
     expected = torch.nn.functional.one_hot(logits_RV.argmax(dim=-1), VOCAB)
     assert torch.equal(our_probabilities(logits_RV, params), expected.float())
@@ -199,6 +199,12 @@ SEED_OF_THE_GREATEST = unfinalize(unfinalize(2**64 - 1))
 def test_uniform_reaches_zero_but_never_one() -> None:
     assert uniform(SEED_OF_THE_LEAST, 0) == 0.0
     assert uniform(SEED_OF_THE_GREATEST, 0) == 1.0 - 2**-53
+
+
+def test_a_draw_on_the_border_between_two_tokens_takes_the_second() -> None:
+    half = SamplingParams(1, seed=unfinalize(unfinalize(2**63)))
+    assert uniform(half.seed, 0) == 0.5
+    assert sample(torch.zeros(1, 2), [half], [0])[0].token_id == 1
 
 
 def test_extreme_draws_take_the_most_and_the_least_likely_token_that_is_left() -> None:
