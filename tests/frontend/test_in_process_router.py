@@ -1,7 +1,7 @@
 """The router in the frontend's own process: streams on an event loop, fed by the engine's thread."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,16 +14,15 @@ from router.model import Model
 from router.request import FinishReason, GenerationRequest, TokenDelta
 from tests.one_process import load_model
 from tests.reference import make_reference, prompt
-from tests.router.test_engine import alone, drawn, greedy, make_engine, one_torch_thread
+from tests.router.test_engine import alone, drawn, greedy, make_engine
 
 PATIENCE_S = 20.0
 ENDLESS = 400  # tokens, which take far longer than any test
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    with one_torch_thread():
-        yield load_model(make_reference(tmp_path_factory.mktemp("scout"), "scout").directory)
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(make_reference(tmp_path_factory.mktemp("scout"), "scout").directory)
 
 
 @asynccontextmanager

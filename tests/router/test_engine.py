@@ -1,7 +1,6 @@
 """The loop over a real model: every request gets what it would get alone, whatever happens to the others."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +33,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return make_reference(tmp_path_factory.mktemp("scout"), "scout")
 
 
-@contextmanager
-def one_torch_thread() -> Iterator[None]:
-    """Tiny models gain nothing from more, and threads that wait for a busy core lose much: 89 s against 12."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
-def model(reference: Reference) -> Iterator[Model]:
-    with one_torch_thread():
-        yield load_model(reference.directory, num_shards=NUM_SHARDS)
+def model(reference: Reference) -> Model:
+    return load_model(reference.directory, num_shards=NUM_SHARDS)
 
 
 def make_engine(

@@ -14,16 +14,15 @@ from router.request import GenerationRequest, TokenDelta
 from router.scheduler import SchedulerLimits
 from tests.one_process import load_model
 from tests.reference import make_reference, prompt
-from tests.router.test_engine import alone, drawn, greedy, make_engine, one_torch_thread, tokens_of
+from tests.router.test_engine import alone, drawn, greedy, make_engine, tokens_of
 
 PATIENCE_S = 20.0
 ENDLESS = 400  # tokens, which take far longer than any test
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    with one_torch_thread():
-        yield load_model(make_reference(tmp_path_factory.mktemp("scout"), "scout").directory)
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(make_reference(tmp_path_factory.mktemp("scout"), "scout").directory)
 
 
 class Outbox:
