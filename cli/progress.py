@@ -19,13 +19,12 @@ class StartProgress:
         self._console = Console(stderr=True)
         self._live = self._console.is_terminal
         self._bars = Progress(
-            TextColumn("{task.description:<36}"),
+            TextColumn("{task.description:<10} {task.fields[phase]:<8}"),
             BarColumn(),
             DownloadColumn(),
             TimeElapsedColumn(),
             console=self._console,
         )
-        self._stage_bar: TaskID | None = None
         self._actor_bars: dict[str, TaskID] = {}
         self._began_s = time.monotonic()
 
@@ -36,13 +35,19 @@ class StartProgress:
             return
         self._console.print(f"[dim]{time.monotonic() - self._began_s:5.1f} s[/dim]  {text}")
 
-    def loading(self, name: str, state: "ActorState") -> None:
-        """How far an actor has read its weights."""
+    def loading(self, name: str, state: "ActorState | None") -> None:
+        """How far an actor has read its weights; its bar swings until its process answers."""
         if not self._live:
             return
         if name not in self._actor_bars:
-            self._actor_bars[name] = self._bars.add_task(f"  {name}", total=state.bytes_total or None)
-        self._bars.update(self._actor_bars[name], completed=state.bytes_done, total=state.bytes_total or None)
+            self._actor_bars[name] = self._bars.add_task(name, total=None, phase="starting")
+        if state is not None:
+            self._bars.update(
+                self._actor_bars[name],
+                phase=state.phase.value,
+                completed=state.bytes_done,
+                total=state.bytes_total or None,
+            )
 
     def __enter__(self) -> "StartProgress":
         if self._live:

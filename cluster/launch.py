@@ -45,8 +45,8 @@ class Progress(Protocol):
         """A new stage began, such as "starting Ray"."""
         ...
 
-    def loading(self, name: str, state: ActorState) -> None:
-        """How far the actor `name` has read its weights."""
+    def loading(self, name: str, state: ActorState | None) -> None:
+        """How far the actor `name` has read its weights; None until its process answers."""
         ...
 
 
@@ -215,6 +215,8 @@ def _create(
 
 def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: float) -> None:
     loading = dict(actors)
+    for name in loading:
+        progress.loading(name, None)
     while loading:
         for name, actor in list(loading.items()):
             try:

@@ -25,7 +25,7 @@ class Silent:
     def stage(self, text: str) -> None:
         pass
 
-    def loading(self, name: str, state: ActorState) -> None:
+    def loading(self, name: str, state: ActorState | None) -> None:
         pass
 
 
