@@ -51,11 +51,12 @@ def add_parser(subparsers: "Subparsers") -> None:
 def run(args: argparse.Namespace) -> int:
     """Start, speak, stop."""
     from cli.progress import StartProgress
-    from cli.serve import stop_on_signals
+    from cli.serve import interrupt_on_signals
     from cluster import launch, ray_runtime
     from cluster.config import load_deployment
 
-    stop_on_signals(threading.Event())
+    ending = threading.Event()
+    interrupt_on_signals(ending)
     began = time.monotonic()
     checkpoint = (args.checkpoint or _random_checkpoint(Path(".demo") / "checkpoint")).resolve()
     ports = [args.port or free_port(), free_port()]
@@ -67,15 +68,18 @@ def run(args: argparse.Namespace) -> int:
         f"frontend.http_port={ports[1]}",
         "ray.namespace=drover-demo",
     ]
+    if args.checkpoint is None:
+        overrides.append("model_name=random-demo")
     config = load_deployment(DEPLOYMENT, overrides)
     try:
         with StartProgress() as progress:
             deployment = launch.start(config, progress)
+        interrupt_on_signals(ending)  # again: Ray has put in handlers of its own
         print(f"\n{config.name} is served on {deployment.address} by 1 router and {args.shards} shards\n", flush=True)
         answers = _speak(deployment, args)
         _summarize(answers, deployment, time.monotonic() - began)
-        launch.end(config)
     finally:
+        ending.set()
         ray_runtime.disconnect()
     print("stopped, nothing left running")
     return 0

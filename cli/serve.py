@@ -4,10 +4,13 @@ import argparse
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cluster.launch import Deployment
+
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = """\
@@ -55,48 +58,49 @@ def run(args: argparse.Namespace) -> int:
     config = load_deployment(args.config, args.overrides)
     if args.detach and config.ray.address == "local":
         raise ConfigError("--detach needs a running Ray cluster: a local Ray ends with this process; set ray.address")
-    stop_asked = threading.Event()
-    stop_on_signals(stop_asked)
+    ending = threading.Event()
+    interrupt_on_signals(ending)
     try:
         with StartProgress() as progress:
             deployment = launch.start(config, progress)
-        stop_on_signals(stop_asked)  # again: Ray has put in handlers of its own
-        print(f"{config.name} is served on {deployment.address} (gRPC drover.v1.Inference)", flush=True)
         if args.detach:
+            print(_served(deployment), flush=True)
             return 0
-        print(
-            "Ctrl-C or `drover stop` ends it. Try: drover generate 'Hello' --address " + deployment.address, flush=True
-        )
-        exit_code = _serve_until(stop_asked, config.ray.namespace)
+        try:
+            interrupt_on_signals(ending)  # again: Ray has put in handlers of its own
+            print(_served(deployment), flush=True)
+            print(f"Ctrl-C ends it, or: drover stop --namespace {config.ray.namespace}", flush=True)
+            _wait_until_removed(config.ray.namespace)
+            print("the deployment was stopped from elsewhere", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("stopping ...", flush=True)
+        ending.set()
         launch.end(config)
         print("stopped", flush=True)
-        return exit_code
+        return 0
     finally:
+        ending.set()
         ray_runtime.disconnect()
 
 
-def stop_on_signals(asked: threading.Event) -> None:
-    """From now on SIGTERM interrupts like Ctrl-C. `asked` is set by the first; later ones leave the clean-up alone."""
+def interrupt_on_signals(ending: threading.Event) -> None:
+    """From now on SIGTERM interrupts like Ctrl-C, and neither does once `ending` is set: the clean-up is under way."""
 
     def interrupt(number: int, frame: object) -> None:
-        if asked.is_set():
-            return  # the clean-up is under way already
-        asked.set()
-        raise KeyboardInterrupt
+        if not ending.is_set():
+            raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def _serve_until(stop_asked: threading.Event, namespace: str) -> int:
-    """Wait for a signal, or for the deployment to be removed from elsewhere."""
+def _served(deployment: "Deployment") -> str:
+    address = deployment.address
+    return f"{deployment.config.name} is served on {address}; try: drover generate 'Hello' --address {address}"
+
+
+def _wait_until_removed(namespace: str) -> None:
     from cluster import launch
 
-    try:
-        while not stop_asked.wait(1.0):
-            if not launch.actor_names(namespace):
-                print("the deployment was stopped from elsewhere", file=sys.stderr)
-                return 0
-    except KeyboardInterrupt:
-        print("stopping ...", flush=True)
-    return 0
+    while launch.actor_names(namespace):
+        time.sleep(1.0)

@@ -22,7 +22,7 @@ class ConfigError(DroverError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class RayConfig(_Section):
@@ -31,7 +31,7 @@ class RayConfig(_Section):
     num_cpus, num_gpus: of a local Ray; none means as many as the machine has.
     """
 
-    address: str = "local"
+    address: Annotated[str, Field(min_length=1)] = "local"
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "drover"
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     num_gpus: Annotated[int, Field(ge=0)] | None = None
@@ -71,7 +71,7 @@ class LinksConfig(_Section):
     """
 
     backend: Literal["gloo", "nccl"] = "gloo"
-    heartbeat_ms: Annotated[float, Field(gt=0)] = 100.0
+    heartbeat_ms: Annotated[float, Field(ge=1)] = 100.0
     dead_after_ms: Annotated[float, Field(gt=0)] = 500.0
     reply_deadline_ms: Annotated[float, Field(gt=0)] = 10_000.0
 
@@ -91,7 +91,7 @@ class EngineConfig(_Section):
 
     max_running: Annotated[int, Field(ge=1)] = 32
     max_waiting: Annotated[int, Field(ge=1)] = 256
-    max_step_tokens: Annotated[int, Field(ge=1)] = 512
+    max_step_tokens: Annotated[int, Field(ge=1, le=65536)] = 512
     kv_bytes: Bytes = 2**30
     max_context_tokens: Annotated[int, Field(ge=2)] | None = None
 
@@ -109,7 +109,7 @@ class FrontendConfig(_Section):
     """host: where gRPC listens; the default is reachable from this machine alone. http_port: of Ray Serve's own
     status routes."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     grpc_port: Port = 9000
     http_port: Port = 8000
     replicas: Annotated[int, Field(ge=1)] = 1
@@ -125,7 +125,7 @@ class DeploymentConfig(_Section):
     """checkpoint: a Hugging Face Llama 4 directory. model_name: none means the directory's name.
     dtype: of weights and arithmetic; "auto" is the checkpoint's. start_timeout_s: until the model must answer."""
 
-    checkpoint: Path
+    checkpoint: Annotated[Path, Field(strict=False)]
     model_name: Annotated[str, Field(min_length=1)] | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
@@ -147,6 +147,9 @@ class DeploymentConfig(_Section):
         return self
 
 
+SECTIONS = ("ray", "router", "shards", "links", "engine", "frontend")
+
+
 def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConfig:
     """Read and validate the file; a relative `checkpoint` in it is relative to the file. Raises ConfigError.
 
@@ -162,20 +165,29 @@ def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConf
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}; a mapping of keys to values is expected")
-    if isinstance(raw.get("checkpoint"), str):
-        raw["checkpoint"] = str((path.parent / raw["checkpoint"]).resolve())
+    _resolve_checkpoint(raw, path.parent)
     for override in overrides:
         _override(raw, override)
+    _resolve_checkpoint(raw, Path.cwd())
     return parse_deployment(raw, str(path))
 
 
 def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentConfig:
     """Validate a deployment given as plain data. Raises ConfigError naming every wrong key."""
+    if raw.get("checkpoint") in ("", None):
+        raw = {key: value for key, value in raw.items() if key != "checkpoint"}
+    # A section with nothing below its name is one that keeps its defaults.
+    raw = {key: {} if value is None and key in SECTIONS else value for key, value in raw.items()}
     try:
         return DeploymentConfig.model_validate(raw)
     except ValidationError as error:
         problems = "\n  ".join(_problem(details) for details in error.errors())
         raise ConfigError(f"{source} is not a valid deployment:\n  {problems}") from None
+
+
+def _resolve_checkpoint(raw: dict[str, Any], folder: Path) -> None:
+    if isinstance(raw.get("checkpoint"), str) and raw["checkpoint"]:
+        raw["checkpoint"] = str((folder / Path(raw["checkpoint"]).expanduser()).resolve())
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -197,7 +209,7 @@ def _problem(details: ErrorDetails) -> str:
     key = ".".join(str(part) for part in details["loc"])
     match details["type"]:
         case "missing":
-            return f"{key} is missing"
+            return f"{key} is missing" + ("; it must name a Llama 4 directory" if key == "checkpoint" else "")
         case "extra_forbidden":
             section: Any = DeploymentConfig
             for part in details["loc"][:-1]:

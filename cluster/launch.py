@@ -25,11 +25,10 @@ from cluster.shard_actor import ShardActor, ShardSpec
 from cluster.specs import ROUTER_NAME, frontend_spec, router_spec, shard_specs
 from frontend.chat_template import ChatTemplate
 from frontend.tokenizer import Tokenizer
-from protos.drover.v1 import inference_pb2
 
-APP_NAME = "drover"
 POLL_S = 0.1
 ROOM_TIMEOUT_S = 30.0
+HEALTH_TIMEOUT_S = 5.0
 # Ray drops a bundle without resources, and then there is none for the actor's index.
 MIN_CPUS = 0.001
 
@@ -115,7 +114,7 @@ def end(config: DeploymentConfig) -> None:
 def stop(namespace: str) -> list[str]:
     """Remove the Serve application, the actors and the placement group of `namespace`; names what was removed."""
     removed = []
-    if APP_NAME in _serve_applications():
+    if _app_name(namespace) in _serve_applications():
         serve.shutdown()
         removed.append("frontend")
     for name in actor_names(namespace):
@@ -124,7 +123,7 @@ def stop(namespace: str) -> list[str]:
             removed.append(name)
         except ValueError:
             pass  # it went by itself meanwhile
-    group = _find_group()
+    group = _find_group(namespace)
     if group is not None:
         remove_placement_group(group)
     return removed
@@ -142,7 +141,7 @@ def _check_nothing_runs(config: DeploymentConfig) -> None:
     if running:
         raise StartError(
             f"{', '.join(running)} already run in namespace {config.ray.namespace!r}; "
-            "`drover stop` removes them, or choose another ray.namespace"
+            f"`drover stop --namespace {config.ray.namespace}` removes them, or choose another ray.namespace"
         )
     if _serve_applications():
         raise StartError("Ray Serve already runs applications on this Ray cluster; Drover needs a Serve of its own")
@@ -178,7 +177,7 @@ def _reserve(config: DeploymentConfig) -> Any:
                 f"shards.count {config.shards.count} * shards.{key} {of(config.shards):g}), the Ray cluster has "
                 f"{total.get(resource, 0):g}; lower them, or add nodes"
             )
-    group = placement_group(bundles, strategy="PACK", name=APP_NAME, lifetime="detached")
+    group = placement_group(bundles, strategy="PACK", name=_app_name(config.ray.namespace), lifetime="detached")
     if not group.wait(ROOM_TIMEOUT_S):
         raise StartError(
             f"no room for the actors: bundles {bundles} did not fit within {ROOM_TIMEOUT_S:g} s; free now are "
@@ -223,9 +222,8 @@ def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: floa
                 state: ActorState = ray.get(actor.state.remote(), timeout=max(deadline - time.monotonic(), 0))
             except ray.exceptions.GetTimeoutError:
                 raise StartError(f"{name} did not start in time (start_timeout_s)") from None
-            except ray.exceptions.ActorUnavailableError:
-                continue  # Ray restarts it
             except ray.exceptions.RayActorError as error:
+                # Ray would start it again and again; what kills it in loading (memory, mostly) would kill it each time.
                 raise StartError(f"{name} died while starting: {_first_line(error)}") from None
             progress.loading(name, state)
             if state.phase is Phase.FAILED:
@@ -261,7 +259,11 @@ def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint, deadline: 
         grpc_options=gRPCOptions(port=frontend.grpc_port, grpc_servicer_functions=list(GRPC_SERVICER_FUNCTIONS)),
     )
     try:
-        serve.run(build(frontend_spec(config, checkpoint), frontend.replicas), name=APP_NAME, route_prefix="/drover")
+        serve.run(
+            build(frontend_spec(config, checkpoint), frontend.replicas),
+            name=_app_name(config.ray.namespace),
+            route_prefix="/drover",
+        )
     except RuntimeError as error:
         raise StartError(f"the frontend failed to start: {_first_line(error)}") from None
     address = f"{frontend.host}:{frontend.grpc_port}"
@@ -269,13 +271,18 @@ def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint, deadline: 
     def not_serving() -> str:
         try:
             with Client(address) as client:
-                status = client.health(inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name)
+                status = client.health(timeout_s=HEALTH_TIMEOUT_S)
         except ClientError as error:
             return str(error)
         return "" if status == "SERVING" else status
 
     _wait_until(not_serving, deadline, f"gRPC on {address} does not answer")
     return address
+
+
+def _app_name(namespace: str) -> str:
+    # Of the Serve application and the placement group: neither is told apart by Ray's namespaces.
+    return f"drover.{namespace}"
 
 
 def _serve_applications() -> list[str]:
@@ -285,9 +292,9 @@ def _serve_applications() -> list[str]:
         return []
 
 
-def _find_group() -> Any:
+def _find_group(namespace: str) -> Any:
     try:
-        return ray.util.get_placement_group(APP_NAME)
+        return ray.util.get_placement_group(_app_name(namespace))
     except ValueError:
         return None
 

@@ -1,7 +1,9 @@
 """Keeps a router linked to its shards: forms each link, and forms it anew whenever it has ended."""
 
+import itertools
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,39 +68,35 @@ class LinkKeeper:
         self._router_name, self._device = router_name, device
         self._host = ray.util.get_node_ip_address()
         self._store = LinkStore(self._host)
-        self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._keep, args=(index, name), name=f"keep {name}", daemon=True)
-            for index, name in enumerate(shard_names)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """Close every link and end the threads."""
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join(2 * JOIN_TIMEOUT_S)
+        for index, name in enumerate(shard_names):
+            threading.Thread(target=self._keep, args=(index, name), name=f"keep {name}", daemon=True).start()
 
     def _keep(self, index: int, shard_name: str) -> None:
-        generation, link_name = 0, ""
-        while not self._stopping.is_set():
-            if self._dispatcher.links[index].down_reason is not None:
-                if link_name:
-                    self._dispatcher.links[index].close()
-                    self._store.forget(link_name)
-                generation += 1
-                link_name = f"{self._router_name}--{shard_name}--{generation}"
-                try:
-                    self._dispatcher.links[index] = self._form(shard_name, link_name)
-                    logger.info("link %s formed", link_name)
-                except (ConnectionError, ray.exceptions.RayError) as error:
-                    reason = f"{shard_name} cannot be reached: {_short(error)}"
-                    self._dispatcher.links[index] = NoLink(reason)
-            self._stopping.wait(RETRY_S)
-        self._dispatcher.links[index].close()
+        """Form the shard's link whenever it is down, for as long as the process lives."""
+        for generation in itertools.count(1):
+            link_name = f"{self._router_name}--{shard_name}--{generation}"
+            self._dispatcher.links[index] = link = self._form(index, shard_name, link_name)
+            logger.info("link %s formed", link_name)
+            while link.down_reason is None:
+                time.sleep(RETRY_S)
+            link.close()
+            self._store.forget(link_name)
 
-    def _form(self, shard_name: str, link_name: str) -> GroupLink:
+    def _form(self, index: int, shard_name: str, link_name: str) -> GroupLink:
+        """Try until it works; meanwhile the dispatcher has the reason why it does not."""
+        while True:
+            try:
+                return self._try_to_form(shard_name, link_name)
+            except (ConnectionError, ray.exceptions.RayError) as error:
+                reason = _short(error)
+            except Exception as error:
+                logger.exception("forming %s failed", link_name)
+                reason = repr(error)
+            self._dispatcher.links[index] = NoLink(reason)
+            self._store.forget(link_name)
+            time.sleep(RETRY_S)
+
+    def _try_to_form(self, shard_name: str, link_name: str) -> GroupLink:
         settings = self._settings
         try:
             shard = self._find_actor(shard_name)
@@ -117,6 +115,8 @@ class LinkKeeper:
             ray.get(joining, timeout=JOIN_TIMEOUT_S)
         except ray.exceptions.RayError:
             pair.close()
+            if rows is not None:
+                rows.close()
             raise
         return GroupLink(
             pair, settings.wire, settings.router_liveness, settings.reply_deadline_s, self._device, link_name, rows
@@ -124,6 +124,10 @@ class LinkKeeper:
 
 
 def _short(error: Exception) -> str:
-    if isinstance(error, ray.exceptions.RayTaskError) and error.cause is not None:
+    if isinstance(error, ray.exceptions.RayTaskError):
         return str(error.cause)
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, ray.exceptions.GetTimeoutError):
+        return f"it did not answer within {JOIN_TIMEOUT_S:g} s"
+    if isinstance(error, ray.exceptions.RayActorError):
+        return "its process is gone; Ray starts it again"
+    return str(error)

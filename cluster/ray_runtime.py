@@ -9,10 +9,15 @@ import ray
 
 from checkpoint.errors import DroverError
 from cluster.config import RayConfig
+from cluster.local_rays import forget_local_ray, is_reachable, record_local_ray
 
 # Drover keeps tensors out of Ray's object store; only control messages and token batches go through it.
 OBJECT_STORE_BYTES = 200 * 10**6
 _START_RAY = 'start one (`ray start --head`), or serve with ray.address: "local"'
+
+
+class NoRay(DroverError):
+    """There is no Ray cluster where one was looked for."""
 
 
 def connect(config: RayConfig) -> None:
@@ -30,7 +35,7 @@ def connect(config: RayConfig) -> None:
     common = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if config.address == "local":
         os.environ.update(_serve_ports())
-        ray.init(
+        context = ray.init(
             "local",
             num_cpus=config.num_cpus,
             num_gpus=config.num_gpus,
@@ -38,25 +43,24 @@ def connect(config: RayConfig) -> None:
             object_store_memory=OBJECT_STORE_BYTES,
             **common,
         )
+        record_local_ray(config.namespace, context.address_info["gcs_address"])
         return
+    address = _address_of_this_machine() if config.address == "auto" else config.address
+    if not is_reachable(address):
+        raise NoRay(f"no Ray cluster answers at {address!r}; {_START_RAY}")
     try:
-        _check_reachable(config.address)
-    except OSError:
-        raise DroverError(f"no Ray cluster at ray.address {config.address!r}; {_START_RAY}") from None
-    try:
-        ray.init(config.address, **common)
+        ray.init(address, **common)
     except ConnectionError:
-        if config.address == "auto":
-            raise DroverError(f"no Ray cluster runs on this machine; {_START_RAY}") from None
         raise DroverError(
-            f"what listens at ray.address {config.address!r} does not let this process in; a Ray cluster asks for its "
-            "token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its head node"
+            f"what listens at {address!r} does not let this process in; a Ray cluster asks for its token: set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its head node"
         ) from None
 
 
 def disconnect() -> None:
     """Leave the cluster; a local Ray ends."""
     ray.shutdown()
+    forget_local_ray()
 
 
 def _mute_raylet() -> None:
@@ -72,11 +76,15 @@ def _mute_raylet() -> None:
     ray._private.worker.print_to_stdstream = discard
 
 
-def _check_reachable(address: str) -> None:
-    """Raise OSError if nothing listens at host:port; Ray itself would try for minutes."""
-    host, separator, port = address.rpartition(":")
-    if separator and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+def _address_of_this_machine() -> str:
+    """What "auto" stands for: RAY_ADDRESS, or where the last `ray start` on this machine said that it is.
+
+    Ray itself would look for processes too, and would wait for minutes for a cluster that is gone.
+    """
+    address = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address()
+    if not address or not is_reachable(address):
+        raise NoRay(f"no Ray cluster runs on this machine; {_START_RAY}")
+    return str(address)
 
 
 def _serve_ports() -> dict[str, str]:

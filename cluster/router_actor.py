@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from router.weights import WeightReader, router_bytes
 logger = logging.getLogger(__name__)
 
 LONG_POLL_S = 1.0
+RATE_WINDOW_S = 10
 # A frontend that has not pulled for so long is taken for dead, and its requests are cancelled.
 FRONTEND_GRACE_S = 30.0
 
@@ -57,7 +59,7 @@ class RouterSpec:
 
 @dataclass(frozen=True)
 class RouterStats:
-    """tokens_per_s: generated, averaged since the last call of stats. down: shard name -> why."""
+    """tokens_per_s: generated, averaged over the last RATE_WINDOW_S. down: shard name -> why."""
 
     engine: EngineStats | None
     tokens_per_s: float
@@ -65,13 +67,27 @@ class RouterStats:
     down: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one pull brings. A frontend names the number in its next pull, as a receipt."""
+
+    number: int
+    deltas: list[TokenDelta]
+
+
 @dataclass
 class _Outbox:
-    """Deltas for one frontend that it has not pulled yet."""
+    """Deltas for one frontend that it has not pulled yet, and the last batch, until its receipt has come.
+
+    pulls: how many pulls there were; only the newest may take anything, an older one's caller has given up.
+    heard_s: when the frontend last called.
+    """
 
     deltas: list[TokenDelta]
     filled: asyncio.Event
-    pulled_s: float
+    heard_s: float
+    last: Batch
+    pulls: int = 0
 
 
 class RouterActor:
@@ -85,12 +101,13 @@ class RouterActor:
         self._engine: EngineThread | None = None
         self._outboxes: dict[str, _Outbox] = {}
         self._frontend_of: dict[str, str] = {}
-        self._measured = (time.monotonic(), 0)
+        self._made: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._reaper: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
 
     async def state(self) -> ActorState:
+        self._attend_to_the_loop()
         return self._progress.state()
 
     async def readiness(self) -> Readiness:
@@ -102,10 +119,8 @@ class RouterActor:
 
     async def stats(self) -> RouterStats:
         engine = self._engine.stats if self._engine else None
-        now, generated = time.monotonic(), engine.generated_tokens if engine else 0
-        before_s, before = self._measured
-        self._measured = (now, generated)
-        rate = (generated - before) / max(now - before_s, 1e-9)
+        (first_s, first), (last_s, last) = self._made[0], self._made[-1]
+        rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
         return RouterStats(engine, rate, len(self._outboxes), self._down())
 
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
@@ -127,22 +142,33 @@ class RouterActor:
             if self._frontend_of.pop(request_id, None) is not None and self._engine is not None:
                 self._engine.cancel(request_id)
 
-    async def pull(self, frontend_id: str) -> list[TokenDelta]:
-        """Everything made for this frontend since its last pull; waits up to LONG_POLL_S for something."""
+    async def pull(self, frontend_id: str, receipt: int) -> Batch:
+        """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
+
+        A batch whose receipt is missing was lost on the way, and comes again.
+        """
         self._attend_to_the_loop()
         outbox = self._outbox(frontend_id)
-        outbox.pulled_s = time.monotonic()
+        outbox.pulls += 1
+        this_pull = outbox.pulls
+        if receipt < outbox.last.number:
+            return outbox.last
         try:
             await asyncio.wait_for(outbox.filled.wait(), LONG_POLL_S)
         except asyncio.TimeoutError:
-            return []
+            return outbox.last
+        if this_pull != outbox.pulls:
+            return outbox.last
         outbox.filled.clear()
-        deltas, outbox.deltas = outbox.deltas, []
-        outbox.pulled_s = time.monotonic()
-        return deltas
+        outbox.last = Batch(outbox.last.number + 1, outbox.deltas)
+        outbox.deltas = []
+        return outbox.last
 
     def _outbox(self, frontend_id: str) -> _Outbox:
-        return self._outboxes.setdefault(frontend_id, _Outbox([], asyncio.Event(), time.monotonic()))
+        now = time.monotonic()
+        outbox = self._outboxes.setdefault(frontend_id, _Outbox([], asyncio.Event(), now, Batch(0, [])))
+        outbox.heard_s = now
+        return outbox
 
     def _down(self) -> dict[str, str]:
         return {self._spec.shard_names[shard]: reason for shard, reason in self._dispatcher.down_reasons().items()}
@@ -150,16 +176,20 @@ class RouterActor:
     def _attend_to_the_loop(self) -> None:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-            self._reaper = self._loop.create_task(self._reap_dead_frontends())
+            self._watcher = self._loop.create_task(self._watch())
 
-    async def _reap_dead_frontends(self) -> None:
+    async def _watch(self) -> None:
+        """Every second: note the speed, and cancel the requests of frontends that have gone."""
         while True:
-            await asyncio.sleep(FRONTEND_GRACE_S / 3)
-            oldest = time.monotonic() - FRONTEND_GRACE_S
-            for frontend_id in [f for f, outbox in self._outboxes.items() if outbox.pulled_s < oldest]:
-                logger.warning("frontend %s has gone; its requests are cancelled", frontend_id)
+            now = time.monotonic()
+            self._made.append((now, self._engine.stats.generated_tokens if self._engine else 0))
+            for frontend_id in [f for f, outbox in self._outboxes.items() if outbox.heard_s < now - FRONTEND_GRACE_S]:
                 del self._outboxes[frontend_id]
-                await self.cancel([request for request, owner in self._frontend_of.items() if owner == frontend_id])
+                open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
+                if open_requests:
+                    logger.warning("%s has gone; its %d requests are cancelled", frontend_id, len(open_requests))
+                    await self.cancel(open_requests)
+            await asyncio.sleep(1.0)
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
         # In the engine's thread. A request reaches the engine through `submit`, which has set the loop.

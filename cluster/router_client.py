@@ -26,6 +26,7 @@ class RayRouterClient:
         self._frontend_id = f"frontend-{uuid.uuid4().hex[:12]}"
         self._streams = DeltaStreams()
         self._open = 0
+        self._receipt = 0
         self._puller: asyncio.Task[None] | None = None
         self._to_submit: list[GenerationRequest] = []
         self._to_cancel: list[str] = []
@@ -87,21 +88,26 @@ class RayRouterClient:
                     await router.submit.remote(self._frontend_id, requests)
                 if cancelled:
                     await router.cancel.remote(cancelled)
-            except Unavailable as error:
-                self._streams.fail_all(error)
-            except ray.exceptions.RayError as error:
-                self._streams.fail_all(Unavailable(self._down(error)))
+            except (Unavailable, ray.exceptions.RayError) as error:
+                self._fail(error)
+                self._to_cancel = cancelled + self._to_cancel  # goes with the next mail, should the router still live
+                return
 
     async def _pull_while_open(self) -> None:
         while self._open:
             try:
-                self._streams.deliver(await self._handle().pull.remote(self._frontend_id))
-            except Unavailable as error:
-                self._streams.fail_all(error)
+                batch = await self._handle().pull.remote(self._frontend_id, self._receipt)
+            except (Unavailable, ray.exceptions.RayError) as error:
+                self._fail(error)
                 await asyncio.sleep(RETRY_S)
-            except ray.exceptions.RayError as error:
-                self._streams.fail_all(Unavailable(self._down(error)))
-                await asyncio.sleep(RETRY_S)
+                continue
+            if batch.number != self._receipt:
+                self._receipt = batch.number
+                self._streams.deliver(batch.deltas)
+
+    def _fail(self, error: Exception) -> None:
+        """End every stream: the router is away, and what it knew of them may be gone."""
+        self._streams.fail_all(error if isinstance(error, Unavailable) else Unavailable(self._down(error)))
 
     def _handle(self) -> ray.actor.ActorHandle:
         if self._router is None:
@@ -112,6 +118,6 @@ class RayRouterClient:
         return self._router
 
     def _down(self, error: Exception) -> str:
-        self._router = None
+        self._router, self._receipt = None, 0
         logger.warning("%s: %s", self._router_name, error)
         return f"{self._router_name} is down and being restarted; try again"

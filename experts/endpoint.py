@@ -5,6 +5,7 @@ in the mood, and sends that cross cannot deadlock. Both ends send a heartbeat fr
 silence for silence_s means that the peer is dead. Slowness never does: a busy peer's heart still beats.
 """
 
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ import torch
 from experts.errors import LinkDown
 from experts.process_group import Pair, RowChannel
 from experts.wire import Kind, Message, WireFormat
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,11 @@ class Endpoint:
                 if message.kind is not Kind.HEARTBEAT:
                     self._on_message(message)
         except ConnectionError as error:
-            posted.set()
             self._end(f"lost: {error}")
+        except Exception as error:
+            logger.exception("link %s broke", self.name)
+            self._end(f"broke: {error!r}")
+        posted.set()
         self._close_channels()
         self._on_down(self.down_reason or "lost")
 

@@ -18,7 +18,8 @@ import datetime
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Protocol
 
@@ -157,7 +158,7 @@ class NcclRows:
     def send(self, x_ND: torch.Tensor) -> None:
         rows_ND = x_ND.contiguous()
         self._stream.wait_stream(torch.cuda.current_stream(rows_ND.device))
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), _nccl_errors():
             # Kept until the next send: the rows must not be freed while they travel.
             self._sending = (rows_ND, self._group.send([rows_ND], self._peer, _DATA_TAG))
 
@@ -165,7 +166,7 @@ class NcclRows:
         self._buffers.reverse()
         x_ND = self._buffers[0][:rows]
         arrived = torch.cuda.Event()
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), _nccl_errors():
             self._group.recv([x_ND], self._peer, _DATA_TAG).wait()  # makes the stream wait, not this thread
             arrived.record(self._stream)
         deadline = time.monotonic() + timeout_s
@@ -198,6 +199,14 @@ def _start(operation: Callable[[], Any]) -> _GlooWork:
         raise ConnectionError(_first_line(error)) from None
 
 
+@contextmanager
+def _nccl_errors() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ConnectionError(_first_line(error)) from None
+
+
 @cache
 def _gloo_device(bind_host: str) -> object:
     # One device for all links of a process: each device costs about three threads.
@@ -205,5 +214,5 @@ def _gloo_device(bind_host: str) -> object:
 
 
 def _first_line(error: Exception) -> str:
-    # Gloo's messages carry source locations and stack traces; the last part of the first line says what happened.
-    return str(error).splitlines()[0].split("] ")[-1]
+    # Gloo's messages carry source locations, stack traces and advice; what happened ends the first line.
+    return str(error).splitlines()[0].split("] ")[-1].split(". This is typically")[0]

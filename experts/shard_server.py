@@ -1,6 +1,6 @@
 """Serves one shard to any number of routers: whatever has arrived is computed, in order, by one thread.
 
-It never waits for a fuller batch, and a router that is gone costs it nothing.
+It never waits for a fuller batch, and drops what a router that is gone had asked for.
 """
 
 import logging
@@ -71,6 +71,8 @@ class ShardServer:
     def _compute(self) -> None:
         while (item := self._requests.get()) is not None:
             endpoint, request = item
+            if endpoint.down_reason is not None:
+                continue
             try:
                 endpoint.send(self._answer(request))
             except LinkDown:

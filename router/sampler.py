@@ -101,5 +101,10 @@ def _logprobs(
     for i, row in enumerate(wanted):
         count = params[row].logprobs or 0
         top = tuple(zip(top_id_WN[i, :count].tolist(), top_WN[i, :count].tolist(), strict=True))
-        result[row] = TokenLogprobs(chosen[row], float(logprob_WV[i, chosen[row]]), top)
+        logprob = float(logprob_WV[i, chosen[row]])
+        if top and logprob == top[0][1]:
+            # Of several equally likely tokens the chosen one comes first, and is not cut off.
+            others = tuple(entry for entry in top if entry[0] != chosen[row])
+            top = ((chosen[row], logprob), *others)[:count]
+        result[row] = TokenLogprobs(chosen[row], logprob, top)
     return result

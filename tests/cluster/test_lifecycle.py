@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -81,7 +83,7 @@ def test_serve_status_generate_stop(deployment_file: Path, marked_environment: d
         assert "router-0" in table
         assert "shard-1" in table
 
-        again = drover("serve", str(deployment_file), "--set", "ray.address=auto")
+        again = drover("serve", str(deployment_file))
         assert again.returncode == 1
         assert "frontend.grpc_port" in again.stderr
 
@@ -215,39 +217,61 @@ def test_a_missing_tokenizer(
 
 def test_a_running_cluster_that_is_not_there(deployment_file: Path, marked_environment: dict[str, str]) -> None:
     message = serve_fails(deployment_file, marked_environment, "ray.address=127.0.0.1:1")
-    assert "no Ray cluster at ray.address '127.0.0.1:1'" in message
+    assert "no Ray cluster answers at '127.0.0.1:1'" in message
+
+
+@dataclass(frozen=True)
+class RunningRay:
+    """A Ray cluster of one node: its address, and the environment that its token is in."""
+
+    address: str
+    environment: dict[str, str]
 
 
 @pytest.fixture
-def ray_cluster(marked_environment: dict[str, str]) -> Iterator[dict[str, str]]:
-    """A running Ray of one node, as `ray start` makes it; gives the environment that its token is in."""
-    environment = marked_environment | {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": uuid.uuid4().hex,
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-    }
-    options = ["--port=0", "--num-cpus=2", "--include-dashboard=false", "--disable-usage-stats", "--block"]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        assert process.stdout is not None
-        Screen(process.stdout.fileno()).read_until(b"--block", START_S)
-        try:
-            yield environment
-        finally:
-            process.terminate()
-            process.wait(START_S)
+def ray_cluster(marked_environment: dict[str, str]) -> Iterator[RunningRay]:
+    """As `ray start` makes it, in a folder of its own: "auto" on this machine must not come to mean a test's Ray."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+    environment = marked_environment | token
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        port = free_ports(1)[0]
+        where = [f"--port={port}", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}", "--num-cpus=2"]
+        options = ["--include-dashboard=false", "--disable-usage-stats", "--block"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *where, *options]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            assert process.stdout is not None
+            Screen(process.stdout.fileno()).read_until(b"--block", START_S)
+            try:
+                yield RunningRay(f"127.0.0.1:{port}", environment)
+            finally:
+                process.terminate()
+                process.wait(START_S)
 
 
-def test_a_detached_deployment_on_a_running_cluster(deployment_file: Path, ray_cluster: dict[str, str]) -> None:
-    flags = ("--set", "ray.address=auto", "--set", "ray.num_cpus=null", "--detach")
-    served = drover("serve", str(deployment_file), *flags, env=ray_cluster, timeout_s=START_S)
+def test_a_detached_deployment_on_a_running_cluster(deployment_file: Path, ray_cluster: RunningRay) -> None:
+    environment, address = ray_cluster.environment, ray_cluster.address
+    on_cluster = ("--set", f"ray.address={address}")
+    served = drover("serve", str(deployment_file), *on_cluster, "--detach", env=environment, timeout_s=START_S)
     assert "is served on" in served.stdout, served.stderr
-    again = drover("serve", str(deployment_file), "--set", "ray.address=auto", *other_ports(), env=ray_cluster)
-    assert "already run in namespace 'drover-lifecycle'; `drover stop` removes them" in again.stderr
+    again = drover("serve", str(deployment_file), *on_cluster, *other_ports(), env=environment)
+    assert "already run in namespace 'drover-lifecycle'; `drover stop" in again.stderr
+
+    other = drover("stop", "--ray-address", address, "--namespace", "somebody-elses", env=environment)
+    assert (other.returncode, other.stdout) == (1, "")
     done = drover("generate", "Hello", "--max-tokens", "5", "--json", "--address", address_in(deployment_file))
     assert len(json.loads(done.stdout)["token_ids"]) == 5
-    stopped = drover("stop", "--namespace", "drover-lifecycle", env=ray_cluster, timeout_s=START_S)
+
+    flags = ("--ray-address", address, "--namespace", "drover-lifecycle")
+    stopped = drover("stop", *flags, env=environment, timeout_s=START_S)
     assert stopped.stdout == "stopped frontend, router-0, shard-0, shard-1\n"
+
+
+@pytest.mark.parametrize("command", ["status", "stop"])
+def test_a_ray_that_is_gone_is_no_reason_to_wait(command: str) -> None:
+    gone = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = drover(command, "--namespace", "nobodys", env=gone)
+    assert done.returncode == 1
+    assert "nothing runs in namespace 'nobodys'" in done.stderr
 
 
 def other_ports() -> tuple[str, ...]:

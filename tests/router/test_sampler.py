@@ -254,3 +254,11 @@ def test_logprobs_do_not_change_what_is_drawn() -> None:
     without = sample(logits_RV, [SamplingParams(1, seed=9)] * 20, range(20))
     with_logprobs = sample(logits_RV, [SamplingParams(1, seed=9, logprobs=2)] * 20, range(20))
     assert [token.token_id for token in with_logprobs] == [token.token_id for token in without]
+
+
+def test_of_equally_likely_tokens_the_chosen_one_comes_first_among_the_alternatives() -> None:
+    logits_RV = torch.zeros(1, 50)
+    (token,) = sample(logits_RV, [SamplingParams(max_tokens=1, temperature=0, logprobs=3)], [0])
+    assert token.logprobs is not None
+    assert token.logprobs.top[0][0] == token.token_id
+    assert len({token_id for token_id, _ in token.logprobs.top}) == 3
