@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -177,19 +178,28 @@ def _set(message: ProtoMessage, name: str, value: object, field: str) -> None:
     try:
         setattr(message, name, value)
     except (TypeError, ValueError) as error:  # not of the field's type, out of its range, or text with lone surrogates
-        raise _unsendable(field, value, error) from None
+        raise _unsendable(field, value, _RANGES.get(message.DESCRIPTOR.fields_by_name[name].cpp_type), error) from None
 
 
 def _extend(repeated: Any, values: Sequence[int], field: str) -> None:
     try:
         repeated.extend(values)
     except (TypeError, ValueError) as error:
-        raise _unsendable(field, values, error) from None
+        raise _unsendable(field, values, _RANGES[FieldDescriptor.CPPTYPE_UINT32], error) from None
 
 
-def _unsendable(field: str, value: object, error: Exception) -> ClientError:
-    """The error for a value that the field cannot even carry; what it can carry is for the server to judge."""
+# What the integer fields can carry; what is valid among it is for the server to judge.
+_RANGES = {
+    FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
+    FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, 2**64 - 1),
+}
+
+
+def _unsendable(field: str, value: object, bounds: tuple[int, int] | None, error: Exception) -> ClientError:
+    """The error for a value that the field cannot even carry. bounds: of an integer field."""
     shown = repr(value)
+    problem = f"it takes whole numbers from {bounds[0]} to {bounds[1]}" if bounds else str(error)
     return InvalidRequest(
-        grpc.StatusCode.INVALID_ARGUMENT, f"{field}: is {shown[:80]}{'...' * (len(shown) > 80)}; {error}"
+        grpc.StatusCode.INVALID_ARGUMENT, f"{field}: is {shown[:80]}{'...' * (len(shown) > 80)}; {problem}"
     )

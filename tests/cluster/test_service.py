@@ -12,11 +12,14 @@ from typing import Any
 
 import grpc
 import pytest
+import ray
 
 from client import Client, DeadlineExceeded, InvalidRequest, NotFound, ResourceExhausted
 from cluster.launch import Deployment
+from cluster.router_actor import Batch
 from router.engine import EngineStats
-from tests.cluster.deployment import deployment_config, local_ray, make_served_reference, router_stats, running
+from router.request import GenerationRequest, SamplingParams
+from tests.cluster.deployment import actor, deployment_config, local_ray, make_served_reference, router_stats, running
 from tests.command import ROOT, drover, start
 from tests.loopback import PATIENCE_S
 from tests.reference import Reference, prompt
@@ -158,6 +161,23 @@ def test_a_client_that_dies_frees_its_work(deployment: Deployment) -> None:
         os.kill(process.pid, signal.SIGKILL)
         process.wait(PATIENCE_S)
     wait_until(lambda: engine_stats().running == 0)
+
+
+def test_a_batch_of_tokens_that_was_lost_on_the_way_comes_again(deployment: Deployment, reference: Reference) -> None:
+    """What a frontend does by hand: a batch is repeated until the next pull names it as received."""
+    router = actor("router-0")
+    request = GenerationRequest("lost-and-found", tuple(HELLO), SamplingParams(max_tokens=12, temperature=0))
+    ray.get(router.submit.remote("by hand", [request]), timeout=PATIENCE_S)
+    batches: list[Batch] = [Batch(0, [])]
+    while not (batches[-1].deltas and batches[-1].deltas[-1].is_last):
+        pulled, again = (
+            ray.get(router.pull.remote("by hand", batches[-1].number), timeout=PATIENCE_S) for _ in range(2)
+        )
+        assert again == pulled
+        batches.append(pulled)
+    token_ids = [token_id for batch in batches for delta in batch.deltas for token_id in delta.token_ids]
+    assert token_ids == reference.greedy(HELLO, 12)[0]
+    assert [batch.number for batch in batches] == list(range(len(batches)))
 
 
 def test_health_follows_the_standard(client: Client) -> None:
