@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Show the routers (requests, tokens/s, KV cache) and the shards (experts held, rows computed, links) of a deployment.
-tokens/s is the average since status was last asked. Exits with 1 if nothing runs.
+tokens/s is the average of the last ten seconds. Exits with 1 if nothing runs.
 """
 EPILOG = """\
 examples:

@@ -107,12 +107,13 @@ class EngineConfig(_Section):
 
 class FrontendConfig(_Section):
     """host: where gRPC listens; the default is reachable from this machine alone. http_port: of Ray Serve's own
-    status routes."""
+    status routes. grace_s: a frontend not heard of for so long is forgotten, and its requests are cancelled."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     grpc_port: Port = 9000
     http_port: Port = 8000
     replicas: Annotated[int, Field(ge=1)] = 1
+    grace_s: Annotated[float, Field(ge=2)] = 30.0
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "FrontendConfig":

@@ -101,7 +101,8 @@ def check(config: DeploymentConfig) -> Checkpoint:
             f"shards.count is {config.shards.count}; the model has {checkpoint.config.num_experts} experts, and every "
             "shard needs at least one"
         )
-    _check_ports(config)
+    if _ray_is_on_this_machine(config.ray.address):
+        _check_ports(config)
     return checkpoint
 
 
@@ -145,6 +146,17 @@ def _check_nothing_runs(config: DeploymentConfig) -> None:
         )
     if _serve_applications():
         raise StartError("Ray Serve already runs applications on this Ray cluster; Drover needs a Serve of its own")
+
+
+def _ray_is_on_this_machine(address: str) -> bool:
+    if address in ("local", "auto"):
+        return True
+    with socket.socket() as probe:
+        try:
+            probe.bind((address.rpartition(":")[0], 0))
+        except OSError:
+            return False
+    return True
 
 
 def _check_ports(config: DeploymentConfig) -> None:

@@ -77,8 +77,7 @@ class LinkKeeper:
             link_name = f"{self._router_name}--{shard_name}--{generation}"
             self._dispatcher.links[index] = link = self._form(index, shard_name, link_name)
             logger.info("link %s formed", link_name)
-            while link.down_reason is None:
-                time.sleep(RETRY_S)
+            link.wait_until_down()
             link.close()
             self._store.forget(link_name)
 

@@ -6,8 +6,10 @@ cost more than the token.
 """
 
 import asyncio
+import itertools
 import logging
 import os
+import secrets
 import threading
 import time
 from collections import deque
@@ -36,8 +38,6 @@ logger = logging.getLogger(__name__)
 
 LONG_POLL_S = 1.0
 RATE_WINDOW_S = 10
-# A frontend that has not pulled for so long is taken for dead, and its requests are cancelled.
-FRONTEND_GRACE_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class RouterSpec:
     threads: int
     limits: SchedulerLimits
     max_context_tokens: int | None
+    frontend_grace_s: float
     links: LinkSettings
 
 
@@ -69,7 +70,11 @@ class RouterStats:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one pull brings. A frontend names the number in its next pull, as a receipt."""
+    """What one pull brings. A frontend names the number in its next pull, as a receipt.
+
+    No two batches share a number, not even those of a router before and after its restart: a frontend that was
+    forgotten, or talks to a new router, can then never take new tokens for ones that it has.
+    """
 
     number: int
     deltas: list[TokenDelta]
@@ -100,6 +105,7 @@ class RouterActor:
         self._dispatcher = Dispatcher(spec.placement, [NoLink("not linked yet")] * len(spec.shard_names))
         self._engine: EngineThread | None = None
         self._outboxes: dict[str, _Outbox] = {}
+        self._batch_numbers = itertools.count(secrets.randbits(62))
         self._frontend_of: dict[str, str] = {}
         self._made: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -145,13 +151,14 @@ class RouterActor:
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
 
-        A batch whose receipt is missing was lost on the way, and comes again.
+        If `receipt` is not the last batch's number, that batch was lost on the way, or this is a new outbox: the last
+        batch comes (again), at once. If nothing was made, it comes too, and its number says that it is known.
         """
         self._attend_to_the_loop()
         outbox = self._outbox(frontend_id)
         outbox.pulls += 1
         this_pull = outbox.pulls
-        if receipt < outbox.last.number:
+        if receipt != outbox.last.number:
             return outbox.last
         try:
             await asyncio.wait_for(outbox.filled.wait(), LONG_POLL_S)
@@ -160,13 +167,16 @@ class RouterActor:
         if this_pull != outbox.pulls:
             return outbox.last
         outbox.filled.clear()
-        outbox.last = Batch(outbox.last.number + 1, outbox.deltas)
+        outbox.last = Batch(next(self._batch_numbers), outbox.deltas)
         outbox.deltas = []
         return outbox.last
 
     def _outbox(self, frontend_id: str) -> _Outbox:
         now = time.monotonic()
-        outbox = self._outboxes.setdefault(frontend_id, _Outbox([], asyncio.Event(), now, Batch(0, [])))
+        outbox = self._outboxes.get(frontend_id)
+        if outbox is None:
+            outbox = _Outbox([], asyncio.Event(), now, Batch(next(self._batch_numbers), []))
+            self._outboxes[frontend_id] = outbox
         outbox.heard_s = now
         return outbox
 
@@ -180,10 +190,11 @@ class RouterActor:
 
     async def _watch(self) -> None:
         """Every second: note the speed, and cancel the requests of frontends that have gone."""
+        grace_s = self._spec.frontend_grace_s
         while True:
             now = time.monotonic()
             self._made.append((now, self._engine.stats.generated_tokens if self._engine else 0))
-            for frontend_id in [f for f, outbox in self._outboxes.items() if outbox.heard_s < now - FRONTEND_GRACE_S]:
+            for frontend_id in [f for f, outbox in self._outboxes.items() if outbox.heard_s < now - grace_s]:
                 del self._outboxes[frontend_id]
                 open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
                 if open_requests:

@@ -26,7 +26,7 @@ class RayRouterClient:
         self._frontend_id = f"frontend-{uuid.uuid4().hex[:12]}"
         self._streams = DeltaStreams()
         self._open = 0
-        self._receipt = 0
+        self._receipt = -1  # of no batch
         self._puller: asyncio.Task[None] | None = None
         self._to_submit: list[GenerationRequest] = []
         self._to_cancel: list[str] = []
@@ -118,6 +118,6 @@ class RayRouterClient:
         return self._router
 
     def _down(self, error: Exception) -> str:
-        self._router, self._receipt = None, 0
+        self._router = None
         logger.warning("%s: %s", self._router_name, error)
         return f"{self._router_name} is down and being restarted; try again"

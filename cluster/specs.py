@@ -34,6 +34,7 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
         threads=config.router.num_threads,
         limits=SchedulerLimits(engine.max_running, engine.max_waiting, engine.max_step_tokens, engine.kv_bytes),
         max_context_tokens=engine.max_context_tokens,
+        frontend_grace_s=config.frontend.grace_s,
         links=LinkSettings(
             wire=WireFormat(
                 max_groups=checkpoint.config.num_experts,

@@ -51,7 +51,8 @@ class Endpoint:
         self._on_message, self._on_down = on_message, on_down
         self._send_lock = threading.Lock()
         self._send_buffer = wire.new_buffer()
-        self._ended = threading.Event()
+        self.ended = threading.Event()
+        """Set once the link has ended; down_reason then says why."""
         self.down_reason: str | None = None
         """None while the link works; else why it ended."""
         posted = threading.Event()
@@ -112,7 +113,7 @@ class Endpoint:
         return replace(message, x_ND=self._rows.receive(rows, self._liveness.silence_s))
 
     def _beat(self) -> None:
-        while not self._ended.wait(self._liveness.heartbeat_s):
+        while not self.ended.wait(self._liveness.heartbeat_s):
             try:
                 self.send(Message(Kind.HEARTBEAT))
             except LinkDown:
@@ -126,4 +127,4 @@ class Endpoint:
     def _end(self, reason: str) -> None:
         if self.down_reason is None:
             self.down_reason = reason
-        self._ended.set()
+        self.ended.set()

@@ -51,6 +51,10 @@ class GroupLink:
         )
         return reply
 
+    def wait_until_down(self) -> None:
+        """Return once the link has ended, however long that takes."""
+        self._endpoint.ended.wait()
+
     def close(self) -> None:
         self._endpoint.close()
 

@@ -42,6 +42,8 @@ def deployment(reference: Reference) -> Iterator[Deployment]:
         engine={"max_context_tokens": MAX_CONTEXT, "kv_bytes": kv_bytes, "max_running": 4, "max_waiting": 2},
         model_name="tiny-scout",
     )
+    # Short, so that a test may wait for it.
+    config = config.model_copy(update={"frontend": config.frontend.model_copy(update={"grace_s": 2.0})})
     with local_ray(), running(config) as deployment:
         yield deployment
 
@@ -164,20 +166,31 @@ def test_a_client_that_dies_frees_its_work(deployment: Deployment) -> None:
 
 
 def test_a_batch_of_tokens_that_was_lost_on_the_way_comes_again(deployment: Deployment, reference: Reference) -> None:
-    """What a frontend does by hand: a batch is repeated until the next pull names it as received."""
+    """What a frontend does by hand: a batch is repeated until a pull names it as received."""
     router = actor("router-0")
+
+    def pull(receipt: int) -> Batch:
+        batch: Batch = ray.get(router.pull.remote("by hand", receipt), timeout=PATIENCE_S)
+        return batch
+
+    batches = [pull(-1)]
+    assert batches[0].deltas == []
     request = GenerationRequest("lost-and-found", tuple(HELLO), SamplingParams(max_tokens=12, temperature=0))
     ray.get(router.submit.remote("by hand", [request]), timeout=PATIENCE_S)
-    batches: list[Batch] = [Batch(0, [])]
     while not (batches[-1].deltas and batches[-1].deltas[-1].is_last):
-        pulled, again = (
-            ray.get(router.pull.remote("by hand", batches[-1].number), timeout=PATIENCE_S) for _ in range(2)
-        )
-        assert again == pulled
-        batches.append(pulled)
+        batch = pull(batches[-1].number)
+        assert pull(batches[-1].number) == batch
+        batches.append(batch)
     token_ids = [token_id for batch in batches for delta in batch.deltas for token_id in delta.token_ids]
     assert token_ids == reference.greedy(HELLO, 12)[0]
-    assert [batch.number for batch in batches] == list(range(len(batches)))
+    assert len({batch.number for batch in batches}) == len(batches)
+
+
+def test_a_frontend_that_was_forgotten_while_idle_loses_no_token(client: Client, reference: Reference) -> None:
+    list(client.generate(HELLO, max_tokens=1))
+    wait_until(lambda: router_stats().frontends == 0)
+    deltas = client.generate(HELLO, max_tokens=8, temperature=0, timeout_s=PATIENCE_S)
+    assert [token_id for delta in deltas for token_id in delta.token_ids] == reference.greedy(HELLO, 8)[0]
 
 
 def test_health_follows_the_standard(client: Client) -> None:
