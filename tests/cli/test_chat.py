@@ -4,11 +4,26 @@ import json
 import os
 import pty
 import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from router.errors import Unavailable
 from tests.command import Screen, drover, start
 from tests.fake_router import FakeRouter, echoes, fails, says, says_then_waits
 from tests.loopback import PATIENCE_S, serving
+
+
+@contextmanager
+def on_terminal(address: str) -> Iterator[tuple[subprocess.Popen[bytes], int, Screen]]:
+    """`drover chat` on a terminal of its own, at its first prompt: the process, what types into it, what it shows."""
+    leader, follower = pty.openpty()
+    screen = Screen(leader)
+    with start("chat", "--address", address, stdin=follower, stdout=follower, stderr=follower) as process:
+        os.close(follower)
+        screen.read_until(b"> ")
+        yield process, leader, screen
+    os.close(leader)
 
 
 def test_chat_keeps_the_conversation(router: FakeRouter, address: str) -> None:
@@ -52,26 +67,17 @@ def test_ctrl_c_stops_an_answer_but_not_the_chat(router: FakeRouter, address: st
 
 
 def test_ctrl_d_leaves_an_interactive_chat(address: str) -> None:
-    leader, follower = pty.openpty()
-    screen = Screen(leader)
-    with start("chat", "--address", address, stdin=follower, stdout=follower, stderr=follower) as process:
-        os.close(follower)
-        screen.read_until(b"> ")
+    with on_terminal(address) as (process, leader, screen):
         os.write(leader, b"Hi\n")
         screen.read_until(b"Hello!")
         screen.read_until(b"> ")
         os.write(leader, b"\x04")
         assert process.wait(PATIENCE_S) == 0
-    os.close(leader)
 
 
 def test_an_interactive_chat_survives_an_error(router: FakeRouter, address: str) -> None:
     router.script = fails(Unavailable("shard 3 is down"))
-    leader, follower = pty.openpty()
-    screen = Screen(leader)
-    with start("chat", "--address", address, stdin=follower, stdout=follower, stderr=follower) as process:
-        os.close(follower)
-        screen.read_until(b"> ")
+    with on_terminal(address) as (process, leader, screen):
         os.write(leader, b"Hi\n")
         screen.read_until(b"drover: error: shard 3 is down")
         router.script = says("Back.")
@@ -81,7 +87,6 @@ def test_an_interactive_chat_survives_an_error(router: FakeRouter, address: str)
         screen.read_until(b"> ")
         os.write(leader, b"/exit\n")
         assert process.wait(PATIENCE_S) == 0
-    os.close(leader)
     assert bytes(router.requests[1].prompt_token_ids[1:]) == b"user: Hi again\nassistant: "
 
 

@@ -2,13 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,57 +163,42 @@ def test_a_shard_that_fails_to_load_is_named(
     assert "failed to start" in message
 
 
-def damaged(checkpoint: Path, tmp_path: Path) -> Path:
-    copy = tmp_path / "damaged"
-    copy.mkdir()
-    for file in checkpoint.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    return copy
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda checkpoint: (checkpoint / name).unlink()
 
 
-def test_a_missing_weights_file(
-    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
-) -> None:
-    copy = damaged(checkpoint, tmp_path)
-    (copy / "model.safetensors").unlink()
-    assert "model.safetensors" in serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
-
-
-def test_a_truncated_weights_file(
-    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
-) -> None:
-    copy = damaged(checkpoint, tmp_path)
-    weights = copy / "model.safetensors"
+def truncate_weights(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
     os.truncate(weights, weights.stat().st_size - 1000)
-    assert "truncated" in serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
 
 
-def test_a_wrong_dtype(
-    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
-) -> None:
-    copy = damaged(checkpoint, tmp_path)
-    weights = copy / "model.safetensors"
+def make_weights_integers(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes().replace(b'"F32"', b'"I32"'))
-    message = serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
-    assert "I32" in message
 
 
-def test_impossible_shapes(
-    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
+def double_the_configured_width(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a missing weights file": (remove("model.safetensors"), "model.safetensors"),
+    "a truncated weights file": (truncate_weights, "truncated"),
+    "a wrong dtype": (make_weights_integers, "I32"),
+    "impossible shapes": (double_the_configured_width, "has shape [400, 32]; the config calls for [400, 64]"),
+    "a missing tokenizer": (remove("tokenizer.json"), "tokenizer.json"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_not_served(
+    name: str, deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
 ) -> None:
-    copy = damaged(checkpoint, tmp_path)
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
-    message = serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
-    assert "has shape [400, 32]; the config calls for [400, 64]" in message
-
-
-def test_a_missing_tokenizer(
-    deployment_file: Path, checkpoint: Path, tmp_path: Path, marked_environment: dict[str, str]
-) -> None:
-    copy = damaged(checkpoint, tmp_path)
-    (copy / "tokenizer.json").unlink()
-    assert "tokenizer.json" in serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
+    damage, message = DAMAGES[name]
+    copy = shutil.copytree(checkpoint, tmp_path / "damaged")
+    damage(copy)
+    assert message in serve_fails(deployment_file, marked_environment, f"checkpoint={copy}")
 
 
 def test_a_running_cluster_that_is_not_there(deployment_file: Path, marked_environment: dict[str, str]) -> None:
