@@ -14,7 +14,7 @@ from router.model import Model
 from router.request import FinishReason, GenerationRequest, TokenDelta
 from tests.one_process import load_model
 from tests.reference import make_reference, prompt
-from tests.router.test_engine import alone, drawn, greedy, make_engine
+from tests.router.engines import alone, drawn, greedy, make_engine
 
 PATIENCE_S = 20.0
 ENDLESS = 400  # tokens, which take far longer than any test

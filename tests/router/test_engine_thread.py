@@ -14,7 +14,7 @@ from router.request import GenerationRequest, TokenDelta
 from router.scheduler import SchedulerLimits
 from tests.one_process import load_model
 from tests.reference import make_reference, prompt
-from tests.router.test_engine import alone, drawn, greedy, make_engine, tokens_of
+from tests.router.engines import alone, drawn, greedy, make_engine, tokens_of
 
 PATIENCE_S = 20.0
 ENDLESS = 400  # tokens, which take far longer than any test
