@@ -1,4 +1,4 @@
-# make demo   set up, then a small random Llama 4 served on this machine, prompts sent, tokens streamed
+# make demo   set up, then the embedded small Llama 4 served on this machine, spoken to, tokens streamed
 # make test   set up, then every check and every test
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-slow check protos constraints clean
+.PHONY: help setup demo train-demo test test-slow check protos constraints clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -43,11 +43,20 @@ check: setup
 protos: setup
 	$(BIN)/python -m protos.generate
 
+# make train-demo   the embedded model anew: corpus, tokenizer, training, checkpoint, evaluation (demo/README.md)
+train-demo: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[train]'
+	$(BIN)/python -m demo.train
+	$(BIN)/python -m demo.export
+	$(BIN)/python -m demo.evaluate
+	$(BIN)/python -m demo.trace
+	$(BIN)/python -m demo.compare
+
 # make constraints   new pinned versions of everything (needs uv)
 constraints:
 	printf 'torch==2.13.0\n' > .torch-pin
 	(echo "# The versions that the tests run with, for every supported Python. Made by: make constraints"; \
-	 uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --quiet --no-annotate --no-header -c .torch-pin \
+	 uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --extra train --quiet --no-annotate --no-header -c .torch-pin \
 	 | grep -vE '^(nvidia|cuda|triton|#| )') > constraints.txt
 	rm .torch-pin
 

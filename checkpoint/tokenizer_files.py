@@ -9,7 +9,7 @@ import base64
 import binascii
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,7 +150,30 @@ def write_byte_tokenizer(directory: Path, vocab_size: int) -> TokenizerIds:
     and last Llama 4's special tokens that are not merely reserved, under their real names. The same vocab_size always
     gives the same files. Raises CheckpointError when vocab_size is too small.
     """
-    special = [name for name in llama4_special_tokens() if "reserved_special_token" not in name]
+    special = _named_special_tokens()
+    num_ordinary = vocab_size - len(special)
+    tokens, merges = _learn_merges([_SAMPLE_TEXT], vocab_size, special)
+    _add_pairs(tokens, merges, num_ordinary)
+    return _write_files(directory, _tokenizer_json(tokens, merges, special))
+
+
+def write_trained_tokenizer(directory: Path, vocab_size: int, texts: Iterable[str]) -> TokenizerIds:
+    """Write a byte-level BPE tokenizer learnt from `texts`, with exactly `vocab_size` ids when the text has the pairs.
+
+    Ids in order: the 256 bytes, the learnt merges, and last Llama 4's special tokens that are not merely reserved,
+    under their real names. Raises CheckpointError when vocab_size is too small.
+    """
+    special = _named_special_tokens()
+    tokens, merges = _learn_merges(texts, vocab_size, special)
+    return _write_files(directory, _tokenizer_json(tokens, merges, special))
+
+
+def _named_special_tokens() -> list[str]:
+    return [name for name in llama4_special_tokens() if "reserved_special_token" not in name]
+
+
+def _learn_merges(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The ordinary tokens, in the order of their ids, and the merges that build them."""
     num_ordinary = vocab_size - len(special)
     if num_ordinary < 256:
         raise CheckpointError(
@@ -160,12 +183,10 @@ def write_byte_tokenizer(directory: Path, vocab_size: int) -> TokenizerIds:
     letters = byte_letters()
     tokenizer = HFTokenizer.from_str(_tokenizer_json(letters, [], special))
     trainer = BpeTrainer(vocab_size=num_ordinary, initial_alphabet=letters, show_progress=False)
-    tokenizer.train_from_iterator([_SAMPLE_TEXT], trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     learnt = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
-    merges = [" ".join(pair) for pair in learnt["merges"]]
-    _add_pairs(tokens, merges, num_ordinary)
-    return _write_files(directory, _tokenizer_json(tokens, merges, special))
+    return tokens, [" ".join(pair) for pair in learnt["merges"]]
 
 
 def _read_ranks(tokenizer_model: Path) -> dict[bytes, int]:
@@ -287,5 +308,11 @@ def _write_files(directory: Path, tokenizer_json: str) -> TokenizerIds:
     (directory / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (directory / "chat_template.jinja").write_text(LLAMA4_CHAT_TEMPLATE, encoding="utf-8")
-    ids = {token["content"]: token["id"] for token in json.loads(tokenizer_json)["added_tokens"]}
+    return read_token_ids(directory)
+
+
+def read_token_ids(directory: Path) -> TokenizerIds:
+    """What config.json must say about the tokenizer files that one of this module's functions wrote."""
+    tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+    ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     return TokenizerIds(ids[BOS], tuple(ids[name] for name in EOS), ids[PAD])

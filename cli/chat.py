@@ -1,4 +1,4 @@
-"""`drover chat`: a conversation, one message per line."""
+"""`drover chat`: a conversation, one message per line, with a server or without."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from checkpoint.errors import DroverError
+from cli.connect import WHO_ANSWERS, connected_client
 from cli.options import add_request_options, check_request_options, sampling_of, utf8
 from cli.output import Answer, show
 from client import Client, ClientError, Message
@@ -13,7 +14,7 @@ from client import Client, ClientError, Message
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Talk to the model; it remembers the conversation. One line is one message.
 
   /reset  forget the conversation (but not --system)
@@ -22,10 +23,12 @@ Talk to the model; it remembers the conversation. One line is one message.
   Ctrl-C  while the model answers: stop that answer; otherwise: leave
 
 Lines may also come from a pipe; the first error then ends the command.
-"""
+
+{WHO_ANSWERS}"""
 EPILOG = """\
 examples:
   drover chat --system "Answer in one sentence."
+  drover chat --checkpoint /models/my-llama4
   printf 'Hello!\\nAnd in French?\\n' | drover chat --json
 """
 HELP = "/reset forgets the conversation, /exit or Ctrl-D leaves, Ctrl-C stops an answer"
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Hold one conversation."""
     check_request_options(args)
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    with Client(args.address) as client:
+    with connected_client(args) as client:
         info = client.model_info(model=args.model, timeout_s=args.timeout_s)
         if not info.has_chat_template:
             raise DroverError(f"{info.model} has no chat template, so it cannot chat; use `drover generate`")

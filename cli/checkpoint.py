@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-# Those of checkpoint/random_model.py, which imports torch.
+# Those of checkpoint/shape.py, which imports torch.
 SHAPES = ("demo", "maverick", "scout")
 
 MAKE_DESCRIPTION = """\
@@ -123,19 +123,20 @@ def _make(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
-    from checkpoint import random_model
     from checkpoint.inspect import inspect_checkpoint
+    from checkpoint.random_model import write_random_checkpoint
+    from checkpoint.shape import SHAPES as shapes
 
     fields = [field for _, field, _ in _SIZES] + ["use_qk_norm", "tie_word_embeddings"]
     changes: dict[str, Any] = {field: getattr(args, field) for field in fields if getattr(args, field) is not None}
     if args.rope_scaling is not None:
         changes["rope_scaling"] = args.rope_scaling or None
-    shape = replace(random_model.SHAPES[args.shape], **changes)
+    shape = replace(shapes[args.shape], **changes)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("")
-        random_model.write_random_checkpoint(
+        write_random_checkpoint(
             args.directory,
             shape,
             dtype=args.dtype,

@@ -1,4 +1,4 @@
-"""`drover demo`: a small checkpoint, served on this machine, spoken to, and stopped: the whole system in a minute."""
+"""`drover demo`: a small model, served on this machine, spoken to, and stopped: the whole system in a minute."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.output import Answer, show
-from client import Client
+from client import Client, DeltaStream, Message
 
 if TYPE_CHECKING:
     from cluster.launch import Deployment
@@ -16,18 +16,28 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = """\
-Serve a small checkpoint on this machine, send prompts over gRPC, print the streamed answers and their speed, and stop.
+Serve a small model on this machine, talk to it over gRPC, print its streamed answers and their speed, and stop.
 
-Without --checkpoint, a random one of Maverick's shape (128 experts in every second layer) is made once and kept in
-.demo/: its text is noise, but every part is real.
+Without --checkpoint it is the embedded one: Maverick's shape (128 experts in every second layer), trained on scripture,
+novels, dictionaries and documentation (demo/README.md). It knows a glossary of four hundred words by heart, and
+continues a text in the style of its books. With --checkpoint or --prompt it continues the prompts only.
 """
 EPILOG = """\
 examples:
   drover demo
   drover demo --shards 5
+  drover demo --prompt "And it came to pass" --max-tokens 200
   drover demo --checkpoint /models/my-llama4 --prompt "The capital of France is"
 """
 DEPLOYMENT = Path(__file__).parent.parent / "deploy" / "local.yaml"
+# The embedded model knows the first three; the fourth is no word of its glossary.
+QUESTIONS = ("What is photosynthesis?", "What is an expert?", "What is the capital of France?", "What is a narwhal?")
+EMBEDDED_PROMPTS = (
+    "In the beginning",
+    "Elizabeth was surprised, but",
+    "lighthouse (noun):",
+    "The following example shows how to",
+)
 PROMPTS = ("Once upon a time", "The capital of France is", "def fibonacci(n):")
 
 
@@ -40,9 +50,9 @@ def add_parser(subparsers: "Subparsers") -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="serve this instead of a random one")
+    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="serve this instead of the embedded model")
     parser.add_argument("--shards", type=int, default=2, metavar="N", help="expert shards; default: %(default)s")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="instead of the usual ones; may be repeated")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="continue this instead; may be repeated")
     parser.add_argument("--max-tokens", type=int, default=48, metavar="N", help="per answer; default: %(default)s")
     parser.add_argument("--port", type=int, metavar="PORT", help="of gRPC; default: a free one")
     parser.set_defaults(json=False, stats=True)
@@ -58,18 +68,16 @@ def run(args: argparse.Namespace) -> int:
     ending = threading.Event()
     interrupt_on_signals(ending)
     began = time.monotonic()
-    checkpoint = (args.checkpoint or _random_checkpoint(Path(".demo") / "checkpoint")).resolve()
     ports = [args.port or free_port(), free_port()]
     overrides = [
-        f"checkpoint={checkpoint}",
         f"shards.count={args.shards}",
         f"shards.cpus={1 / max(args.shards, 1):.3f}",
         f"frontend.grpc_port={ports[0]}",
         f"frontend.http_port={ports[1]}",
         "ray.namespace=drover-demo",
     ]
-    if args.checkpoint is None:
-        overrides.append("model_name=random-demo")
+    if args.checkpoint is not None:
+        overrides.append(f"checkpoint={args.checkpoint.resolve()}")
     config = load_deployment(DEPLOYMENT, overrides)
     try:
         with StartProgress() as progress:
@@ -95,36 +103,33 @@ def free_port() -> int:
     return port
 
 
-def _random_checkpoint(directory: Path) -> Path:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from checkpoint.random_model import SHAPES, write_random_checkpoint
-
-    if (directory / "config.json").exists():
-        return directory
-    with Progress(console=Console(stderr=True)) as bars:
-        bar = bars.add_task("making a random checkpoint", total=None)
-        write_random_checkpoint(
-            directory,
-            SHAPES["demo"],
-            overwrite=True,
-            on_progress=lambda written, total: bars.update(bar, completed=written, total=total),
-        )
-    return directory
-
-
 def _speak(deployment: "Deployment", args: argparse.Namespace) -> list[Answer]:
+    """A chat, when the embedded model is asked nothing else, then the prompts."""
+    embedded = args.checkpoint is None and not args.prompt
     answers = []
     with Client(deployment.address) as client:
-        for prompt in args.prompt or PROMPTS:
+        if embedded:
+            print("A chat, each answer the likeliest:\n", flush=True)
+            conversation: list[Message] = []
+            for question in QUESTIONS:
+                conversation.append(Message("user", question))
+                print(f"> {question}", flush=True)
+                answers.append(_show(client.chat(conversation, max_tokens=args.max_tokens, temperature=0), args))
+                conversation.append(Message("assistant", answers[-1].text))
+            print("Texts continued, drawn at temperature 0.7:\n", flush=True)
+        for prompt in args.prompt or (EMBEDDED_PROMPTS if embedded else PROMPTS):
             print(f"> {prompt}", flush=True)
-            answer = Answer()
-            show(client.generate(prompt, max_tokens=args.max_tokens, seed=1), answer, args)
-            answers.append(answer)
-            sys.stderr.flush()
-            print(flush=True)
+            stream = client.generate(prompt, max_tokens=args.max_tokens, temperature=0.7, seed=1)
+            answers.append(_show(stream, args))
     return answers
+
+
+def _show(stream: DeltaStream, args: argparse.Namespace) -> Answer:
+    answer = Answer()
+    show(stream, answer, args)
+    sys.stderr.flush()
+    print(flush=True)
+    return answer
 
 
 def _summarize(answers: list[Answer], deployment: "Deployment", total_s: float) -> None:

@@ -1,24 +1,27 @@
-"""`drover generate`: continue one prompt."""
+"""`drover generate`: continue one prompt, with a server or without."""
 
 import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from cli.connect import WHO_ANSWERS, connected_client
 from cli.options import add_request_options, check_request_options, sampling_of, token_ids, utf8
 from cli.output import Answer, show
-from client import Client
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-DESCRIPTION = """\
+DESCRIPTION = f"""\
 Continue a prompt and stream what the model makes of it.
 
 The prompt is the argument, or token ids, or else standard input (without its last line end).
-"""
+
+{WHO_ANSWERS}"""
 EPILOG = """\
 examples:
   drover generate "Once upon a time" --max-tokens 40
+  drover generate "Once upon a time" --checkpoint /models/my-llama4
+  drover generate "Once upon a time" --address 127.0.0.1:9001
   drover generate --token-ids 1,15,7 --temperature 0 --json
   drover generate --max-tokens 200 < prompt.txt > continued.txt
 """
@@ -45,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Stream one answer to stdout."""
     check_request_options(args)
     prompt = args.token_ids if args.token_ids is not None else _text(args.prompt)
-    with Client(args.address) as client:
+    with connected_client(args) as client:
         answer = Answer()
         stream = client.generate(prompt, model=args.model, timeout_s=args.timeout_s, **sampling_of(args))
         show(stream, answer, args)

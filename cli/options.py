@@ -3,18 +3,16 @@
 import argparse
 
 from checkpoint.errors import DroverError
-from client import DEFAULT_ADDRESS, Sampling
+from cli.connect import add_connection_options
+from client import Sampling
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for the server, the sampling and the output.
+    """Add the flags for who answers, the sampling and the output.
 
     Only what cannot be sent at all is refused here; which values are valid is for the server to say.
     """
-    server = parser.add_argument_group("server")
-    server.add_argument("--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default: %(default)s")
-    server.add_argument("--model", default="", metavar="NAME", help="fail unless this model is served there")
-    server.add_argument("--timeout-s", type=_seconds, metavar="S", help="give up an answer after S seconds")
+    add_connection_options(parser)
 
     sampling = parser.add_argument_group("sampling (what is left out takes the server's default)")
     sampling.add_argument("--max-tokens", type=int, metavar="N", help="make at most N tokens")
@@ -72,13 +70,3 @@ def utf8(raw: bytes, source: str) -> str:
         raise DroverError(
             f"{source}: is not valid UTF-8 (byte 0x{raw[error.start]:02x} at offset {error.start})"
         ) from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time above 0, in seconds")
-    return seconds

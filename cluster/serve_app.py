@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2
 from ray import serve
 
 from checkpoint.config import read_config
-from checkpoint.layout import count_parameters
 from cluster.router_client import RayRouterClient
 from frontend.chat_template import ChatTemplate
 from frontend.grpc_server import answer_stream, answer_unary
@@ -48,18 +47,7 @@ class Frontend:
 
     def __init__(self, spec: FrontendSpec) -> None:
         config = read_config(spec.checkpoint)
-        total, active = count_parameters(config)
-        card = ModelCard(
-            name=spec.model_name,
-            eos_token_ids=config.eos_token_ids,
-            num_layers=config.num_layers,
-            num_moe_layers=len(config.moe_layers),
-            num_experts=config.num_experts,
-            experts_per_token=config.experts_per_token,
-            total_parameters=total,
-            active_parameters=active,
-            dtype=str(spec.dtype).removeprefix("torch."),
-        )
+        card = ModelCard.of(spec.model_name, config, str(spec.dtype).removeprefix("torch."))
         router = RayRouterClient(spec.router_name, spec.namespace, request_limits(config, spec.max_context_tokens))
         self._inference = InferenceService(
             card, Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint), router

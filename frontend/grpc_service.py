@@ -12,6 +12,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
 
+from checkpoint.config import ModelConfig
+from checkpoint.layout import count_parameters
 from frontend.chat_template import ChatTemplate
 from frontend.detokenizer import IncrementalDetokenizer
 from frontend.router_client import RouterClient
@@ -60,6 +62,22 @@ class ModelCard:
     active_parameters: int
     dtype: str
     default_sampling: SamplingParams = DEFAULT_SAMPLING
+
+    @classmethod
+    def of(cls, name: str, config: ModelConfig, dtype: str) -> "ModelCard":
+        """The card of a checkpoint that is served under `name` in `dtype`."""
+        total, active = count_parameters(config)
+        return cls(
+            name=name,
+            eos_token_ids=config.eos_token_ids,
+            num_layers=config.num_layers,
+            num_moe_layers=len(config.moe_layers),
+            num_experts=config.num_experts,
+            experts_per_token=config.experts_per_token,
+            total_parameters=total,
+            active_parameters=active,
+            dtype=dtype,
+        )
 
 
 class InferenceService:

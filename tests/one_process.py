@@ -7,14 +7,8 @@ from typing import Any
 import torch
 
 from checkpoint.tensors import Checkpoint
-from experts.link import LocalLink
-from experts.placement import even_placement
-from experts.shard import load_shard
-from router.dispatch import Dispatcher
+from frontend import one_process
 from router.model import Model
-from router.weights import WeightReader
-
-CPU = torch.device("cpu")
 
 
 def load_model(
@@ -22,13 +16,9 @@ def load_model(
 ) -> Model:
     """config_changes: fields of ModelConfig to falsify, for tests that must then fail."""
     checkpoint = Checkpoint.open(directory)
-    config = replace(checkpoint.config, **config_changes)
-    placement = even_placement(config.moe_layers, config.num_experts, num_shards)
-    links = [
-        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), dtype, CPU))
-        for shard in range(num_shards)
-    ]
-    return Model(config, WeightReader(checkpoint, dtype, CPU), Dispatcher(placement, links))
+    return one_process.load_model(
+        checkpoint, replace(checkpoint.config, **config_changes), dtype, num_shards=num_shards
+    )
 
 
 def prefill_logits(model: Model, token_ids: list[int], limit: int = 512) -> torch.Tensor:

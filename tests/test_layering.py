@@ -17,8 +17,9 @@ BESIDES = {
     "cli": {"client", "protos"},
     "frontend": {"client", "protos"},
     "cluster": {"client", "protos"},
+    "demo": {"checkpoint"},
 }
-ROOMS = (*FLOORS, "client", "protos")
+ROOMS = (*FLOORS, "client", "protos", "demo")
 
 
 def allowed(room: str) -> set[str]:

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("checkpoint", "experts", "router", "frontend", "cluster", "client", "cli", "protos", "deploy")
+ROOMS = ("checkpoint", "experts", "router", "frontend", "cluster", "client", "cli", "protos", "demo", "deploy")
 
 
 def tree() -> str:
@@ -28,8 +28,13 @@ def source_files() -> set[str]:
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *ROOMS],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
+    made = ("_pb2", "__init__.py")  # the demo's data has a README of its own
     return {
-        name for name in listed if "_pb2" not in name and not name.endswith("__init__.py") and (ROOT / name).exists()
+        name
+        for name in listed
+        if not any(part in name for part in made)
+        and (name.endswith(".py") or not name.startswith("demo/"))
+        and (ROOT / name).exists()
     }
 
 

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from checkpoint.config import RopeScaling
 from checkpoint.errors import CheckpointError
 from checkpoint.inspect import NOT_SERVED, UNKNOWN_ROLE, inspect_checkpoint
-from checkpoint.random_model import SHAPES, write_random_checkpoint
+from checkpoint.random_model import write_random_checkpoint
+from checkpoint.shape import SHAPES
 
 TINY = replace(
     SHAPES["scout"],

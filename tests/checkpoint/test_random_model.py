@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from checkpoint.config import RopeScaling
 from checkpoint.errors import CheckpointError
 from checkpoint.layout import Role, count_parameters, tensor_specs
-from checkpoint.random_model import SHAPES, write_random_checkpoint
+from checkpoint.random_model import write_random_checkpoint
+from checkpoint.shape import SHAPES
 from checkpoint.tensors import INDEX_FILE, Checkpoint
 
 SMALLER = {
@@ -228,7 +229,8 @@ def test_ctrl_c_while_files_move_into_place_leaves_nothing_that_loads(
 def test_a_killed_process_leaves_nothing_that_loads_and_does_not_block_the_next(tmp_path: Path) -> None:
     program = f"""
 import os, signal
-from checkpoint.random_model import SHAPES, write_random_checkpoint
+from checkpoint.random_model import write_random_checkpoint
+from checkpoint.shape import SHAPES
 def die(written, total):
     if written > total // 2:
         os.kill(os.getpid(), signal.SIGKILL)

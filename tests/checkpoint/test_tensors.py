@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from checkpoint.errors import CheckpointError
-from checkpoint.random_model import SHAPES, write_random_checkpoint
+from checkpoint.random_model import write_random_checkpoint
+from checkpoint.shape import SHAPES
 from checkpoint.tensors import INDEX_FILE, SINGLE_FILE, Checkpoint
 
 TINY = replace(

