@@ -33,7 +33,7 @@ DEPLOYMENT = Path(__file__).parent.parent / "deploy" / "local.yaml"
 # The embedded model knows the first three; the fourth is no word of its glossary.
 QUESTIONS = ("What is photosynthesis?", "What is an expert?", "What is the capital of France?", "What is a narwhal?")
 EMBEDDED_PROMPTS = (
-    "In the beginning",
+    "And it came to pass",
     "Elizabeth was surprised, but",
     "lighthouse (noun):",
     "The following example shows how to",

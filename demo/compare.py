@@ -32,13 +32,13 @@ FOLDER = Path(__file__).parent
 ARMS = {"mixture": SHIPPED, "dense": DENSE_TWIN}
 SCORE_EVERY = 50  # steps
 _SCORED_BYTES = 40_000  # of each kind of validation text
-_MOST_STEPS = 100_000  # more than any budget allows: the plan of windows is made for so many
+_MOST_STEPS = 20_000  # more than any budget allows: the plan of windows is made for so many
 
 
 def main() -> int:
     """Run every pair that has not been run yet, then compare."""
     parser = argparse.ArgumentParser(prog="python -m demo.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="processor time of each run; default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=8.0, help="processor time of each run; default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="pairs of runs; default: %(default)s")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)  # one run, in a process of its own
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
@@ -57,7 +57,7 @@ def main() -> int:
     except DroverError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    runs = [json.loads(_result(arm, seed).read_text()) for seed in range(args.seeds) for arm in ARMS]
+    runs = [json.loads(_result(arm, seed, args.minutes * 60).read_text()) for seed in range(args.seeds) for arm in ARMS]
     draw_comparison(runs, FOLDER / "comparison.png")
     summary = {"minutes": args.minutes, "seeds": [compared(runs, seed) for seed in range(args.seeds)], "runs": runs}
     (FOLDER / "comparison.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -90,7 +90,7 @@ def run_arm(arm: str, seed: int, budget_s: float) -> None:
     run.train(windows, on_step)
     parameters = sum(weight.numel() for weight in run.model.parameters())
     result = {"arm": arm, "seed": seed, "parameters": parameters, "curve": curve}
-    path = _result(arm, seed)
+    path = _result(arm, seed, budget_s)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result) + "\n")
 
@@ -125,7 +125,7 @@ def compared(runs: list[dict[str, Any]], seed: int) -> dict[str, Any]:
 
 
 def _run_pair(seed: int, minutes: float) -> None:
-    missing = [arm for arm in ARMS if not _result(arm, seed).exists()]
+    missing = [arm for arm in ARMS if not _result(arm, seed, minutes * 60).exists()]
     command = [sys.executable, "-m", "demo.compare", "--minutes", str(minutes), "--seed", str(seed), "--arm"]
     runs = [subprocess.Popen([*command, arm]) for arm in missing]
     try:
@@ -138,8 +138,8 @@ def _run_pair(seed: int, minutes: float) -> None:
         raise DemoError(f"seed {seed}: the {' and the '.join(failed)} run failed")
 
 
-def _result(arm: str, seed: int) -> Path:
-    return WORK / "comparison" / f"{arm}-{seed}.json"
+def _result(arm: str, seed: int, budget_s: float) -> Path:
+    return WORK / "comparison" / f"{budget_s:g}-s" / f"{arm}-{seed}.json"
 
 
 def _table(seeds: list[dict[str, Any]]) -> str:

@@ -102,13 +102,15 @@ class Windows:
 
 
 def _starts(length: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Where `count` windows begin: every epoch covers the row once, from another first place, in another order."""
-    per_epoch = max((length - WINDOW - 1) // WINDOW - 1, 1)
-    epochs = []
-    for _ in range(-(-count // per_epoch)):
-        first = rng.integers(0, min(WINDOW, length - WINDOW - 1))
-        epochs.append(first + WINDOW * rng.permutation(per_epoch))
-    return np.concatenate(epochs)[:count] if epochs else np.empty(0, dtype=np.int64)
+    """Where `count` windows begin: every epoch covers the row once, from another first place, in another order.
+
+    length: of the row, more than WINDOW tokens.
+    """
+    starts = np.empty(0, dtype=np.int64)
+    while len(starts) < count:
+        first = rng.integers(0, min(WINDOW, length - WINDOW))
+        starts = np.append(starts, rng.permutation(np.arange(first, length - WINDOW, WINDOW)))
+    return starts[:count]
 
 
 def other_words(documents: list[Document]) -> list[str]:

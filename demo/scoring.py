@@ -64,10 +64,10 @@ def score(model: Llama4, tokenizer: Tokenizer, texts: list[str], *, window: int 
     return Score(bits, text_bytes, len(ids), np.sum(loads, axis=0))
 
 
-def chosen_experts(model: Llama4, ids: np.ndarray) -> np.ndarray:
-    """The expert of each token in each MoE layer, [T, L] uint8, in windows as `score` reads them."""
+def chosen_experts(model: Llama4, ids: np.ndarray, window: int) -> np.ndarray:
+    """The expert of each token but the last in each MoE layer, [T - 1, L] uint8, in windows as `score` reads them."""
     rows = []
-    for inputs_NL, targets_NL in _windows(torch.from_numpy(ids.astype(np.int64)), WINDOW):
+    for inputs_NL, targets_NL in _windows(torch.from_numpy(ids.astype(np.int64)), window):
         _, experts = _forward(model, inputs_NL, targets_NL)
         rows.append(torch.stack(experts, -1).flatten(0, 1)[(targets_NL != _PAD).flatten()].numpy())
     return np.concatenate(rows).astype(np.uint8)

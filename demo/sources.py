@@ -69,12 +69,15 @@ def _run(command: list[str], folder: Path) -> None:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError as error:
         raise DemoError(
-            f"{command[0]} is not on this machine; the corpus comes from Debian packages, so train on Debian or "
-            "Ubuntu, or copy .demo/corpus from a machine that has it"
+            f"{command[0]} is not on this machine; the corpus comes from packages of Debian 12, so train there, or "
+            "copy .demo/corpus from a machine that has it"
         ) from error
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise DemoError(f"{' '.join(command)}: {reason}") from error
+        raise DemoError(
+            f"{' '.join(command)}: {reason}; on Debian 12 renew the package lists (apt-get update) and look at the "
+            "network, or copy .demo/corpus from a machine that has it"
+        ) from error
 
 
 def world_english_bible(folder: Path) -> Documents:

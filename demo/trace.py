@@ -2,9 +2,10 @@
 
 The trace is demo/routing_trace.npz (compressed; no pickle):
 
+    ids_T        uint16 [T]     the tokens, in demo/drover-demo's vocabulary
     experts_TL   uint8 [T, L]   each token's expert in each MoE layer
     kind_T       uint8 [T]      index into `kinds`
-    document_T   uint16 [T]     tokens of one document have one number, in the order in which they are read
+    document_T   uint16 [T]     tokens of one document have one number, and follow each other from its beginning
     kinds        str [K]        scripture, novels, dictionary, documentation, chat
 
 Read it with `read_trace`. Its skew is real: a router that was trained, reading text that it was not trained on.
@@ -37,6 +38,7 @@ _DOCUMENT_TOKENS = 1024  # of one document at most, so that several are seen
 class RoutingTrace:
     """See the module's docstring."""
 
+    ids_T: np.ndarray
     experts_TL: np.ndarray
     kind_T: np.ndarray
     document_T: np.ndarray
@@ -47,7 +49,7 @@ def read_trace(path: Path = TRACE) -> RoutingTrace:
     """The recorded trace."""
     with np.load(path, allow_pickle=False) as stored:
         kinds = tuple(str(kind) for kind in stored["kinds"])
-        return RoutingTrace(stored["experts_TL"], stored["kind_T"], stored["document_T"], kinds)
+        return RoutingTrace(stored["ids_T"], stored["experts_TL"], stored["kind_T"], stored["document_T"], kinds)
 
 
 def record(checkpoint: Path, corpus: Path, progress: Progress) -> RoutingTrace:
@@ -56,14 +58,15 @@ def record(checkpoint: Path, corpus: Path, progress: Progress) -> RoutingTrace:
     documents = read_corpus(corpus / "validation.jsonl")
     texts = {str(kind): [each.text for each in documents if each.kind == kind] for kind in KINDS}
     texts["chat"] = [chat_text([(entry.question, entry.definition)]) for entry in read_glossary()]
-    experts, kinds, numbers = [], [], []
+    read, experts, kinds, numbers = [], [], [], []
     document = 0
     for kind, kind_texts in progress.track(texts.items(), description="routing trace"):
         left = TOKENS_PER_KIND
         for text in kind_texts:
-            # A document with one token more than is kept: the last token of a window is a target only.
+            # One token more than is kept: the last one of a window is a target only.
             ids = framed_tokens(tokenizer, [text[: 16 * _DOCUMENT_TOKENS]])[: min(_DOCUMENT_TOKENS, left) + 1]
-            rows = chosen_experts(model, ids)
+            rows = chosen_experts(model, ids, _DOCUMENT_TOKENS)
+            read.append(ids[:-1])
             experts.append(rows)
             kinds.append(np.full(len(rows), list(texts).index(kind), dtype=np.uint8))
             numbers.append(np.full(len(rows), document, dtype=np.uint16))
@@ -71,7 +74,9 @@ def record(checkpoint: Path, corpus: Path, progress: Progress) -> RoutingTrace:
             left -= len(rows)
             if left <= 0:
                 break
-    return RoutingTrace(np.concatenate(experts), np.concatenate(kinds), np.concatenate(numbers), tuple(texts))
+    return RoutingTrace(
+        np.concatenate(read), np.concatenate(experts), np.concatenate(kinds), np.concatenate(numbers), tuple(texts)
+    )
 
 
 def main() -> int:
@@ -89,6 +94,7 @@ def main() -> int:
         return 1
     np.savez_compressed(
         args.to,
+        ids_T=trace.ids_T,
         experts_TL=trace.experts_TL,
         kind_T=trace.kind_T,
         document_T=trace.document_T,

@@ -1,7 +1,9 @@
 """`python -m demo.train`: corpus, tokenizer, training; `demo.evaluate` and `demo.export` go on from its state."""
 
 import argparse
+import signal
 import sys
+import threading
 from collections import deque
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from demo.errors import DemoError
 from demo.shapes import SHIPPED
 from demo.training import BATCH, Run, Step, steps_for
 
+DESCRIPTION = """\
+Train the embedded model: fetch and clean the corpus, learn the tokenizer, train. What a stopped run has done is kept in
+.demo/, and the same command goes on from there; remove .demo/training to begin anew.
+"""
 WORK = Path(".demo")
 TOKENS = 32_768_000  # 4,000 steps
 SEED = 0
@@ -22,8 +28,13 @@ SEED = 0
 
 def main() -> int:
     """Train the shipped model, going on from where the last run was cut off."""
-    parser = argparse.ArgumentParser(prog="python -m demo.train", description=__doc__)
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="to train on; default: %(default)s")
+    parser = argparse.ArgumentParser(prog="python -m demo.train", description=DESCRIPTION)
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=TOKENS,
+        help="to train on; a resumed run may be given more or fewer; default: %(default)s",
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -35,13 +46,25 @@ def main() -> int:
         return 1
     run = Run(SHIPPED, steps_for(args.tokens), SEED, WORK / "training")
     windows = Windows(text, run.steps * BATCH, SEED)
-    try:
-        with TrainingProgress(run) as on_step:
-            run.train(windows, on_step)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last save", file=sys.stderr)
+    stopping = stop_on_interrupt()
+    with TrainingProgress(run) as show:
+        run.train(windows, lambda step: show(step) and not stopping.is_set())
+    if run.done < run.steps:
+        print(f"stopped and saved after step {run.done}; the same command goes on from there", file=sys.stderr)
         return 130
     return 0
+
+
+def stop_on_interrupt() -> threading.Event:
+    """Set by the first Ctrl-C, so that the step at hand is finished and saved; the second one ends the process."""
+    stopping = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        stopping.set()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, interrupt)
+    return stopping
 
 
 def prepared_text(progress: Progress) -> TrainingText:

@@ -16,10 +16,12 @@ from checkpoint.tokenizer_files import (
     llama4_tokenizer_json,
     write_byte_tokenizer,
     write_llama4_tokenizer,
+    write_trained_tokenizer,
 )
 
 TOKENIZER_MODEL = Path(llama4.__file__).with_name("tokenizer.model")
 BYTES = [bytes([byte]) for byte in range(256)]
+TEXTS = ["The lighthouse keeper kept the light of the lighthouse. " * 3, "Who lights the lighthouse lights the sea."]
 CHAT_TOKENS = ("begin_of_text", "end_of_text", "header_start", "header_end", "eom", "eot")
 
 
@@ -120,6 +122,55 @@ def test_the_same_size_gives_the_same_files(vocab_size: int, tmp_path: Path) -> 
 def test_too_small_a_vocabulary_is_refused(vocab_size: int, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"vocab_size is {vocab_size}; must be at least 277"):
         write_byte_tokenizer(tmp_path, vocab_size)
+
+
+@pytest.mark.parametrize("vocab_size", [277, 290, 300])
+def test_a_trained_tokenizer_has_exactly_the_ids_asked_for(vocab_size: int, tmp_path: Path) -> None:
+    write_trained_tokenizer(tmp_path, vocab_size, iter(TEXTS))
+    ids = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).get_vocab().values()
+    assert sorted(ids) == list(range(vocab_size))
+
+
+def test_a_text_whose_pairs_are_used_up_gives_fewer_ids(tmp_path: Path) -> None:
+    """Still without a gap, the special ones last."""
+    ids = write_trained_tokenizer(tmp_path, 1024, ["ab ab"])
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert sorted(tokenizer.get_vocab().values()) == list(range(tokenizer.get_vocab_size()))
+    assert (ids.bos_token_id, tokenizer.get_vocab_size()) == (258, 279)
+
+
+def test_a_trained_tokenizer_ends_in_special_tokens_under_their_real_names(tmp_path: Path) -> None:
+    write_byte_tokenizer(tmp_path / "made up", 300)
+    ids = write_trained_tokenizer(tmp_path / "trained", 300, TEXTS)
+    made_up, trained = (Tokenizer.from_file(str(tmp_path / name / "tokenizer.json")) for name in ("made up", "trained"))
+    last = range(ids.bos_token_id, 300)
+    assert [trained.id_to_token(i) for i in last] == [made_up.id_to_token(i) for i in last]
+    assert trained.encode("Hi").ids[0] == ids.bos_token_id
+
+
+def test_a_trained_tokenizer_has_learnt_the_texts_words(tmp_path: Path) -> None:
+    write_trained_tokenizer(tmp_path, 300, TEXTS)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode(" lighthouse", add_special_tokens=False).tokens == ["Ġlighthouse"]
+
+
+def test_a_trained_tokenizer_gives_any_text_back(tmp_path: Path) -> None:
+    """Also what it was not learnt from."""
+    text = "The lighthouse, wörld!\n\tनमस्ते 你好 🙂\x00\u2028"
+    write_trained_tokenizer(tmp_path, 300, TEXTS)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text
+
+
+def test_the_same_texts_give_the_same_tokenizer(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_trained_tokenizer(tmp_path / name, 300, TEXTS)
+    assert (tmp_path / "one/tokenizer.json").read_bytes() == (tmp_path / "two/tokenizer.json").read_bytes()
+
+
+def test_too_small_a_trained_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="vocab_size is 276; must be at least 277"):
+        write_trained_tokenizer(tmp_path, 276, TEXTS)
 
 
 def test_transformers_reads_the_files_and_begins_a_text_with_bos(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -263,6 +264,18 @@ def test_a_ray_that_is_gone_is_no_reason_to_wait(command: str) -> None:
 def other_ports() -> tuple[str, ...]:
     grpc_port, http_port = free_ports(2)
     return ("--set", f"frontend.grpc_port={grpc_port}", "--set", f"frontend.http_port={http_port}")
+
+
+def test_the_demo_chats_writes_and_leaves_nothing(marked_environment: dict[str, str]) -> None:
+    done = drover("demo", "--max-tokens", "40", env=marked_environment, timeout_s=START_S)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "stopped, nothing left running")
+    known = {line.split("\t")[1] for line in (ROOT / "demo" / "glossary.tsv").read_text().splitlines()}
+    _, chat, texts = re.split(r"A chat.*|Texts continued.*", done.stdout)
+    answers = re.findall(r"^> .*\n(.+)", chat, flags=re.MULTILINE)
+    assert len(answers) == 4
+    assert known & set(answers), "it knows its glossary"
+    assert texts.count("> ") == 4
+    assert re.search(r"decoding +[\d.]+ tokens/s", done.stdout)
 
 
 def test_the_shipped_deployment_file_is_valid() -> None:
