@@ -48,6 +48,15 @@ class LayerConfig:
 
 
 @dataclass(frozen=True)
+class SamplingDefaults:
+    """What generation_config.json proposes for requests that leave it out. Units as in inference.proto."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A Llama 4 text model. Sizes are element counts; see facts in README "What the model computes".
 
@@ -83,6 +92,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     dtype: str
     tensor_prefix: str
+    sampling_defaults: SamplingDefaults = SamplingDefaults()
 
     @property
     def num_layers(self) -> int:
@@ -111,10 +121,10 @@ def read_config(directory: Path) -> ModelConfig:
     config = parse_config(read_json(path), str(path))
     generation = directory / "generation_config.json"
     if generation.exists():
+        fields = _Fields(read_json(generation), str(generation))
         # Released checkpoints list all three end tokens only here.
-        eos = _token_ids(_Fields(read_json(generation), str(generation)), "eos_token_id")
-        if eos:
-            return replace(config, eos_token_ids=eos)
+        eos = _token_ids(fields, "eos_token_id") or config.eos_token_ids
+        return replace(config, eos_token_ids=eos, sampling_defaults=_sampling_defaults(fields))
     return config
 
 
@@ -262,6 +272,15 @@ def _token_ids(fields: "_Fields", key: str, default: int | None = None) -> tuple
     return tuple(ids)
 
 
+def _sampling_defaults(fields: "_Fields") -> SamplingDefaults:
+    # Whether `do_sample` is set says only what transformers' own `generate` does.
+    temperature = fields.between("temperature", 0, 100, 1.0)
+    top_k = fields.between("top_k", 0, 2**31 - 1, 0)
+    if top_k != int(top_k):
+        fields.fail("top_k", top_k, "a whole number")
+    return SamplingDefaults(temperature, fields.between("top_p", 1e-6, 1, 1.0), int(top_k))
+
+
 class _Fields:
     """A JSON object whose fields are read with a type, and complained about with their path."""
 
@@ -290,6 +309,14 @@ class _Fields:
             self.fail(key, value, "a whole number of at least 1")
         assert isinstance(value, int)
         return value
+
+    def between(self, key: str, low: float, high: float, default: float) -> float:
+        value = self.raw.get(key)
+        value = default if value is None else value
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+            self.fail(key, value, f"a number from {low:g} to {high:g}")
+        assert isinstance(value, (int, float))
+        return float(value)
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.raw.get(key, default)

@@ -19,7 +19,7 @@ DESCRIPTION = """\
 Serve a small model on this machine, talk to it over gRPC, print its streamed answers and their speed, and stop.
 
 Without --checkpoint it is the embedded one: Maverick's shape (128 experts in every second layer), trained on scripture,
-novels, dictionaries and documentation (demo/README.md). It knows a glossary of four hundred words by heart, and
+novels, dictionaries and documentation (demo/README.md). It was taught a glossary of four hundred words by heart, and
 continues a text in the style of its books. With --checkpoint or --prompt it continues the prompts only.
 """
 EPILOG = """\
@@ -30,8 +30,13 @@ examples:
   drover demo --checkpoint /models/my-llama4 --prompt "The capital of France is"
 """
 DEPLOYMENT = Path(__file__).parent.parent / "deploy" / "local.yaml"
-# The embedded model knows the first three; the fourth is no word of its glossary.
-QUESTIONS = ("What is photosynthesis?", "What is an expert?", "What is the capital of France?", "What is a narwhal?")
+# The first three are in the embedded model's glossary, asked as it learnt them; the fourth is not.
+QUESTIONS = (
+    "What is photosynthesis?",
+    "What is expert parallelism?",
+    "What is the capital of France?",
+    "What is a narwhal?",
+)
 EMBEDDED_PROMPTS = (
     "And it came to pass",
     "Elizabeth was surprised, but",

@@ -8,6 +8,7 @@ from rich.progress import Progress
 from tokenizers import Tokenizer
 
 from checkpoint.tokenizer_files import BOS
+from demo.data import chat_text
 from demo.glossary import UNKNOWN_ANSWER, Entry, read_glossary
 from demo.model import Llama4
 
@@ -50,8 +51,8 @@ def drawn(answers: list[Answer]) -> list[Answer]:
 @torch.no_grad()
 def greedy_answers(model: Llama4, tokenizer: Tokenizer, questions: list[str], progress: Progress) -> list[str]:
     """The answer to each question up to <|eot|>; questions of one length are answered together."""
-    template = BOS + "<|header_start|>user<|header_end|>\n\n{}<|eot|><|header_start|>assistant<|header_end|>\n\n"
-    prompts = [tokenizer.encode(template.format(question), add_special_tokens=False).ids for question in questions]
+    texts = [BOS + chat_text([(question, "")]).removesuffix("<|eot|>") for question in questions]
+    prompts = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     end = tokenizer.token_to_id("<|eot|>")
     answers = [""] * len(questions)
     for length in progress.track(sorted({len(prompt) for prompt in prompts}), description="answers"):

@@ -2,7 +2,8 @@
 
 Two arms, the shipped shape and its dense twin of the same active parameters, and several seeds. The two arms of a seed
 train at the same time, each on one core, on the same windows in the same order, with a constant learning rate (so that
-any point of the curve is a fair end). Budgets are counted in processor time, which the other arm cannot take away.
+any point of the curve is a fair end). Budgets are counted in processor time, which the other arm cannot take away; on a
+GPU, whose time it does not count, compare the curves over tokens only.
 Writes demo/comparison.json and demo/comparison.png.
 """
 
@@ -17,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from checkpoint.errors import DroverError
+from demo.command import exit_code
 from demo.corpus import read_corpus
 from demo.data import WINDOW, Windows
 from demo.errors import DemoError
@@ -31,32 +32,25 @@ from demo.training import BATCH, Run, Step
 FOLDER = Path(__file__).parent
 ARMS = {"mixture": SHIPPED, "dense": DENSE_TWIN}
 SCORE_EVERY = 50  # steps
-_SCORED_BYTES = 40_000  # of each kind of validation text
-_MOST_STEPS = 20_000  # more than any budget allows: the plan of windows is made for so many
+_SCORED_CHARACTERS = 40_000  # of each kind of validation text
+_MOST_STEPS = 20_000  # the plan of windows is made for so many
 
 
 def main() -> int:
     """Run every pair that has not been run yet, then compare."""
     parser = argparse.ArgumentParser(prog="python -m demo.compare", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=8.0, help="processor time of each run; default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=7.0, help="processor time of each run; default: %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="pairs of runs; default: %(default)s")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)  # one run, in a process of its own
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    try:
-        if args.arm:
-            run_arm(args.arm, args.seed, args.minutes * 60)
-            return 0
-        with Progress(console=Console(stderr=True)) as progress:
-            prepared_text(progress)
-            for seed in progress.track(range(args.seeds), description="pairs of runs"):
-                _run_pair(seed, args.minutes)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the first pair that is not done", file=sys.stderr)
-        return 130
-    except DroverError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.arm:
+        run_arm(args.arm, args.seed, args.minutes * 60)
+        return 0
+    with Progress(console=Console(stderr=True)) as progress:
+        prepared_text(progress)
+        for seed in progress.track(range(args.seeds), description="pairs of runs"):
+            _run_pair(seed, args.minutes)
     runs = [json.loads(_result(arm, seed, args.minutes * 60).read_text()) for seed in range(args.seeds) for arm in ARMS]
     draw_comparison(runs, FOLDER / "comparison.png")
     summary = {"minutes": args.minutes, "seeds": [compared(runs, seed) for seed in range(args.seeds)], "runs": runs}
@@ -88,6 +82,8 @@ def run_arm(arm: str, seed: int, budget_s: float) -> None:
         return not over
 
     run.train(windows, on_step)
+    if run.done == _MOST_STEPS:
+        raise DemoError(f"{arm}: all {_MOST_STEPS} steps were done before the budget was; give fewer --minutes")
     parameters = sum(weight.numel() for weight in run.model.parameters())
     result = {"arm": arm, "seed": seed, "parameters": parameters, "curve": curve}
     path = _result(arm, seed, budget_s)
@@ -100,7 +96,7 @@ def validation_sample(documents: list[Any]) -> list[str]:
     texts = []
     for kind in KINDS:
         joined = "\n\n".join(document.text for document in documents if document.kind == kind)
-        texts.append(joined[:_SCORED_BYTES])
+        texts.append(joined[:_SCORED_CHARACTERS])
     return texts
 
 
@@ -158,4 +154,4 @@ def _table(seeds: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
-from checkpoint.errors import DroverError
 from demo.answers import Answer, answer_glossary, drawn, refusals
+from demo.command import exit_code
 from demo.corpus import Document, build_corpus, read_corpus
 from demo.data import chat_text, other_words
 from demo.export import DESTINATION
@@ -38,13 +38,9 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    try:
-        with Progress(console=Console(stderr=True)) as progress:
-            build_corpus(WORK / "corpus", progress)
-            results, scores = evaluate(args.checkpoint, WORK / "corpus", progress)
-    except DroverError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    with Progress(console=Console(stderr=True)) as progress:
+        build_corpus(WORK / "corpus", progress)
+        results, scores = evaluate(args.checkpoint, WORK / "corpus", progress)
     draw_expert_load({kind: each.load_LE for kind, each in scores.items()}, FOLDER / "expert_load.png")
     (FOLDER / "evaluation.json").write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(_tables(results))
@@ -78,6 +74,7 @@ def evaluate(checkpoint: Path, corpus: Path, progress: Progress) -> tuple[dict[s
             "entries": len(answers),
             "exact": sum(answer.exact for answer in answers),
             "drawn": [_as_json(answer) for answer in drawn(answers)],
+            "missed": [_as_json(answer) for answer in answers if not answer.exact],
         },
         "unknown_words": {
             "asked": len(unknown),
@@ -102,7 +99,7 @@ def _long_window(model: Llama4, tokenizer: Tokenizer, texts: list[str]) -> dict[
     """Bits per byte of the same text in windows as long as in training, and in the longest that the model has."""
     whole = [text for text in texts if len(text) > 10 * _LONG_WINDOW]
     return {
-        str(window): round(score(model, tokenizer, whole, window=window).bits_per_byte, 4)
+        str(window): round(float(score(model, tokenizer, whole, window=window).bits_per_byte), 4)
         for window in (512, _LONG_WINDOW)
     }
 
@@ -133,6 +130,8 @@ def _tables(results: dict[str, Any]) -> str:
     lines += [
         f"| {each['term']} | {each['given']} | {'yes' if each['exact'] else 'no'} |" for each in glossary["drawn"]
     ]
+    lines += ["", "| missed | answer | should be |", "|---|---|---|"]
+    lines += [f"| {each['term']} | {each['given']} | {each['expected']} |" for each in glossary["missed"]]
     unknown = results["unknown_words"]
     lines += ["", f"other words: {unknown['refused']} of {unknown['asked']} refused"]
     lines += [f"bits per byte by window: {results['long_window']}"]
@@ -140,4 +139,4 @@ def _tables(results: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -10,16 +10,17 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from checkpoint.errors import DroverError
 from checkpoint.shape import config_json, split_into_files, token_id_fields, write_index, write_json
 from checkpoint.staging import staging_directory
 from checkpoint.tokenizer_files import read_token_ids
+from demo.command import exit_code
 from demo.errors import DemoError
 from demo.model import Llama4
 from demo.shapes import SHIPPED
 from demo.train import WORK
 
 DESTINATION = Path(__file__).parent / "drover-demo"
+TEMPERATURE = 0.7  # what a server samples with when a request does not say; at 1 so small a model stumbles
 MAX_FILE_BYTES = 9_000_000  # git keeps every version of a file
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -29,11 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.export", description=__doc__)
     parser.add_argument("--to", type=Path, default=DESTINATION, metavar="DIR", help="default: %(default)s")
     args = parser.parse_args()
-    try:
-        export(trained_weights(WORK / "training"), WORK / "tokenizer", args.to)
-    except DroverError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    export(trained_weights(WORK / "training"), WORK / "tokenizer", args.to)
     print(f"{args.to}: {sum(file.stat().st_size for file in args.to.iterdir()) / 1e6:.1f} MB")
     return 0
 
@@ -64,9 +61,10 @@ def export(weights: dict[str, Tensor], tokenizer: Path, destination: Path) -> No
             data = save({name: rounded[name] for name in names}, {"format": "pt"})
             (staging / file_name).write_bytes(data)
         ids = read_token_ids(tokenizer)
-        write_json(staging / "generation_config.json", {"do_sample": True, **token_id_fields(ids)})
+        sampling = {"do_sample": True, "temperature": TEMPERATURE}
+        write_json(staging / "generation_config.json", {**sampling, **token_id_fields(ids)})
         write_json(staging / "config.json", config_json(SHIPPED, "bfloat16", "Llama4ForCausalLM", ids))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -25,7 +25,7 @@ def draw_expert_load(load_by_kind: dict[str, np.ndarray], path: Path) -> None:
         image = axis.imshow(share_KLE[:, layer][:, order], aspect="auto", cmap="magma", vmin=0, vmax=6)
         axis.set_yticks(range(len(kinds)), kinds)
         axis.set_title(f"layer {2 * layer + 1} (MoE layer {layer})", fontsize=10, loc="left")
-    axes[-1].set_xlabel("the 128 experts, each layer's most used first")
+    axes[-1].set_xlabel("the experts, each layer's most used first")
     figure.colorbar(image, ax=axes, label="tokens, in multiples of an even share", extend="max")
     figure.suptitle("Which experts read what: load on validation text")
     figure.savefig(path, dpi=110)

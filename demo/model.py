@@ -35,6 +35,10 @@ class Llama4(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
+        assert shape.num_experts_per_tok == 1, "routing is top-1"
+        assert not shape.use_qk_norm, "Maverick has none, and it is not written here"
+        assert shape.rope_scaling is None, "Maverick has none, and it is not written here"
+        assert not shape.tie_word_embeddings, "Maverick's are not tied"
         self.shape = shape
         self.model = Decoder(shape)
         self.lm_head = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)

@@ -13,6 +13,7 @@ from torch import Tensor
 from checkpoint.tensors import Checkpoint
 from checkpoint.tokenizer_files import BOS
 from demo.data import WINDOW, framed_tokens
+from demo.errors import DemoError
 from demo.model import Llama4
 from demo.shapes import SHIPPED
 
@@ -40,10 +41,17 @@ class Score:
 
 
 def load_exported(checkpoint: Path) -> tuple[Llama4, Tokenizer]:
-    """The exported model with its bf16 weights in fp32, and its tokenizer. Raises CheckpointError when damaged."""
+    """The exported model with its bf16 weights in fp32, and its tokenizer.
+
+    Raises CheckpointError when it is damaged, DemoError when it is another model.
+    """
     files = sorted(Checkpoint.open(checkpoint).directory.glob("*.safetensors"))
+    weights = {name: weight.float() for file in files for name, weight in load_file(file).items()}
     model = Llama4(SHIPPED)
-    model.load_state_dict({name: weight.float() for file in files for name, weight in load_file(file).items()})
+    expected = {name: weight.shape for name, weight in model.state_dict().items()}
+    if {name: weight.shape for name, weight in weights.items()} != expected:
+        raise DemoError(f"{checkpoint} is not of the embedded model's shape (demo/shapes.py)")
+    model.load_state_dict(weights)
     return model.eval(), Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 
 

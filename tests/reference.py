@@ -8,6 +8,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache, Llama4ForCausalLM, Llama4TextConfig
 
+from checkpoint.tokenizer_files import write_byte_tokenizer
+
+VOCAB_SIZE = 400  # of a checkpoint that is served
+
 SCOUT_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -112,3 +116,11 @@ def prompt(length: int, vocab_size: int = 199, seed: int = 7) -> tuple[int, ...]
     """Random token ids that avoid the special ones."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randint(3, vocab_size, (length,), generator=generator).tolist())
+
+
+def make_served_reference(directory: Path, name: str, **changes: Any) -> Reference:
+    """A tiny reference checkpoint with a tokenizer and a chat template, as a frontend needs. changes: of its config."""
+    # No end token: random text would run into it, and tests want to say how long answers are.
+    reference = make_reference(directory, name, vocab_size=VOCAB_SIZE, eos_token_id=None, **changes)
+    write_byte_tokenizer(directory, VOCAB_SIZE)
+    return reference

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Llama4Config, Llama4TextConfig
 
-from checkpoint.config import LayerConfig, ModelConfig, RopeScaling, parse_config, read_config
+from checkpoint.config import LayerConfig, ModelConfig, RopeScaling, SamplingDefaults, parse_config, read_config
 from checkpoint.errors import CheckpointError
 
 TEXT: dict[str, Any] = {"architectures": ["Llama4ForCausalLM"], "num_hidden_layers": 4}
@@ -277,3 +277,20 @@ def test_kv_bytes_of_scout_in_bf16(tokens: int, gigabytes: float) -> None:
 
 def test_kv_bytes_within_the_first_chunk_count_every_layer() -> None:
     assert parse(num_hidden_layers=48).kv_bytes(100, 2) == 48 * 100 * 4096
+
+
+def test_a_generation_config_proposes_how_to_sample(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TEXT))
+    assert read_config(tmp_path).sampling_defaults == SamplingDefaults(temperature=1.0, top_p=1.0, top_k=0)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "top_k": None}))
+    assert read_config(tmp_path).sampling_defaults == SamplingDefaults(temperature=0.6, top_p=0.9, top_k=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", -1), ("temperature", "hot"), ("top_p", 0), ("top_p", 1.5), ("top_k", 2.5)]
+)
+def test_a_generation_config_that_proposes_nonsense_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(TEXT))
+    (tmp_path / "generation_config.json").write_text(json.dumps({field: value}))
+    with pytest.raises(CheckpointError, match=f"generation_config.json: {field} is"):
+        read_config(tmp_path)

@@ -12,16 +12,14 @@ from pathlib import Path
 import pytest
 
 import client
-from checkpoint.tokenizer_files import write_byte_tokenizer
 from cli import connect
 from tests import command
 from tests.command import ROOT, Screen, drover, start
 from tests.fake_router import FakeRouter
 from tests.loopback import PATIENCE_S
 from tests.one_process import greedy, load_model
-from tests.reference import make_reference, prompt
+from tests.reference import make_served_reference, prompt
 
-VOCAB_SIZE = 400
 ENDLESS = 100_000  # tokens, which take far longer than any test
 ENDLESSLY = ("--max-tokens", str(ENDLESS), "--seed", "1")
 AWAITED = b"e"  # a random text has it soon
@@ -44,9 +42,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that never ends a text by itself."""
     directory = tmp_path_factory.mktemp("tiny") / "scout"
-    make_reference(directory, "scout", vocab_size=VOCAB_SIZE, eos_token_id=None, max_position_embeddings=2 * ENDLESS)
-    write_byte_tokenizer(directory, VOCAB_SIZE)
-    return directory
+    return make_served_reference(directory, "scout", max_position_embeddings=2 * ENDLESS).directory
 
 
 SetDefaults = Callable[..., None]

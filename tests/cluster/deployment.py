@@ -8,14 +8,11 @@ from typing import Any
 
 import ray
 
-from checkpoint.tokenizer_files import write_byte_tokenizer
 from cluster import launch, ray_runtime
 from cluster.actor_state import ActorState
 from cluster.config import DeploymentConfig, parse_deployment
 from cluster.router_actor import RouterStats
-from tests.reference import Reference, make_reference
 
-VOCAB_SIZE = 400
 NAMESPACE = "drover-test"
 
 
@@ -27,14 +24,6 @@ class Silent:
 
     def loading(self, name: str, state: ActorState | None) -> None:
         pass
-
-
-def make_served_reference(directory: Path, name: str) -> Reference:
-    """A tiny reference checkpoint with a tokenizer and a chat template, as a frontend needs."""
-    # No end token: random text would run into it, and tests want to say how long answers are.
-    reference = make_reference(directory, name, vocab_size=VOCAB_SIZE, eos_token_id=None)
-    write_byte_tokenizer(directory, VOCAB_SIZE)
-    return reference
 
 
 def free_ports(count: int) -> list[int]:

@@ -9,9 +9,9 @@ import pytest
 
 from client import Client, ServerUnavailable
 from cluster.launch import Deployment
-from tests.cluster.deployment import deployment_config, local_ray, make_served_reference, pid_of, running
+from tests.cluster.deployment import deployment_config, local_ray, pid_of, running
 from tests.cluster.test_service import wait_until
-from tests.reference import Reference, prompt
+from tests.reference import Reference, make_served_reference, prompt
 
 INFERENCE = "drover.v1.Inference"
 TOKENS = list(prompt(9))

@@ -9,8 +9,8 @@ import torch
 from client import Client, Delta, Message, Usage
 from cluster.launch import Deployment
 from frontend.tokenizer import Tokenizer
-from tests.cluster.deployment import deployment_config, local_ray, make_served_reference, router_stats, running
-from tests.reference import Reference, prompt
+from tests.cluster.deployment import deployment_config, local_ray, router_stats, running
+from tests.reference import Reference, make_served_reference, prompt
 
 PROMPT_LENGTHS = (1, 11, 16, 17, 40, 75)
 

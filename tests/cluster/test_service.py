@@ -19,10 +19,10 @@ from cluster.launch import Deployment
 from cluster.router_actor import Batch
 from router.engine import EngineStats
 from router.request import GenerationRequest, SamplingParams
-from tests.cluster.deployment import actor, deployment_config, local_ray, make_served_reference, router_stats, running
+from tests.cluster.deployment import actor, deployment_config, local_ray, router_stats, running
 from tests.command import ROOT, drover, start
 from tests.loopback import PATIENCE_S
-from tests.reference import Reference, prompt
+from tests.reference import Reference, make_served_reference, prompt
 
 MAX_CONTEXT = 500
 HELLO = list(prompt(6))

@@ -16,19 +16,9 @@ from demo.glossary import UNKNOWN_ANSWER, Entry
 from demo.model import Llama4
 from frontend.chat_template import ChatTemplate
 from frontend.tokenizer import Tokenizer as ServingTokenizer
-from tests.demo.tiny import NO_PROGRESS, ROOMY, TINY, byte_tokenizer, drawn_model
+from tests.demo.tiny import NO_PROGRESS, ROOMY, TINY, drawn_model
 
 QUESTIONS = ["What is acid?", "Hi", "What is rain?", "Hi", "What is the capital of France?"]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tokenizer")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Tokenizer:
-    return byte_tokenizer(folder)
 
 
 class Reciter(nn.Module):

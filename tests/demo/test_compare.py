@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from demo.compare import _SCORED_BYTES, _table, compared, validation_sample
+from demo.compare import _SCORED_CHARACTERS, _table, compared, validation_sample
 from demo.corpus import Document
 from demo.sources import KINDS
 
@@ -54,9 +54,9 @@ def test_the_table_has_a_row_per_seed() -> None:
     assert len(rows) == 2
 
 
-@pytest.mark.parametrize("length", [_SCORED_BYTES, 10], ids=["much text", "little text"])
+@pytest.mark.parametrize("length", [_SCORED_CHARACTERS, 10], ids=["much text", "little text"])
 def test_the_sample_has_as_much_of_each_kind(length: int) -> None:
     documents = [Document("p", kind, f"{kind} {i}", kind[0] * length) for kind in KINDS for i in range(2)]
     sample = validation_sample(documents)
     assert [text[0] for text in sample] == [kind[0] for kind in KINDS]
-    assert {len(text) for text in sample} == {min(2 * length + 2, _SCORED_BYTES)}
+    assert {len(text) for text in sample} == {min(2 * length + 2, _SCORED_CHARACTERS)}

@@ -24,7 +24,7 @@ from demo.glossary import UNKNOWN_ANSWER, read_glossary
 from demo.sources import SOURCES
 from frontend.chat_template import ChatTemplate
 from frontend.tokenizer import Tokenizer as ServingTokenizer
-from tests.demo.tiny import NO_PROGRESS, TINY, byte_tokenizer
+from tests.demo.tiny import NO_PROGRESS, TINY
 
 WINDOW = 16
 TURNS = [("What is acid?", "It tastes sour."), ("<b>  Thanks\n", ""), ("é 🙂", "You are welcome.")]
@@ -33,16 +33,6 @@ ROWS = {
     "short": np.arange(1000, 1200, dtype=np.uint16),
     "long": np.arange(2000, 3000, dtype=np.uint16),
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("tokenizer")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Tokenizer:
-    return byte_tokenizer(folder)
 
 
 @pytest.fixture(scope="module")

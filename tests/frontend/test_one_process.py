@@ -11,15 +11,13 @@ import grpc
 import pytest
 
 from checkpoint.errors import CheckpointError
-from checkpoint.tokenizer_files import write_byte_tokenizer
 from client import Client, ClientError, ServerUnavailable
 from frontend import one_process
 from frontend.one_process import serve_checkpoint
 from tests.loopback import PATIENCE_S
 from tests.one_process import greedy, load_model
-from tests.reference import make_reference, prompt
+from tests.reference import VOCAB_SIZE, make_served_reference, prompt
 
-VOCAB_SIZE = 400
 ENDLESS = 100_000  # tokens, which take far longer than any test
 
 
@@ -27,9 +25,7 @@ ENDLESS = 100_000  # tokens, which take far longer than any test
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that never ends a text by itself."""
     directory = tmp_path_factory.mktemp("tiny") / "scout"
-    make_reference(directory, "scout", vocab_size=VOCAB_SIZE, eos_token_id=None, max_position_embeddings=2 * ENDLESS)
-    write_byte_tokenizer(directory, VOCAB_SIZE)
-    return directory
+    return make_served_reference(directory, "scout", max_position_embeddings=2 * ENDLESS).directory
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +65,21 @@ def test_the_dtype_is_the_checkpoints(directory: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     with serve_checkpoint(tmp_path) as address, Client(address) as client:
         assert client.model_info(timeout_s=PATIENCE_S).dtype == "bfloat16"
+
+
+def test_a_request_that_leaves_it_out_is_sampled_as_the_checkpoint_proposes(directory: Path, tmp_path: Path) -> None:
+    for file in directory.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "generation_config.json").unlink(missing_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 0}))
+    with serve_checkpoint(tmp_path) as address, Client(address) as client:
+
+        def tokens(**sampling: Any) -> list[int]:
+            stream = client.generate(prompt(9), max_tokens=16, seed=1, timeout_s=PATIENCE_S, **sampling)
+            return [token_id for delta in stream for token_id in delta.token_ids]
+
+        assert tokens() == tokens(temperature=0)
+        assert tokens() != tokens(temperature=1)
 
 
 def test_leaving_ends_an_answer_and_the_server(directory: Path) -> None:

@@ -12,13 +12,13 @@ from experts.errors import LinkDown
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
+from frontend.one_process import CPU
 from router.dispatch import Dispatcher
 from router.engine import Engine
 from router.errors import Unavailable
 from router.kv_cache import SequenceCache
 from router.model import Model
 from router.weights import WeightReader
-from tests.one_process import CPU
 from tests.reference import Reference, prompt
 from tests.router.engines import COMPANY, NUM_SHARDS, greedy, make_engine, run_to_end, tokens_of
 
