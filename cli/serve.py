@@ -102,5 +102,5 @@ def _served(deployment: "Deployment") -> str:
 def _wait_until_removed(namespace: str) -> None:
     from cluster import launch
 
-    while launch.actor_names(namespace):
+    while launch.actor_names(namespace):  # Ray notifies nobody of an actor's end, so look now and then
         time.sleep(1.0)

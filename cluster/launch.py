@@ -26,6 +26,7 @@ from cluster.specs import ROUTER_NAME, frontend_spec, router_spec, shard_specs
 from frontend.chat_template import ChatTemplate
 from frontend.tokenizer import Tokenizer
 
+# Between two looks at actors and at Serve, which notify nobody when they are ready or gone.
 POLL_S = 0.1
 ROOM_TIMEOUT_S = 30.0
 HEALTH_TIMEOUT_S = 5.0

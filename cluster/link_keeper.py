@@ -22,6 +22,7 @@ from router.dispatch import Dispatcher
 
 logger = logging.getLogger(__name__)
 
+# Between two attempts at a shard that is not there: Ray notifies nobody when it has restarted an actor.
 RETRY_S = 0.25
 JOIN_TIMEOUT_S = 10.0
 

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from demo.command import exit_code
+from demo.command import at_least_one, exit_code
 from demo.corpus import read_corpus
 from demo.data import WINDOW, Windows
 from demo.errors import DemoError
@@ -40,10 +40,12 @@ def main() -> int:
     """Run every pair that has not been run yet, then compare."""
     parser = argparse.ArgumentParser(prog="python -m demo.compare", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=7.0, help="processor time of each run; default: %(default)s")
-    parser.add_argument("--seeds", type=int, default=3, help="pairs of runs; default: %(default)s")
+    parser.add_argument("--seeds", type=at_least_one, default=3, help="pairs of runs; default: %(default)s")
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)  # one run, in a process of its own
     parser.add_argument("--seed", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not args.minutes > 0:
+        parser.error("--minutes is above 0")
     if args.arm:
         run_arm(args.arm, args.seed, args.minutes * 60)
         return 0

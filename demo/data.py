@@ -114,7 +114,7 @@ def _starts(length: int, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def other_words(documents: list[Document]) -> list[str]:
-    """WordNet's nouns in the training text that are no term of the glossary."""
+    """WordNet's nouns in these documents that are no term of the glossary."""
     known = {entry.term.lower() for entry in read_glossary()}
     words: set[str] = set()
     for document in documents:

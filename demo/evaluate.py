@@ -16,7 +16,7 @@ from rich.progress import Progress
 from tokenizers import Tokenizer
 
 from demo.answers import Answer, answer_glossary, drawn, refusals
-from demo.command import exit_code
+from demo.command import at_least_one, exit_code
 from demo.corpus import Document, build_corpus, read_corpus
 from demo.data import chat_text, other_words
 from demo.export import DESTINATION
@@ -35,7 +35,7 @@ def main() -> int:
     """Evaluate the exported checkpoint on the validation documents."""
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=DESTINATION, metavar="DIR", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(), help="default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with Progress(console=Console(stderr=True)) as progress:

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from demo.command import exit_code
+from demo.command import at_least_one, exit_code
 from demo.corpus import build_corpus
 from demo.data import WINDOW, TrainingText, Windows, load_training_text
 from demo.shapes import SHIPPED
@@ -31,18 +31,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m demo.train", description=DESCRIPTION)
     parser.add_argument(
         "--tokens",
-        type=int,
+        type=at_least_one,
         default=TOKENS,
         help="to train on; another number than before redraws the rest of the plan; default: %(default)s",
     )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--threads", type=at_least_one, default=torch.get_num_threads(), help="default: %(default)s")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.tokens < 1 or args.threads < 1:
-        parser.error("--tokens and --threads are at least 1")
     with Progress(console=Console(stderr=True)) as progress:
         text = prepared_text(progress)
     run = Run(SHIPPED, steps_for(args.tokens), SEED, WORK / "training")
+    if run.done >= run.steps:
+        print(f"all {run.steps} steps are done; remove {WORK / 'training'} to begin anew", file=sys.stderr)
+        return 0
     windows = Windows(text, run.steps * BATCH, SEED)
     stopping = stop_on_interrupt()
     with TrainingProgress(run) as show:
@@ -74,7 +75,7 @@ def prepared_text(progress: Progress) -> TrainingText:
 class TrainingProgress:
     """A bar with the loss, the speed and the remaining time; lines instead where nobody watches."""
 
-    def __init__(self, run: Run, description: str = "training") -> None:
+    def __init__(self, run: Run) -> None:
         console = Console(stderr=True)
         self._lines = not console.is_terminal
         columns = (
@@ -85,7 +86,7 @@ class TrainingProgress:
             TimeRemainingColumn(elapsed_when_finished=True),
         )
         self._bars = Progress(*columns, console=console, disable=self._lines, speed_estimate_period=120)
-        self._task = self._bars.add_task(description, total=run.steps, completed=run.done, loss=0.0, speed=0.0)
+        self._task = self._bars.add_task("training", total=run.steps, completed=run.done, loss=0.0, speed=0.0)
         self._recent: deque[float] = deque(maxlen=50)
 
     def __enter__(self) -> "TrainingProgress":

@@ -37,7 +37,10 @@ class Step:
 
 
 class Run:
-    """A model in training. `folder` keeps its state: weights and the optimizers' moments, every `save_every` steps."""
+    """A model in training. `folder` keeps its state: weights and the optimizers' moments, every `save_every` steps.
+
+    With a state in it, the run goes on from there. `folder` None keeps nothing. Without `decay` the rate stays up.
+    """
 
     def __init__(self, shape: ModelShape, steps: int, seed: int, folder: Path | None, *, decay: bool = True) -> None:
         torch.manual_seed(seed)
@@ -126,7 +129,7 @@ class Run:
         tensors = {**self.model.state_dict(), **self._named_moments()}
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        about = {"done": self.done, "steps": self.steps, "cpu_s": cpu_s}
+        about = {"done": self.done, "cpu_s": cpu_s}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"run": json.dumps(about)})
         partial.rename(path)
 

@@ -174,7 +174,7 @@ class NcclRows:
             if time.monotonic() > deadline:
                 self.close()
                 raise ConnectionError(f"{rows} rows did not arrive within {timeout_s:g} s")
-            time.sleep(20e-6)
+            time.sleep(20e-6)  # only polling an event has a deadline; waiting for one has none
         return x_ND
 
     def close(self) -> None:

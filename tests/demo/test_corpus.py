@@ -7,7 +7,8 @@ import pytest
 
 import demo.corpus
 from demo.corpus import HELD_OUT_NOVEL, HELD_OUT_SHARE, Document, build_corpus, is_held_out, read_corpus
-from demo.sources import OSIS_BOOKS, Documents, Kind, Source
+from demo.readers import OSIS_BOOKS, Documents
+from demo.sources import Kind, Source
 from tests.demo.tiny import NO_PROGRESS
 
 TRAINED = "page of the training text"
