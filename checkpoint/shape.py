@@ -69,6 +69,11 @@ SHAPES: Mapping[str, ModelShape] = {
 
 
 def config_json(shape: ModelShape, dtype: str, architecture: str, ids: TokenizerIds | None) -> dict[str, Any]:
+    """The contents of config.json, as transformers 5 writes it.
+
+    dtype: of the weights, as torch names it. architecture: one of checkpoint/config.py's ARCHITECTURES. ids: none leaves
+    the tokenizer's fields out.
+    """
     fields = asdict(shape)
     scaling, theta = fields.pop("rope_scaling"), fields.pop("rope_theta")
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
@@ -86,6 +91,7 @@ def config_json(shape: ModelShape, dtype: str, architecture: str, ids: Tokenizer
 
 
 def token_id_fields(ids: TokenizerIds) -> dict[str, Any]:
+    """The fields about the tokenizer that config.json and generation_config.json share."""
     return {
         "bos_token_id": ids.bos_token_id,
         "eos_token_id": list(ids.eos_token_ids),
@@ -94,6 +100,7 @@ def token_id_fields(ids: TokenizerIds) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write an object for people to read, too. Raises OSError."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 

@@ -19,6 +19,8 @@ def staging_directory(directory: Path, needed_bytes: int, overwrite: bool) -> It
     """A directory to write into; its files move into `directory` at the end if nothing was raised.
 
     It lies inside `directory`, which may be a mounted volume that cannot be renamed.
+    needed_bytes: refused when the disk has less. overwrite: replace a checkpoint that is there; other files stay.
+    Raises CheckpointError if `directory` is not empty, not writable, too small, or being written by another process.
     """
     is_new = not directory.exists()
     lock = None

@@ -121,11 +121,10 @@ def _speak(deployment: "Deployment", args: argparse.Namespace) -> list[Answer]:
                 print(f"> {question}", flush=True)
                 answers.append(_show(client.chat(conversation, max_tokens=args.max_tokens, temperature=0), args))
                 conversation.append(Message("assistant", answers[-1].text))
-            print("Texts continued, drawn at temperature 0.7:\n", flush=True)
+            print("Texts continued, sampled as the checkpoint proposes:\n", flush=True)
         for prompt in args.prompt or (EMBEDDED_PROMPTS if embedded else PROMPTS):
             print(f"> {prompt}", flush=True)
-            stream = client.generate(prompt, max_tokens=args.max_tokens, temperature=0.7, seed=1)
-            answers.append(_show(stream, args))
+            answers.append(_show(client.generate(prompt, max_tokens=args.max_tokens, seed=1), args))
     return answers
 
 
