@@ -71,8 +71,8 @@ SHAPES: Mapping[str, ModelShape] = {
 def config_json(shape: ModelShape, dtype: str, architecture: str, ids: TokenizerIds | None) -> dict[str, Any]:
     """The contents of config.json, as transformers 5 writes it.
 
-    dtype: of the weights, as torch names it. architecture: one of checkpoint/config.py's ARCHITECTURES. ids: none leaves
-    the tokenizer's fields out.
+    dtype: of the weights, as torch names it. architecture: one of checkpoint/config.py's ARCHITECTURES.
+    ids: none leaves the tokenizer's fields out.
     """
     fields = asdict(shape)
     scaling, theta = fields.pop("rope_scaling"), fields.pop("rope_theta")
