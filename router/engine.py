@@ -1,13 +1,15 @@
 """The loop that serves: schedule, forward, sample, emit."""
 
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from checkpoint.config import ModelConfig
 from router.dispatch import ShardUnavailable
-from router.errors import RequestError, Unavailable
-from router.kv_cache import SequenceCache
+from router.errors import DeadlineExceeded, RequestError, Unavailable
+from router.kv_cache import Span
+from router.kv_layout import MAX_BLOCK_TOKENS, KvLayout
 from router.model import Model
 from router.request import GenerationRequest, RequestLimits, TokenDelta
 from router.sampler import SampledToken, sample
@@ -32,16 +34,21 @@ class EngineStats:
 class Engine:
     """One router's requests, from submission to the last token. Not thread-safe: one thread owns it."""
 
-    def __init__(self, model: Model, limits: SchedulerLimits, max_context_tokens: int | None = None) -> None:
-        """max_context_tokens: prompt and completion together; none means all positions that the model has."""
-        config = model.config
-        self.request_limits = request_limits(config, max_context_tokens)
+    def __init__(
+        self,
+        model: Model,
+        limits: SchedulerLimits,
+        max_context_tokens: int | None = None,
+        max_block_tokens: int = MAX_BLOCK_TOKENS,
+    ) -> None:
+        """max_context_tokens: prompt and completion together; none means all positions that the model has.
+        max_block_tokens: see KvLayout."""
+        self.request_limits = request_limits(model.config, max_context_tokens)
         self._model = model
-        self._eos_token_ids = frozenset(config.eos_token_ids)
-        bytes_per_value = model.dtype.itemsize
-        self._scheduler: Scheduler[SequenceCache] = Scheduler(
-            limits, lambda positions: config.kv_bytes(positions, bytes_per_value), model.new_cache
-        )
+        self._eos_token_ids = frozenset(model.config.eos_token_ids)
+        layout = KvLayout.of(model.config, model.dtype.itemsize, max_block_tokens)
+        self._scheduler = Scheduler(limits, layout)
+        self._cache = model.new_cache(layout, self._scheduler.pool.num_units, limits.max_running)
         self._prompt_tokens = self._generated_tokens = self._steps = 0
 
     @property
@@ -71,44 +78,43 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Run one step and return what it added to each request, or why requests had to end."""
-        try:
-            work = self._scheduler.schedule()
-        except Exception:
-            # No memory for one more cache, though the budget allows it: the request whose turn it was ends.
-            logger.exception("a request's cache could not be made")
-            turn = self._scheduler.request_ids[self._scheduler.num_running :][:1]
-            return self._fail(turn, Unavailable("the router lacks the memory for this request; its log says more"))
+        deltas = self._expire()
+        work = self._scheduler.schedule()
         if not work:
-            return []
+            return deltas
+        started_s = time.perf_counter()
         try:
             sampled = self._forward(work)
         except ShardUnavailable as error:
-            return self._fail(_request_ids(work), Unavailable(str(error)))
+            return deltas + self._fail(_request_ids(work), Unavailable(str(error)))
         except Exception:
             # A defect, or memory that ran out: it must not take the other requests' server down.
             logger.exception("a step failed")
-            return self._fail(_request_ids(work), Unavailable("the router failed in a step; its log says why"))
-        return self._emit(work, sampled)
+            return deltas + self._fail(_request_ids(work), Unavailable("the router failed in a step; its log says why"))
+        deltas += self._emit(work, sampled)
+        self._scheduler.record_step(work, time.perf_counter() - started_s)
+        return deltas
 
     def fail_all(self, error: RequestError) -> list[TokenDelta]:
         """End every request, waiting or running, with `error`."""
         return self._fail(self._scheduler.request_ids, error)
 
-    def _forward(self, work: Sequence[Work[SequenceCache]]) -> list[SampledToken]:
+    def _forward(self, work: Sequence[Work]) -> list[SampledToken]:
         token_ids: list[int] = []
-        spans, logit_rows, sampling, positions = [], [], [], []
+        spans, rows, sampling, positions = [], [], [], []
         for item in work:
-            cache = item.sequence.cache
-            assert cache is not None
-            token_ids += item.sequence.token_ids[item.first : item.first + item.length]
-            spans += self._model.spans(cache, item.first, item.length)
+            sequence = item.sequence
+            self._cache.assign(sequence.row, item.new_entries)
+            token_ids += sequence.token_ids[item.first : item.first + item.length]
+            spans.append(Span(sequence.row, item.first, item.length))
             if item.samples:
-                logit_rows.append(len(token_ids) - 1)
-                sampling.append(item.sequence.request.sampling)
+                rows.append(len(token_ids) - 1)
+                sampling.append(sequence.request.sampling)
                 positions.append(item.first + item.length)
-        return sample(self._model.forward(token_ids, spans, logit_rows), sampling, positions)
+        x_RD = self._model.forward(token_ids, spans, self._cache, rows)
+        return sample(self._model.logits(x_RD), sampling, positions) if rows else []
 
-    def _emit(self, work: Sequence[Work[SequenceCache]], sampled: Sequence[SampledToken]) -> list[TokenDelta]:
+    def _emit(self, work: Sequence[Work], sampled: Sequence[SampledToken]) -> list[TokenDelta]:
         deltas, tokens = [], iter(sampled)
         self._steps += 1
         for item in work:
@@ -119,8 +125,13 @@ class Engine:
             if token is not None:
                 self._generated_tokens += 1
                 logprobs = () if token.logprobs is None else (token.logprobs,)
-                deltas.append(TokenDelta(request.request_id, (token.token_id,), logprobs, finish))
+                cached = (item.sequence.cached_tokens or 0) if item.sequence.generated == 1 else 0
+                deltas.append(TokenDelta(request.request_id, (token.token_id,), logprobs, finish, cached_tokens=cached))
         return deltas
+
+    def _expire(self) -> list[TokenDelta]:
+        error = DeadlineExceeded("the request's deadline passed before it was done")
+        return self._fail(self._scheduler.expired(), error)
 
     def _fail(self, request_ids: Sequence[str], error: RequestError) -> list[TokenDelta]:
         for request_id in request_ids:
@@ -128,7 +139,7 @@ class Engine:
         return [TokenDelta(request_id, error=error) for request_id in request_ids]
 
 
-def _request_ids(work: Sequence[Work[SequenceCache]]) -> list[str]:
+def _request_ids(work: Sequence[Work]) -> list[str]:
     return [item.sequence.request.request_id for item in work]
 
 

@@ -4,6 +4,7 @@ RequestError
 ├── InvalidArgument      a field's value is wrong; the message names it
 ├── NotFound             the model is not served here
 ├── ResourceExhausted    the queue is full, or the request can never fit
+├── DeadlineExceeded     the client's deadline passed first
 └── Unavailable          a router or an expert shard is down; try again
 """
 
@@ -35,7 +36,23 @@ class NotFound(RequestError):
 
 
 class ResourceExhausted(RequestError):
-    """The waiting queue is full, or the request needs more than the server has."""
+    """The waiting queue is full, or the request needs more than the server has.
+
+    retry_after_s: when it may be worth trying again; none means never.
+    """
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        hint = "" if retry_after_s is None else f"; try again in {retry_after_s:.2g} s"
+        super().__init__(message + hint)
+        self.retry_after_s = retry_after_s
+        self._message = message
+
+    def __reduce__(self) -> tuple[type["ResourceExhausted"], tuple[str, float | None]]:
+        return type(self), (self._message, self.retry_after_s)
+
+
+class DeadlineExceeded(RequestError):
+    """The client's deadline passed before the request was done."""
 
 
 class Unavailable(RequestError):

@@ -5,15 +5,17 @@ Legend: T tokens of a step, D model width, R rows whose logits are wanted, V voc
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
 from experts.linear import make_linear
-from router.attention import Attention, Span, StepPositions, query_temperature
+from router.attention import Attention, StepPlan, query_temperature
 from router.dispatch import Dispatcher
-from router.kv_cache import SequenceCache
+from router.kv_cache import KvCache, Span
+from router.kv_layout import KvLayout
 from router.moe import DenseMlp, MoeMlp
 from router.rope import rope_frequencies, rotations
 from router.weights import WeightReader
@@ -47,7 +49,7 @@ class Layer:
             else DenseMlp(names.layer(index, "feed_forward"), weights)
         )
 
-    def __call__(self, x_TD: torch.Tensor, step: StepPositions) -> torch.Tensor:
+    def __call__(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
         x_TD = x_TD + self._attention(self._attention_norm(x_TD), step)
         return x_TD + self._mlp(self._mlp_norm(x_TD))
 
@@ -66,33 +68,30 @@ class Model:
         self._final_norm = RmsNorm(weights.read(names.final_norm), config.rms_norm_eps)
         self._lm_head = make_linear(self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head))
 
-    def new_cache(self, max_positions: int) -> SequenceCache:
-        """An empty KV cache for one sequence of at most max_positions tokens."""
-        return SequenceCache(self.config, max_positions, self.dtype, self._device)
-
-    def spans(self, cache: SequenceCache, first_position: int, length: int) -> list[Span]:
-        """A sequence's consecutive tokens as spans that do not cross attention chunk borders."""
-        chunk, spans = self.config.attention_chunk_size, []
-        while length:
-            part = min(length, chunk - first_position % chunk)
-            spans.append(Span(cache, first_position, part))
-            first_position, length = first_position + part, length - part
-        return spans
+    def new_cache(self, layout: KvLayout, num_units: int, max_sequences: int) -> KvCache:
+        """An empty KV cache of num_units units for up to max_sequences sequences at once."""
+        return KvCache(self.config, layout, num_units, max_sequences, self.dtype, self._device)
 
     @torch.inference_mode()
-    def forward(self, token_ids: Sequence[int], spans: Sequence[Span], logit_rows: Sequence[int]) -> torch.Tensor:
-        """Run one step and return logits_RV, fp32, for the rows of the step named in logit_rows.
+    def forward(
+        self, token_ids: Sequence[int], spans: Sequence[Span], cache: KvCache, rows: Sequence[int]
+    ) -> torch.Tensor:
+        """Run one step and return the hidden states x_RD of the step's `rows`, which `logits` turns into logits.
 
-        token_ids: the spans' tokens, one span after the other. The tokens' keys and values are stored in the spans'
-        caches. Raises ShardUnavailable, after which the same step may be run again.
+        token_ids: the spans' tokens, one span after the other. The tokens' keys and values are stored in `cache`, whose
+        block tables must have room for them. Raises ShardUnavailable, after which the same step may be run again.
         """
-        positions = [p for span in spans for p in range(span.first_position, span.first_position + span.length)]
+        positions = np.concatenate([np.arange(s.first_position, s.first_position + s.length) for s in spans])
         assert len(positions) == len(token_ids)
-        position_T = torch.tensor(positions, device=self._device)
+        position_T = torch.from_numpy(positions).to(self._device)
         temperature_T = query_temperature(self.config, position_T) if self.config.attn_temperature_tuning else None
-        step = StepPositions(spans, rotations(self._frequencies, position_T), temperature_T)
+        step = StepPlan(spans, rotations(self._frequencies, position_T), temperature_T, cache, cache.plan(spans))
         x_TD = F.embedding(torch.tensor(token_ids, device=self._device), self._embedding_VD)
         for layer in self._layers:
             x_TD = layer(x_TD, step)
-        x_RD = x_TD[torch.tensor(logit_rows, dtype=torch.int64, device=self._device)]
+        return x_TD[torch.tensor(rows, dtype=torch.int64, device=self._device)]
+
+    @torch.inference_mode()
+    def logits(self, x_RD: torch.Tensor) -> torch.Tensor:
+        """logits_RV, fp32, of hidden states that `forward` returned."""
         return self._lm_head(self._final_norm(x_RD)).float()

@@ -24,15 +24,20 @@ class SamplingParams:
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt to continue. request_id is unique among all requests of a server."""
+    """One prompt to continue. request_id is unique among all requests of a server.
+
+    timeout_s: how long its client waits, from now on; none means for ever.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
+    timeout_s: float | None = None
 
 
 class FinishReason(str, Enum):
@@ -55,6 +60,7 @@ class TokenDelta:
 
     token_ids and logprobs have the same length (logprobs is empty unless asked for). The last delta of a request has
     either finish_reason or error set; an error is an instance of RequestError.
+    cached_tokens: prompt tokens that did not have to be computed; told with the request's first token.
     """
 
     request_id: str
@@ -62,6 +68,7 @@ class TokenDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    cached_tokens: int = 0
 
     @property
     def is_last(self) -> bool:

@@ -1,54 +1,79 @@
-"""Which tokens go into the next step: queues and byte counts only, no tensors, no RPC, no clock.
+"""Which tokens go into the next step: queues and block counts only, no tensors, no RPC, a clock that is handed in.
 
 Every running sequence that has its prompt behind it gets one token per step; what is left of the step's token budget
-goes to prompts, oldest first, in pieces. A sequence's whole KV cache is reserved when it is admitted, so a running
-request never runs out of memory.
+goes to prompts, oldest first, in pieces. Requests start in the order of their arrival. KV blocks are taken as tokens
+are computed; when they run out, the youngest running request gives its own back and waits to be computed again, so the
+oldest always gets on and none fails.
 """
 
+import heapq
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
+from router.block_table import BlockTable, PrefixKeys, TableEntry
+from router.blocks import BlockPool
 from router.errors import ResourceExhausted
+from router.kv_layout import KvLayout
+from router.pace import PrefillPace
 from router.request import FinishReason, GenerationRequest
-
-Cache = TypeVar("Cache")
 
 
 @dataclass(frozen=True)
 class SchedulerLimits:
     """max_step_tokens: tokens in one step, prompts and decoding together; also the most rows a link must carry
-    per expert chosen. kv_bytes: KV cache of all running sequences together."""
+    per expert chosen. kv_bytes: KV cache of all running sequences together. prefix_cache: keep the blocks of ended
+    requests for others that begin the same. prefill_slowdown: how many times as long a step of decoding sequences may
+    take because of prompts that are computed beside them; none means that only max_step_tokens bounds prompts."""
 
     max_running: int
     max_waiting: int
     max_step_tokens: int
     kv_bytes: int
+    prefix_cache: bool = True
+    prefill_slowdown: float | None = None
 
 
-@dataclass
-class SequenceState(Generic[Cache]):
-    """A request on its way. computed: how many of token_ids are in the cache."""
+@dataclass(eq=False)
+class SequenceState:
+    """A request on its way.
 
+    number: of its arrival. computed: how many of token_ids are in the KV cache. While it runs, it has a row of its own
+    among the block tables, and blocks.
+    cached_tokens: prompt tokens that it found in the prefix cache when it was first started.
+    """
+
+    number: int
     request: GenerationRequest
     token_ids: list[int]
-    kv_bytes: int
-    cache: Cache | None = None
+    keys: PrefixKeys
     computed: int = 0
+    row: int = -1
+    blocks: BlockTable | None = None
+    cached_tokens: int | None = None
 
     @property
     def generated(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
+    @property
+    def is_decoding(self) -> bool:
+        # A prompt of one token is no decoding: a stream of these could keep an older, longer prompt waiting for ever.
+        return self.generated > 0 and len(self.token_ids) - self.computed == 1
+
 
 @dataclass(frozen=True)
-class Work(Generic[Cache]):
-    """Tokens first..first+length-1 of a sequence. samples: the last of them is followed by a new token."""
+class Work:
+    """Tokens first..first+length-1 of a sequence. samples: the last of them is followed by a new token.
 
-    sequence: SequenceState[Cache]
+    new_entries: what changed in the sequence's block tables since its last work.
+    """
+
+    sequence: SequenceState
     first: int
     length: int
+    new_entries: tuple[TableEntry, ...]
 
     @property
     def samples(self) -> bool:
@@ -56,15 +81,37 @@ class Work(Generic[Cache]):
 
 
 @dataclass
-class Scheduler(Generic[Cache]):
-    """kv_bytes_of: KV bytes of one sequence of so many tokens. new_cache: makes the cache of an admitted sequence."""
+class SchedulerCounters:
+    """Since the start. prefix_queried_tokens: prompt tokens looked up; prefix_hit_tokens: of these, found."""
+
+    preemptions: int = 0
+    prefix_queried_tokens: int = 0
+    prefix_hit_tokens: int = 0
+
+
+@dataclass
+class Scheduler:
+    """layout: of the KV cache, whose pool has as many units as fit into limits.kv_bytes. clock: seconds, monotonic."""
 
     limits: SchedulerLimits
-    kv_bytes_of: Callable[[int], int]
-    new_cache: Callable[[int], Cache]
-    _waiting: "OrderedDict[str, SequenceState[Cache]]" = field(default_factory=OrderedDict)
-    _running: "OrderedDict[str, SequenceState[Cache]]" = field(default_factory=OrderedDict)
-    kv_bytes_used: int = 0
+    layout: KvLayout
+    clock: Callable[[], float] = time.monotonic
+    counters: SchedulerCounters = field(default_factory=SchedulerCounters)
+    _waiting: "OrderedDict[str, SequenceState]" = field(default_factory=OrderedDict)
+    _running: "OrderedDict[str, SequenceState]" = field(default_factory=OrderedDict)
+
+    def __post_init__(self) -> None:
+        self.pool = BlockPool(self.limits.kv_bytes // self.layout.unit_bytes)
+        self._pace = (
+            PrefillPace(self.limits.max_step_tokens, self.limits.prefill_slowdown)
+            if self.limits.prefill_slowdown is not None
+            else None
+        )
+        self._free_rows = list(range(self.limits.max_running - 1, -1, -1))
+        self._arrivals = 0
+        self._being_computed: set[bytes] = set()  # keys of prompt blocks that running requests are about to publish
+        self._expiring: list[tuple[float, str]] = []  # a heap
+        self._ends = _EndRate(self.clock())
 
     @property
     def num_waiting(self) -> int:
@@ -79,21 +126,36 @@ class Scheduler(Generic[Cache]):
         """All requests, running ones first."""
         return [*self._running, *self._waiting]
 
+    @property
+    def kv_bytes_used(self) -> int:
+        return self.pool.used_units * self.layout.unit_bytes
+
+    @property
+    def kv_bytes_cached(self) -> int:
+        return self.pool.cached_units * self.layout.unit_bytes
+
     def add(self, request: GenerationRequest) -> None:
         """Queue a request. Raises ResourceExhausted if the queue is full or the request can never fit."""
-        assert request.request_id not in self.request_ids
+        assert request.request_id not in self._running
+        assert request.request_id not in self._waiting
         positions = len(request.prompt_token_ids) + request.sampling.max_tokens
-        kv_bytes = self.kv_bytes_of(positions)
-        if kv_bytes > self.limits.kv_bytes:
+        units = self.layout.units(positions)
+        if units > self.pool.num_units:
             raise ResourceExhausted(
-                f"prompt and max_tokens come to {positions} tokens, whose KV cache needs {kv_bytes} bytes; the server "
-                f"has {self.limits.kv_bytes} (engine.kv_bytes)"
+                f"prompt and max_tokens come to {positions} tokens, whose KV cache needs "
+                f"{units * self.layout.unit_bytes} bytes; the server has {self.limits.kv_bytes} (engine.kv_bytes)"
             )
+        now_s = self.clock()
         if len(self._waiting) >= self.limits.max_waiting:
             raise ResourceExhausted(
-                f"{len(self._waiting)} requests are waiting already (engine.max_waiting); try again later"
+                f"{len(self._waiting)} requests are waiting already (engine.max_waiting)",
+                retry_after_s=self._ends.seconds_per_end(now_s),
             )
-        self._waiting[request.request_id] = SequenceState(request, list(request.prompt_token_ids), kv_bytes)
+        if request.timeout_s is not None:
+            heapq.heappush(self._expiring, (now_s + request.timeout_s, request.request_id))
+        keys = PrefixKeys(self.layout.block_tokens)
+        self._arrivals += 1
+        self._waiting[request.request_id] = SequenceState(self._arrivals, request, list(request.prompt_token_ids), keys)
 
     def remove(self, request_id: str) -> bool:
         """Forget a request, waiting or running, and free its memory; False if it is unknown."""
@@ -102,33 +164,48 @@ class Scheduler(Generic[Cache]):
         sequence = self._running.pop(request_id, None)
         if sequence is None:
             return False
-        self.kv_bytes_used -= sequence.kv_bytes
-        sequence.cache = None
+        self._give_back(sequence)
         return True
 
-    def schedule(self) -> list[Work[Cache]]:
-        """The next step's work, decoding sequences first; empty if there is nothing to do.
+    def expired(self) -> list[str]:
+        """Requests whose clients have stopped waiting by now; each is told once."""
+        now_s, expired = self.clock(), []
+        while self._expiring and self._expiring[0][0] <= now_s:
+            _, request_id = heapq.heappop(self._expiring)
+            if request_id in self._running or request_id in self._waiting:
+                expired.append(request_id)
+        return expired
 
-        Raises what new_cache raises; the request whose turn it was is then still the first of those waiting.
-        """
+    def schedule(self) -> list[Work]:
+        """The next step's work, decoding sequences first; empty if there is nothing to do."""
         self._admit()
+        planned: dict[str, tuple[SequenceState, int]] = {}
         budget = self.limits.max_step_tokens
-        # A prompt of one token is no decoding: a stream of these could keep an older, longer prompt waiting for ever.
-        decoding = [s for s in self._running.values() if s.generated]
-        prefilling = [s for s in self._running.values() if not s.generated]
-        work = []
-        for sequence in decoding + prefilling:
-            length = min(len(sequence.token_ids) - sequence.computed, budget)
-            if length:
-                work.append(Work(sequence, sequence.computed, length))
-                budget -= length
-        return work
+        by_age = sorted(self._running.values(), key=lambda s: s.number)
+        for sequence in [s for s in by_age if s.is_decoding]:
+            if budget and sequence.row >= 0 and self._make_room(sequence, 1, planned):
+                planned[sequence.request.request_id] = (sequence, 1)
+                budget -= 1
+        if self._pace is not None:
+            budget = min(budget, self._pace.prompt_tokens(len(planned)))
+        for sequence in [s for s in by_age if not s.is_decoding]:
+            if budget and sequence.row >= 0:
+                to_chunk_end = self.layout.chunk_tokens - sequence.computed % self.layout.chunk_tokens
+                wanted = min(len(sequence.token_ids) - sequence.computed, budget, to_chunk_end)
+                length = self._make_room(sequence, wanted, planned)
+                if length:
+                    planned[sequence.request.request_id] = (sequence, length)
+                    budget -= length
+        return [self._work(sequence, length) for sequence, length in planned.values()]
 
-    def advance(self, work: Work[Cache], token_id: int | None, eos_token_ids: frozenset[int]) -> FinishReason | None:
+    def advance(self, work: Work, token_id: int | None, eos_token_ids: frozenset[int]) -> FinishReason | None:
         """Record that `work` is done and, if it samples, which token came of it; a finished request is forgotten."""
         sequence, sampling = work.sequence, work.sequence.request.sampling
-        sequence.computed = work.first + work.length
+        assert sequence.blocks is not None
         assert work.samples == (token_id is not None)
+        sequence.computed = work.first + work.length
+        published = sequence.blocks.computed(sequence.token_ids, sequence.computed)
+        self._being_computed.difference_update(published)
         if token_id is None:
             return None
         sequence.token_ids.append(token_id)
@@ -139,16 +216,119 @@ class Scheduler(Generic[Cache]):
             finish = FinishReason.LENGTH
         if finish is not None:
             self.remove(sequence.request.request_id)
+            self._ends.count(self.clock())
         return finish
 
+    def record_step(self, works: list[Work], seconds: float) -> None:
+        """How long the step that computed `works` took; prompts are paced by it."""
+        if self._pace is not None:
+            decoding = sum(
+                work.length == 1 and work.first >= len(work.sequence.request.prompt_token_ids) for work in works
+            )
+            self._pace.record(decoding, sum(work.length for work in works) - decoding, seconds)
+
+    def _work(self, sequence: SequenceState, length: int) -> Work:
+        assert sequence.blocks is not None
+        entries = tuple(sequence.blocks.new_entries)
+        sequence.blocks.new_entries.clear()
+        return Work(sequence, sequence.computed, length, entries)
+
     def _admit(self) -> None:
-        # First come, first served: a large request at the head waits for room, and is not overtaken for ever.
-        while self._waiting and len(self._running) < self.limits.max_running:
-            request_id, sequence = next(iter(self._waiting.items()))
-            if self.kv_bytes_used + sequence.kv_bytes > self.limits.kv_bytes:
+        # First come, first served: a large request at the head waits for room, and is not overtaken for ever. Only one
+        # whose prefix is being computed right now steps aside: it will soon find that prefix done.
+        for sequence in list(self._waiting.values()):
+            if len(self._running) >= self.limits.max_running:
                 return
-            positions = len(sequence.request.prompt_token_ids) + sequence.request.sampling.max_tokens
-            sequence.cache = self.new_cache(positions)  # first, because it may raise
-            del self._waiting[request_id]
-            self.kv_bytes_used += sequence.kv_bytes
-            self._running[request_id] = sequence
+            started = self._start(sequence)
+            if started is None:
+                continue
+            if not started:
+                return
+
+    def _start(self, sequence: SequenceState) -> bool | None:
+        """Whether the sequence runs now; False if there is no room for its prompt, None if it had better wait."""
+        blocks = BlockTable(self.layout, self.pool, sequence.keys)
+        if self._shares_prefixes(sequence):
+            sequence.computed = blocks.adopt_prefix(sequence.token_ids)
+            if blocks.next_key(sequence.token_ids) in self._being_computed:
+                blocks.release()
+                sequence.computed = 0
+                return None
+        # Room for the whole prompt and the first new token, besides what started prompts still have to take.
+        positions = len(sequence.token_ids) + 1
+        needed = self.layout.units(positions) - blocks.units
+        promised = sum(
+            max(0, self.layout.units(len(s.token_ids)) - s.blocks.units)
+            for s in self._running.values()
+            if s.blocks is not None and not s.is_decoding
+        )
+        if self._running and self.pool.available_units - promised < needed:
+            blocks.release()
+            sequence.computed = 0
+            return False
+        request = sequence.request
+        if self._shares_prefixes(sequence):
+            if sequence.cached_tokens is None:
+                self.counters.prefix_queried_tokens += len(request.prompt_token_ids)
+                self.counters.prefix_hit_tokens += sequence.computed
+            self._being_computed.update(self._keys_to_come(sequence))
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = sequence.computed
+        sequence.blocks, sequence.row = blocks, self._free_rows.pop()
+        del self._waiting[request.request_id]
+        self._running[request.request_id] = sequence
+        return True
+
+    def _shares_prefixes(self, sequence: SequenceState) -> bool:
+        return self.limits.prefix_cache and sequence.request.sampling.prompt_logprobs is None
+
+    def _keys_to_come(self, sequence: SequenceState) -> list[bytes]:
+        done, full = (count // self.layout.block_tokens for count in (sequence.computed, len(sequence.token_ids)))
+        return sequence.keys.of(sequence.token_ids, full)[done:]
+
+    def _make_room(self, sequence: SequenceState, length: int, planned: dict[str, tuple[SequenceState, int]]) -> int:
+        """Blocks for the sequence's next `length` tokens, taken from younger ones if need be; how many have room."""
+        assert sequence.blocks is not None
+        while True:
+            room = sequence.blocks.grow(sequence.computed, length)
+            if room:
+                return room
+            youngest = max(self._running.values(), key=lambda s: s.number)
+            if youngest is sequence:
+                return 0  # it waits for those before it, and keeps what it has as long as they do not need it
+            self._preempt(youngest)
+            planned.pop(youngest.request.request_id, None)
+
+    def _preempt(self, sequence: SequenceState) -> None:
+        request_id = sequence.request.request_id
+        del self._running[request_id]
+        self._give_back(sequence)
+        sequence.computed = 0
+        self._waiting[request_id] = sequence
+        self._waiting.move_to_end(request_id, last=False)
+        self.counters.preemptions += 1
+
+    def _give_back(self, sequence: SequenceState) -> None:
+        assert sequence.blocks is not None
+        if self._shares_prefixes(sequence):
+            self._being_computed.difference_update(self._keys_to_come(sequence))
+        sequence.blocks.release()
+        sequence.blocks = None
+        self._free_rows.append(sequence.row)
+        sequence.row = -1
+
+
+class _EndRate:
+    """How often requests end, for telling those that are refused when to come again."""
+
+    def __init__(self, now_s: float) -> None:
+        self._last_s = now_s
+        self._per_end_s = 1.0
+
+    def count(self, now_s: float) -> None:
+        self._per_end_s += 0.1 * (now_s - self._last_s - self._per_end_s)
+        self._last_s = now_s
+
+    def seconds_per_end(self, now_s: float) -> float:
+        """Seconds until the next request ends, as far as the last ones tell."""
+        return max(self._per_end_s, now_s - self._last_s, 0.001)

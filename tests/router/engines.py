@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from router.engine import Engine
+from router.kv_layout import KvLayout
 from router.model import Model
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
 from router.scheduler import SchedulerLimits
@@ -20,10 +21,14 @@ def make_engine(
     max_waiting: int = 100,
     max_step_tokens: int = 64,
     kv_positions: int = 2000,
+    max_block_tokens: int = 4,
+    prefix_cache: bool = True,
 ) -> Engine:
     """kv_positions: memory for one sequence of so many tokens."""
-    kv_bytes = model.config.kv_bytes(kv_positions, model.dtype.itemsize)
-    return Engine(model, SchedulerLimits(max_running, max_waiting, max_step_tokens, kv_bytes))
+    layout = KvLayout.of(model.config, model.dtype.itemsize, max_block_tokens)
+    kv_bytes = layout.units(kv_positions) * layout.unit_bytes
+    limits = SchedulerLimits(max_running, max_waiting, max_step_tokens, kv_bytes, prefix_cache)
+    return Engine(model, limits, max_block_tokens=max_block_tokens)
 
 
 def greedy(name: str, prompt_token_ids: Iterable[int], max_tokens: int = 12, **sampling: Any) -> GenerationRequest:
