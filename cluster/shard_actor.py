@@ -72,6 +72,12 @@ class ShardActor:
         checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
         self._progress.expect(shard_bytes(checkpoint, spec.experts_of))
         shard = load_shard(
-            checkpoint, spec.placement_version, spec.experts_of, spec.dtype, device, self._progress.add_bytes
+            checkpoint,
+            spec.placement_version,
+            spec.experts_of,
+            spec.dtype,
+            device,
+            self._progress.add_bytes,
+            spec.threads,
         )
         self._server = ShardServer(shard, device)

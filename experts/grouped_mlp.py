@@ -3,8 +3,11 @@
 Legend: N rows (one per token and chosen expert), D model width, F expert width, E experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +40,63 @@ def grouped_mlp(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[
     sum(counts) must be N. Each expert's weights are streamed from memory once, however many rows it has.
     """
     assert sum(counts) == len(x_ND), f"{sum(counts)} rows in groups, {len(x_ND)} given"
-    y_ND = torch.empty_like(x_ND)
-    start = 0
-    for expert, count in zip(experts, counts, strict=True):
-        rows = slice(start, start + count)
-        y_ND[rows] = expert.down(swiglu(expert.gate_up(x_ND[rows])))
-        start += count
-    return y_ND
+    if not experts:
+        return torch.empty_like(x_ND)
+    # What is done to each expert's few rows costs as much for one as for all: it is done for all at once.
+    gate_up = [expert.gate_up(rows) for expert, rows in zip(experts, x_ND.split(list(counts)), strict=True)]
+    h_NF = swiglu(torch.cat(gate_up))
+    return torch.cat([expert.down(rows) for expert, rows in zip(experts, h_NF.split(list(counts)), strict=True)])
+
+
+class GroupedMlp:
+    """`grouped_mlp` on several processor cores.
+
+    With many experts, each core takes some of them: that streams 20 GB/s where all cores together on one expert after
+    the other stream 18, because they need not wait for each other at the end of each product (2 cores, 3 MB an
+    expert). With few experts, all cores share each.
+    """
+
+    def __init__(self, threads: int) -> None:
+        """threads: cores to use; must be torch's number of threads where this is called."""
+        self._threads = threads
+        self._others = ThreadPoolExecutor(max(1, threads - 1), "experts", torch.set_num_threads, (1,))
+
+    def __call__(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
+        if self._threads == 1 or len(experts) < 3 * self._threads:
+            return grouped_mlp(x_ND, experts, counts)
+        bounds = even_parts([_EXPERT_COST_ROWS + count for count in counts], self._threads)
+        parts, row = [], 0
+        for begin, end in pairwise(bounds):
+            rows = sum(counts[begin:end])
+            parts.append((x_ND[row : row + rows], experts[begin:end], counts[begin:end]))
+            row += rows
+        others = [self._others.submit(_inference, grouped_mlp, *part) for part in parts[1:]]
+        torch.set_num_threads(1)
+        try:
+            first = grouped_mlp(*parts[0])
+        finally:
+            torch.set_num_threads(self._threads)
+        return torch.cat([first, *(other.result() for other in others)])
+
+
+# Streaming one expert's weights takes as long as computing so many rows with them.
+_EXPERT_COST_ROWS = 64
+
+
+def even_parts(costs: Sequence[int], num_parts: int) -> list[int]:
+    """Bounds of num_parts consecutive parts of about equal cost: [1, 1, 1, 3], 2 -> [0, 3, 4]."""
+    total, so_far, bounds = sum(costs), 0, [0]
+    for index, cost in enumerate(costs):
+        # The next part begins where the part's share ends, to within half an item.
+        if len(bounds) < num_parts and so_far + cost / 2 > total * len(bounds) / num_parts and index > bounds[-1]:
+            bounds.append(index)
+        so_far += cost
+    return bounds + [len(costs)] * (num_parts + 1 - len(bounds))
+
+
+@torch.inference_mode()
+def _inference(work: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
+    return work(*arguments)  # a mode is a thread's own
 
 
 def grouped_mlp_reference(

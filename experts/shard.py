@@ -10,15 +10,17 @@ import torch
 from checkpoint.layout import TensorNames
 from checkpoint.tensors import Checkpoint
 from experts.errors import ShardRefused
-from experts.grouped_mlp import Expert, grouped_mlp, make_expert
+from experts.grouped_mlp import Expert, GroupedMlp, make_expert
 
 
 class ExpertShard:
     """Slots for (layer, expert). Compute is a pure function of them: any request may be repeated elsewhere."""
 
-    def __init__(self, placement_version: int, slots: Mapping[tuple[int, int], Expert]) -> None:
+    def __init__(self, placement_version: int, slots: Mapping[tuple[int, int], Expert], threads: int = 1) -> None:
+        """threads: processor cores to compute with; torch's number of threads."""
         self.placement_version = placement_version
         self._slots = dict(slots)
+        self._grouped_mlp = GroupedMlp(threads)
         self.rows_computed = 0
         """Rows (token, expert pairs) computed so far."""
 
@@ -41,7 +43,7 @@ class ExpertShard:
             held = [self._slots[layer, expert] for expert in experts]
         except KeyError as error:
             raise ShardRefused(f"(layer, expert) {error} is not held here") from None
-        y_ND = grouped_mlp(x_ND, held, counts)
+        y_ND = self._grouped_mlp(x_ND, held, counts)
         self.rows_computed += len(x_ND)
         return y_ND
 
@@ -63,10 +65,12 @@ def load_shard(
     dtype: torch.dtype,
     device: torch.device,
     on_bytes: Callable[[int], None] | None = None,
+    threads: int = 1,
 ) -> ExpertShard:
     """Read exactly the experts in `experts_of` (layer -> experts) and lay them out for `device`.
 
     Reads expert by expert, so that a shard never holds a layer twice. on_bytes: called with each piece's size.
+    threads: see ExpertShard.
     """
     names, slots = TensorNames(checkpoint.config), {}
     for layer, experts in experts_of.items():
@@ -76,4 +80,4 @@ def load_shard(
                 for name in (names.expert_gate_up(layer), names.expert_down(layer))
             )
             slots[layer, expert] = make_expert(gate_up_DF2, down_FD)
-    return ExpertShard(placement_version, slots)
+    return ExpertShard(placement_version, slots, threads if device.type == "cpu" else 1)

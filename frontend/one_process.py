@@ -77,8 +77,9 @@ def load_model(
     config: the checkpoint's, unless a test falsifies it. on_bytes: called with the size of each piece read.
     """
     placement = even_placement(config.moe_layers, config.num_experts, num_shards)
+    threads = torch.get_num_threads()
     links = [
-        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), dtype, CPU, on_bytes))
+        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), dtype, CPU, on_bytes, threads))
         for shard in range(num_shards)
     ]
     return Model(config, WeightReader(checkpoint, dtype, CPU, on_bytes), Dispatcher(placement, links))

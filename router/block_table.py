@@ -45,13 +45,15 @@ class BlockTable:
     """The blocks of one running sequence.
 
     `new_entries` collects what changed, for the tensors' side of the table; its reader clears it.
+    publishes: whether full blocks are kept for others when this sequence lets go of them.
     """
 
-    def __init__(self, layout: KvLayout, pool: BlockPool, keys: PrefixKeys) -> None:
+    def __init__(self, layout: KvLayout, pool: BlockPool, keys: PrefixKeys, publishes: bool = True) -> None:
         self.new_entries: list[TableEntry] = []
         self._layout = layout
         self._pool = pool
         self._keys = keys
+        self._publishes = publishes
         self._global: list[Block] = []  # entry i: the global layers of block i
         self._chunk: list[Block] = []  # entry i: the chunked layers of block i of the current chunk
         self._published = 0
@@ -87,33 +89,17 @@ class BlockTable:
         self.new_entries += [TableEntry(layout.global_units, i, block.units) for i, block in enumerate(found_chunk)]
         return len(found_global) * layout.block_tokens
 
-    def next_key(self, token_ids: Sequence[int]) -> bytes | None:
-        """The key of the first full block that had to be computed anew, or None if the last token is in it."""
-        index = len(self._global)
-        if (index + 1) * self._layout.block_tokens >= len(token_ids):
-            return None
-        return self._keys.of(token_ids, index + 1)[-1]
-
     def grow(self, first: int, length: int) -> int:
         """Make room for tokens first..first+length-1, all in one chunk; how many of them have room now."""
         layout = self._layout
-        in_chunk = first % layout.chunk_tokens
-        assert in_chunk + length <= layout.chunk_tokens
-        global_blocks, chunk_blocks = layout.blocks(first + length), layout.blocks(in_chunk + length)
-        while len(self._global) < global_blocks or len(self._chunk) < chunk_blocks:
-            needed = layout.global_units * (len(self._global) < global_blocks)
-            needed += layout.chunked_units * (len(self._chunk) < chunk_blocks)
-            if needed > self._pool.available_units:
+        assert first % layout.chunk_tokens + length <= layout.chunk_tokens
+        while len(self._global) < layout.blocks(first + length):
+            if layout.global_units + layout.chunked_units > self._pool.available_units:
                 break
-            if len(self._global) < global_blocks:
-                self._append(self._global, 0, layout.global_units)
-            if len(self._chunk) < chunk_blocks:
+            self._append(self._global, 0, layout.global_units)
+            if layout.chunked_units:
                 self._append(self._chunk, layout.global_units, layout.chunked_units)
-        room = min(
-            len(self._global) * layout.block_tokens - first,
-            len(self._chunk) * layout.block_tokens - in_chunk,
-        )
-        return min(length, room)
+        return min(length, len(self._global) * layout.block_tokens - first)
 
     def computed(self, token_ids: Sequence[int], count: int) -> list[bytes]:
         """Positions below `count` are stored: publish full blocks and, at a chunk's end, let its blocks go.
@@ -121,12 +107,13 @@ class BlockTable:
         Returns the keys published now.
         """
         layout = self._layout
-        full = count // layout.block_tokens
+        full = count // layout.block_tokens if self._publishes else 0
         per_chunk = layout.chunk_tokens // layout.block_tokens
         keys = self._keys.of(token_ids, full)[self._published :]
         for index, key in enumerate(keys, self._published):
             self._pool.publish(self._global[index], ("global", key))
-            self._pool.publish(self._chunk[index % per_chunk], ("chunked", key))
+            if layout.chunked_units:
+                self._pool.publish(self._chunk[index % per_chunk], ("chunked", key))
         self._published = full
         if count % layout.chunk_tokens == 0:
             self._release(self._chunk)

@@ -65,6 +65,7 @@ class KvCache:
             for _ in range(layout.layers_per_unit)
         ]
         self.layout = layout
+        self.num_kv_heads = heads
         self._device = device
         self._tables = np.zeros((max_sequences, layout.num_tables, 1), np.int32)
 
@@ -110,5 +111,5 @@ class KvCache:
         """(k_KSC, v_KSC): a copy of the first num_keys positions that span number `span` sees, in order."""
         blocks = torch.from_numpy(plan.blocks_NB[span, : self.layout.blocks(num_keys)]).to(self._device)
         k_KSC = self.k_UKPC[index][blocks].transpose(0, 1).flatten(1, 2)[:, :num_keys]
-        v_KSC = self.v_UKCP[index][blocks].permute(1, 0, 3, 2).flatten(1, 2)[:, :num_keys]
+        v_KSC = self.v_UKCP[index][blocks].permute(1, 0, 3, 2).contiguous().flatten(1, 2)[:, :num_keys]
         return k_KSC, v_KSC

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
 from experts.linear import make_linear
-from router.attention import Attention, StepPlan, query_temperature
+from router.attention import Attention
 from router.dispatch import Dispatcher
 from router.kv_cache import KvCache, Span
 from router.kv_layout import KvLayout
 from router.moe import DenseMlp, MoeMlp
+from router.paged_attention import CpuAttention, HeadAttention, PlainAttention, StepPlan, query_temperature
 from router.rope import rope_frequencies, rotations
 from router.weights import WeightReader
 
@@ -36,10 +37,17 @@ class RmsNorm:
 class Layer:
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ModelConfig, index: int, weights: WeightReader, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        index: int,
+        weights: WeightReader,
+        dispatcher: Dispatcher,
+        head_attention: HeadAttention,
+    ) -> None:
         names = TensorNames(config)
         self._attention_norm = RmsNorm(weights.read(names.layer(index, "input_layernorm.weight")), config.rms_norm_eps)
-        self._attention = Attention(config, index, weights)
+        self._attention = Attention(config, index, weights, head_attention)
         self._mlp_norm = RmsNorm(
             weights.read(names.layer(index, "post_attention_layernorm.weight")), config.rms_norm_eps
         )
@@ -57,14 +65,24 @@ class Layer:
 class Model:
     """A Llama 4 text model whose routed experts are reached through a dispatcher."""
 
-    def __init__(self, config: ModelConfig, weights: WeightReader, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: WeightReader,
+        dispatcher: Dispatcher,
+        head_attention: HeadAttention | None = None,
+    ) -> None:
+        """head_attention: none takes the fastest that supports the weights' device and dtype."""
+        if head_attention is None:
+            is_cpu = CpuAttention.supports(weights.dtype, weights.device)
+            head_attention = CpuAttention(torch.get_num_threads()) if is_cpu else PlainAttention()
         names = TensorNames(config)
         self.config = config
         self.dtype = weights.dtype
         self._device = weights.device
         self._frequencies = rope_frequencies(config).to(weights.device)
         self._embedding_VD = weights.read(names.embedding)
-        self._layers = [Layer(config, index, weights, dispatcher) for index in range(config.num_layers)]
+        self._layers = [Layer(config, index, weights, dispatcher, head_attention) for index in range(config.num_layers)]
         self._final_norm = RmsNorm(weights.read(names.final_norm), config.rms_norm_eps)
         self._lm_head = make_linear(self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head))
 

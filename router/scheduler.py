@@ -42,6 +42,7 @@ class SequenceState:
     number: of its arrival. computed: how many of token_ids are in the KV cache. While it runs, it has a row of its own
     among the block tables, and blocks.
     cached_tokens: prompt tokens that it found in the prefix cache when it was first started.
+    awaited: the key of a block that another is computing, and before which it had better not start.
     """
 
     number: int
@@ -52,6 +53,7 @@ class SequenceState:
     row: int = -1
     blocks: BlockTable | None = None
     cached_tokens: int | None = None
+    awaited: bytes | None = None
 
     @property
     def generated(self) -> int:
@@ -153,6 +155,8 @@ class Scheduler:
             )
         if request.timeout_s is not None:
             heapq.heappush(self._expiring, (now_s + request.timeout_s, request.request_id))
+        if not self._waiting and not self._running:
+            self._ends.begin(now_s)
         keys = PrefixKeys(self.layout.block_tokens)
         self._arrivals += 1
         self._waiting[request.request_id] = SequenceState(self._arrivals, request, list(request.prompt_token_ids), keys)
@@ -247,10 +251,13 @@ class Scheduler:
 
     def _start(self, sequence: SequenceState) -> bool | None:
         """Whether the sequence runs now; False if there is no room for its prompt, None if it had better wait."""
-        blocks = BlockTable(self.layout, self.pool, sequence.keys)
+        if sequence.awaited in self._being_computed:
+            return None
+        blocks = BlockTable(self.layout, self.pool, sequence.keys, publishes=self.limits.prefix_cache)
         if self._shares_prefixes(sequence):
             sequence.computed = blocks.adopt_prefix(sequence.token_ids)
-            if blocks.next_key(sequence.token_ids) in self._being_computed:
+            sequence.awaited = self._key_to_await(sequence)
+            if sequence.awaited is not None:
                 blocks.release()
                 sequence.computed = 0
                 return None
@@ -285,6 +292,16 @@ class Scheduler:
     def _keys_to_come(self, sequence: SequenceState) -> list[bytes]:
         done, full = (count // self.layout.block_tokens for count in (sequence.computed, len(sequence.token_ids)))
         return sequence.keys.of(sequence.token_ids, full)[done:]
+
+    def _key_to_await(self, sequence: SequenceState) -> bytes | None:
+        # The last one, so that the look-up is not repeated, for every waiting request, with every block that is done.
+        done, full = (n // self.layout.block_tokens for n in (sequence.computed, len(sequence.token_ids) - 1))
+        awaited = None
+        for key in sequence.keys.of(sequence.token_ids, full)[done:]:
+            if key not in self._being_computed:
+                break
+            awaited = key
+        return awaited
 
     def _make_room(self, sequence: SequenceState, length: int, planned: dict[str, tuple[SequenceState, int]]) -> int:
         """Blocks for the sequence's next `length` tokens, taken from younger ones if need be; how many have room."""
@@ -324,6 +341,10 @@ class _EndRate:
     def __init__(self, now_s: float) -> None:
         self._last_s = now_s
         self._per_end_s = 1.0
+
+    def begin(self, now_s: float) -> None:
+        """There is a request again: the time without any tells nothing."""
+        self._last_s = now_s
 
     def count(self, now_s: float) -> None:
         self._per_end_s += 0.1 * (now_s - self._last_s - self._per_end_s)
