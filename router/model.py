@@ -80,8 +80,8 @@ class Model:
         return spans
 
     @torch.inference_mode()
-    def forward(self, token_ids: Sequence[int], spans: Sequence[Span], logit_rows: Sequence[int]) -> torch.Tensor:
-        """Run one step and return logits_RV, fp32, for the rows of the step named in logit_rows.
+    def forward(self, token_ids: Sequence[int], spans: Sequence[Span], wanted_rows: Sequence[int]) -> torch.Tensor:
+        """Run one step and return x_RD, for `logits`, of the rows of the step named in wanted_rows.
 
         token_ids: the spans' tokens, one span after the other. The tokens' keys and values are stored in the spans'
         caches. Raises ShardUnavailable, after which the same step may be run again.
@@ -94,5 +94,9 @@ class Model:
         x_TD = F.embedding(torch.tensor(token_ids, device=self._device), self._embedding_VD)
         for layer in self._layers:
             x_TD = layer(x_TD, step)
-        x_RD = x_TD[torch.tensor(logit_rows, dtype=torch.int64, device=self._device)]
+        return x_TD[torch.tensor(wanted_rows, dtype=torch.int64, device=self._device)]
+
+    @torch.inference_mode()
+    def logits(self, x_RD: torch.Tensor) -> torch.Tensor:
+        """logits_RV, fp32, of rows that `forward` returned; apart from it, since many rows' would take much memory."""
         return self._lm_head(self._final_norm(x_RD)).float()

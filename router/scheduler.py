@@ -133,7 +133,7 @@ class Scheduler(Generic[Cache]):
             return None
         sequence.token_ids.append(token_id)
         finish = None
-        if token_id in eos_token_ids or token_id in sampling.stop_token_ids:
+        if token_id in sampling.stop_token_ids or (token_id in eos_token_ids and not sampling.ignore_eos):
             finish = FinishReason.STOP
         elif sequence.generated >= sampling.max_tokens:
             finish = FinishReason.LENGTH

@@ -26,17 +26,18 @@ def prefill_logits(model: Model, token_ids: list[int], limit: int = 512) -> torc
     cache, logits = model.new_cache(len(token_ids)), []
     for first in range(0, len(token_ids), limit):
         tokens = token_ids[first : first + limit]
-        logits.append(model.forward(tokens, model.spans(cache, first, len(tokens)), range(len(tokens))))
+        x_RD = model.forward(tokens, model.spans(cache, first, len(tokens)), range(len(tokens)))
+        logits.append(model.logits(x_RD))
     return torch.cat(logits)
 
 
 def greedy(model: Model, token_ids: list[int], count: int) -> tuple[list[int], torch.Tensor]:
     """`count` tokens chosen one by one, and the logits [count, V] that each was chosen from."""
     cache = model.new_cache(len(token_ids) + count)
-    last = model.forward(token_ids, model.spans(cache, 0, len(token_ids)), [len(token_ids) - 1])
+    last = model.logits(model.forward(token_ids, model.spans(cache, 0, len(token_ids)), [len(token_ids) - 1]))
     chosen, logits = [int(last.argmax())], [last[0]]
     for position in range(len(token_ids), len(token_ids) + count - 1):
-        last = model.forward([chosen[-1]], model.spans(cache, position, 1), [0])
+        last = model.logits(model.forward([chosen[-1]], model.spans(cache, position, 1), [0]))
         chosen.append(int(last.argmax()))
         logits.append(last[0])
     return chosen, torch.stack(logits)
