@@ -1,7 +1,7 @@
 """Chooses the next token of every sequence of a step at once.
 
-Randomness is keyed by (seed, position) alone: the same request draws the same noise whatever else is in the batch,
-and goes on drawing the same after it was resubmitted elsewhere with the tokens made so far.
+The noise (router/noise.py) is keyed by seed and position alone: the same request draws the same tokens whatever else is
+in the batch, and goes on drawing the same after it was resubmitted elsewhere with the tokens made so far.
 
 Legend: R rows (sequences), V vocabulary.
 """
@@ -13,11 +13,10 @@ import torch
 
 from router.candidates import candidates, draw
 from router.logprobs import token_logprobs
+from router.noise import uniform
 from router.penalties import penalised
 from router.request import TokenLogprobs
 from router.sampling_state import SamplingState
-
-_MASK64 = 2**64 - 1
 
 
 @dataclass(frozen=True)
@@ -51,17 +50,3 @@ def sample(logits_RV: torch.Tensor, states: Sequence[SamplingState], positions: 
         entries = token_logprobs(raw_RV, [chosen[row] for row in rows], list(asked.values()))
         logprobs = dict(zip(rows, entries, strict=True))
     return [SampledToken(token_id, logprobs.get(row)) for row, token_id in enumerate(chosen)]
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing but (seed, position): two rounds of splitmix64's finalizer."""
-    mixed = mix64(mix64(seed) ^ (position * 0x9E3779B97F4A7C15 & _MASK64))
-    return (mixed >> 11) / 2**53
-
-
-def mix64(value: int) -> int:
-    """The output function of splitmix64 (Steele, Lea, Flood 2014), a bijection of 64-bit integers."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK64
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK64
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK64
-    return value ^ (value >> 31)

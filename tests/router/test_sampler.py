@@ -7,8 +7,9 @@ from itertools import product
 import pytest
 import torch
 
+from router.noise import derived_seed, uniform
 from router.request import SamplingParams
-from router.sampler import sample, uniform
+from router.sampler import sample
 from router.sampling_state import SamplingState
 from tests.router.states import state, states
 from tests.router.test_candidates import VOCAB, our_probabilities, random_logits
@@ -148,6 +149,14 @@ def test_uniform_differs_wherever_seed_or_position_differs() -> None:
     assert len({uniform(seed, position) for seed, position in product(seeds, positions)}) == 30
 
 
+def test_derived_seeds_are_seeds_and_differ_between_seeds_and_indices() -> None:
+    seeds = {derived_seed(seed, index) for seed in (0, 1, 2, 3, 2**63, 2**64 - 1) for index in range(16)}
+    assert len(seeds) == 6 * 16
+    assert all(0 <= seed < 2**64 for seed in seeds)
+    assert derived_seed(1234, 0) == 1234
+    assert derived_seed(1234, 1) == 0xB2B8EC3A6254E62C  # computed apart from our code; it must never change
+
+
 # splitmix64's finalizer, to find seeds for extreme draws: uniform(seed, 0) is finalize(finalize(seed)).
 
 
@@ -180,15 +189,26 @@ def test_a_draw_on_the_border_between_two_tokens_takes_the_second() -> None:
 
 def test_extreme_draws_take_the_most_and_the_least_likely_token_that_is_left() -> None:
     rows = 200
-    logits_RV = random_logits(rows)
+    logits_RV = random_logits(rows, vocab=150)
     order_RV = logits_RV.sort(dim=-1, descending=True).indices
-    top_ks = [1 + row % (VOCAB - 1) for row in range(rows)]
+    top_ks = [1 + row % 100 for row in range(rows)]
     for seed, expected in (
         (SEED_OF_THE_LEAST, [int(order_RV[row, 0]) for row in range(rows)]),
         (SEED_OF_THE_GREATEST, [int(order_RV[row, top_k - 1]) for row, top_k in enumerate(top_ks)]),
     ):
         params = [SamplingParams(1, temperature=1.5, top_k=top_k, seed=seed) for top_k in top_ks]
         assert [token.token_id for token in sample(logits_RV, states(params), [0] * rows)] == expected
+
+
+def test_extreme_draws_without_an_order_take_the_first_and_the_last_token_that_is_left() -> None:
+    """Rows without top_k and top_p draw in the order of the vocabulary; min_p leaves the two likeliest here."""
+    logits_RV = random_logits(100, 3.0, 32_000)
+    for seed, place in ((SEED_OF_THE_LEAST, 0), (SEED_OF_THE_GREATEST, 1)):
+        top_R2 = logits_RV.topk(3)
+        ratio = ((top_R2.values[:, 1:] - top_R2.values[:, :1]).exp()).mean(-1)  # between the second's and the third's
+        params = [SamplingParams(1, min_p=float(min_p), seed=seed) for min_p in ratio]
+        expected = top_R2.indices[:, :2].sort().values[:, place].tolist()
+        assert [token.token_id for token in sample(logits_RV, states(params), [0] * 100)] == expected
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5])
