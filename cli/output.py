@@ -142,6 +142,6 @@ class _Shown:
 
     def _print_waiting(self) -> None:
         text, self._texts[self._current] = self._texts[self._current], ""
-        print(text, end="", flush=True)
         if text:
-            self._at_line_start = text.endswith("\n")
+            self._at_line_start = text.endswith("\n")  # before it is out, for then Ctrl-C may come
+            print(text, end="", flush=True)

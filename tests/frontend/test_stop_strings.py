@@ -71,6 +71,7 @@ def test_what_ends_before_it_may_does_not_count(early: str, late: str, stops: li
     """A stop string that ends in the late part counts, though it may have begun in the early one."""
     matcher = StopMatcher(StopStrings(stops))
     first, nothing = matcher.push(early, may_stop=False)
+    assert first == early[: len(early) - longest_beginning(early, stops)]
     second, match = matcher.push(late)
     assert nothing is None
     rest = "" if match else matcher.finish()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from router.engine import request_limits
-from router.errors import ResourceExhausted
+from router.errors import ResourceExhausted, Unavailable
 from router.model import Model
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 from tests.one_process import load_model
@@ -288,6 +288,15 @@ def test_a_prompt_of_one_token_has_no_logprobs_to_tell(model: Model) -> None:
     assert [delta.prompt_logprobs for delta in run_to_end(engine)] == [(None,), ()]
 
 
+def test_what_was_told_of_a_prompt_is_not_told_again(model: Model) -> None:
+    """Should a prompt be computed anew, its log-probabilities go on where they were."""
+    engine = make_engine(model, max_step_tokens=8)
+    engine.submit(greedy("a", prompt(25), 1, prompt_logprobs=0))
+    engine._sampling["a"].prompt_places_told = 10
+    entries = prompt_logprobs_of(run_to_end(engine), "a")
+    assert [entry and entry.token_id for entry in entries] == [*prompt(25)[10:]]
+
+
 def test_at_most_64_rows_of_a_prompts_logits_exist_at_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     logits = model.logits
@@ -301,6 +310,20 @@ def test_at_most_64_rows_of_a_prompts_logits_exist_at_once(model: Model, monkeyp
     engine.submit(greedy("a", prompt(200), 1, prompt_logprobs=0))
     run_to_end(engine)
     assert (max(asked), sum(asked)) == (64, 200)
+
+
+def test_nothing_is_remembered_of_requests_that_are_over(model: Model) -> None:
+    engine = make_engine(model, max_running=2)
+    for name in ("finishes", "is cancelled", "waits and is cancelled", "fails", "waits and fails"):
+        engine.submit(greedy(name, prompt(5), max_tokens=2 if name == "finishes" else 100, repetition_penalty=1.1))
+    for _ in range(3):
+        engine.step()
+    engine.cancel("is cancelled")
+    engine.cancel("waits and is cancelled")
+    engine.step()
+    assert set(engine._sampling) == {"fails", "waits and fails"}
+    engine.fail_all(Unavailable("a test said so"))
+    assert engine._sampling == {}
 
 
 # What it tells about itself.
