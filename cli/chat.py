@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from checkpoint.errors import DroverError
 from cli.connect import WHO_ANSWERS, connected_client
 from cli.options import add_request_options, check_request_options, sampling_of, utf8
-from cli.output import Answer, show
+from cli.output import answers_for, show
 from client import Client, ClientError, Message
 
 if TYPE_CHECKING:
@@ -96,16 +96,17 @@ class Conversation:
         self._messages = [Message("system", self._args.system)] if self._args.system is not None else []
 
     def _answer(self, message: Message) -> None:
-        args, answer = self._args, Answer()
+        args = self._args
+        answers = answers_for(args)
         try:
             stream = self._client.chat(
                 [*self._messages, message], model=args.model, timeout_s=args.timeout_s, **sampling_of(args)
             )
-            show(stream, answer, args)
+            show(stream, answers, args)
         except KeyboardInterrupt:
             print("[stopped]", file=sys.stderr)
-        if answer.text:
-            self._messages += [message, Message("assistant", answer.text)]
+        if answers[0].text:  # of several, the conversation goes on with the first
+            self._messages += [message, Message("assistant", answers[0].text)]
 
 
 def _typed_lines() -> Iterator[str]:

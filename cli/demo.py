@@ -130,7 +130,7 @@ def _speak(deployment: "Deployment", args: argparse.Namespace) -> list[Answer]:
 
 def _show(stream: DeltaStream, args: argparse.Namespace) -> Answer:
     answer = Answer()
-    show(stream, answer, args)
+    show(stream, [answer], args)
     sys.stderr.flush()
     print(flush=True)
     return answer

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from cli.connect import WHO_ANSWERS, connected_client
 from cli.options import add_request_options, check_request_options, sampling_of, token_ids, utf8
-from cli.output import Answer, show
+from cli.output import answers_for, show
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -23,6 +23,7 @@ examples:
   drover generate "Once upon a time" --checkpoint /models/my-llama4
   drover generate "Once upon a time" --address 127.0.0.1:9001
   drover generate --token-ids 1,15,7 --temperature 0 --json
+  drover generate "A haiku:" -n 3 --temperature 0.8 --top-p 0.9 --stop $'\\n\\n'
   drover generate --max-tokens 200 < prompt.txt > continued.txt
 """
 
@@ -45,13 +46,13 @@ def add_parser(subparsers: "Subparsers") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Stream one answer to stdout."""
+    """Stream the answers to stdout."""
     check_request_options(args)
     prompt = args.token_ids if args.token_ids is not None else _text(args.prompt)
     with connected_client(args) as client:
-        answer = Answer()
+        answers = answers_for(args)
         stream = client.generate(prompt, model=args.model, timeout_s=args.timeout_s, **sampling_of(args))
-        show(stream, answer, args)
+        show(stream, answers, args)
     return 0
 
 

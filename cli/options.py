@@ -24,7 +24,39 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         "--stop-token-ids", type=token_ids, default=(), metavar="ID,ID", help="tokens that end the text, too"
     )
     sampling.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end the text before TEXT (in bash $'\\n' is a line end); may be given several times",
+    )
+    sampling.add_argument("--ignore-eos", action="store_true", help="go on after the model's own end tokens")
+    sampling.add_argument("--min-tokens", type=int, metavar="N", help="let nothing end the text before N tokens")
+    sampling.add_argument(
+        "--min-p", type=float, metavar="P", help="drop what is less than P times as likely as the best"
+    )
+    sampling.add_argument(
+        "--presence-penalty", type=float, metavar="X", help="less of what the answer has already; -2 to 2, 0: off"
+    )
+    sampling.add_argument(
+        "--frequency-penalty", type=float, metavar="X", help="the same for each time that it has it; -2 to 2, 0: off"
+    )
+    sampling.add_argument(
+        "--repetition-penalty", type=float, metavar="X", help="less of what prompt and answer have; above 1, 1: off"
+    )
+    sampling.add_argument(
+        "--logit-bias",
+        type=biases,
+        default={},
+        metavar="ID=BIAS,...",
+        help="added to tokens' logits: 100 forces, -100 bans a token",
+    )
+    sampling.add_argument("-n", type=int, metavar="N", help="give N different answers, one after the other")
+    sampling.add_argument(
         "--logprobs", type=int, metavar="N", help="log-probability of each token and of N alternatives; with --json"
+    )
+    sampling.add_argument(
+        "--prompt-logprobs", type=int, metavar="N", help="the same for the tokens of the prompt; with --json"
     )
 
     output = parser.add_argument_group("output")
@@ -37,8 +69,9 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
 
 def check_request_options(args: argparse.Namespace) -> None:
     """End with a usage error where flags contradict each other."""
-    if args.logprobs is not None and not args.json:
-        args.usage_error("--logprobs has nowhere to go without --json")
+    for flag, value in (("--logprobs", args.logprobs), ("--prompt-logprobs", args.prompt_logprobs)):
+        if value is not None and not args.json:
+            args.usage_error(f"{flag} has nowhere to go without --json")
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
@@ -51,6 +84,16 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
         seed=args.seed,
         stop_token_ids=args.stop_token_ids,
         logprobs=args.logprobs,
+        min_p=args.min_p,
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        repetition_penalty=args.repetition_penalty,
+        logit_bias=args.logit_bias,
+        min_tokens=args.min_tokens,
+        stop=args.stop,
+        ignore_eos=args.ignore_eos or None,
+        n=args.n,
+        prompt_logprobs=args.prompt_logprobs,
     )
 
 
@@ -60,6 +103,18 @@ def token_ids(text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of token ids such as 1,2,3") from None
+
+
+def biases(text: str) -> dict[int, float]:
+    """ "5=-100,7=1.5" as the biases of tokens; an argparse type."""
+    pairs = [part.partition("=") for part in text.split(",")]
+    try:
+        result = {int(token_id): float(bias) for token_id, _, bias in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of biases such as 5=-100,7=1.5") from None
+    if len(result) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a token twice")
+    return result
 
 
 def utf8(raw: bytes, source: str) -> str:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -54,10 +55,14 @@ class Answer:
         last = self._deltas[-1]
         return {
             "request_id": last.request_id,
+            "index": last.index,
             "text": self.text,
             "token_ids": self.token_ids,
             "logprobs": [asdict(entry) for delta in self._deltas for entry in delta.logprobs],
+            "prompt_logprobs": [asdict(entry) for delta in self._deltas for entry in delta.prompt_logprobs],
             "finish_reason": last.finish_reason,
+            "stop_string": last.stop_string,
+            "stop_token_id": last.stop_token_id,
             "usage": asdict(last.usage) if last.usage else None,
             "timing": {
                 "ttft_ms": None if self._first_s is None else round(self._first_s * 1000, 3),
@@ -74,23 +79,69 @@ class Answer:
         return f"[{prompt}{len(self.token_ids)} made ({last.finish_reason}){first}{speed}]"
 
 
-def show(stream: DeltaStream, answer: Answer, args: argparse.Namespace) -> None:
-    """Print a stream's answer as the flags ask, filling `answer` meanwhile.
+def answers_for(args: argparse.Namespace) -> list[Answer]:
+    """An empty Answer for each of those that -n asks for."""
+    return [Answer() for _ in range(max(args.n or 1, 1))]
 
-    Closes the stream however this ends, and ends the line that it began.
+
+def show(stream: DeltaStream, answers: Sequence[Answer], args: argparse.Namespace) -> None:
+    """Print a stream's answers as the flags ask, filling `answers` meanwhile.
+
+    Several come one after the other, each under a line with its number, the first as it is made. Closes the stream
+    however this ends, and ends the line that it began.
     """
     with stream:
         if args.json:
             for delta in stream:
-                answer.add(delta)
-            print(json.dumps(answer.as_json()), flush=True)
+                answers[delta.index].add(delta)
+            for answer in answers:
+                print(json.dumps(answer.as_json()), flush=True)
             return
+        shown = _Shown(len(answers))
         try:
             for delta in stream:
-                answer.add(delta)
-                print(delta.text, end="", flush=True)
+                answers[delta.index].add(delta)
+                shown.take(delta)
         finally:
-            if answer.text and not answer.text.endswith("\n"):
-                print(flush=True)
+            shown.end_line()
     if args.stats or sys.stderr.isatty():
-        print(answer.stats_line(), file=sys.stderr)
+        for answer in answers:
+            print(answer.stats_line(), file=sys.stderr)
+
+
+class _Shown:
+    """Text on the terminal: the answers in order, though their deltas come mixed."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._current = 0
+        self._texts = [""] * count  # that must wait for the answers before
+        self._ended = [False] * count
+        self._at_line_start = True
+        self._begin()
+
+    def take(self, delta: Delta) -> None:
+        """Print what may be printed now."""
+        self._texts[delta.index] += delta.text
+        self._ended[delta.index] = delta.finish_reason is not None
+        self._print_waiting()
+        while self._ended[self._current] and self._current + 1 < self._count:
+            self.end_line()
+            self._current += 1
+            self._begin()
+            self._print_waiting()
+
+    def end_line(self) -> None:
+        if not self._at_line_start:
+            print(flush=True)
+            self._at_line_start = True
+
+    def _begin(self) -> None:
+        if self._count > 1:
+            print(f"[{self._current + 1} of {self._count}]", flush=True)
+
+    def _print_waiting(self) -> None:
+        text, self._texts[self._current] = self._texts[self._current], ""
+        if text:
+            self._at_line_start = text.endswith("\n")  # before it is out, for then Ctrl-C may come
+            print(text, end="", flush=True)

@@ -9,7 +9,16 @@ from client.errors import (
     ResourceExhausted,
     ServerUnavailable,
 )
-from client.types import Delta, Message, ModelInfo, Sampling, TokenAlternative, TokenLogprob, Usage
+from client.types import (
+    Delta,
+    Message,
+    ModelInfo,
+    PromptLogprob,
+    Sampling,
+    TokenAlternative,
+    TokenLogprob,
+    Usage,
+)
 
 __all__ = [
     "DEFAULT_ADDRESS",
@@ -22,6 +31,7 @@ __all__ = [
     "Message",
     "ModelInfo",
     "NotFound",
+    "PromptLogprob",
     "ResourceExhausted",
     "Sampling",
     "ServerUnavailable",

@@ -5,7 +5,7 @@ with Client("127.0.0.1:9000") as client:
         print(delta.text, end="", flush=True)
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -28,28 +28,28 @@ _LOOPBACK = ("127.", "localhost", "[::1]")
 
 
 class DeltaStream(Iterator[Delta]):
-    """The deltas of one answer, as they are made. Closing it, or leaving its `with`, cancels what is not made yet."""
+    """The deltas of a call's answers, as they are made. Closing it, or leaving its `with`, cancels what is not made."""
 
-    def __init__(self, call: Any, address: str) -> None:
+    def __init__(self, call: Any, address: str, answers: int = 1) -> None:
         self._call = call
         self._address = address
-        self._finished = False  # the last delta has come
+        self._unfinished = answers  # of how many answers the last delta has not come yet
         self._closed = False
 
     def __next__(self) -> Delta:
-        """The next delta, of which the last has a finish_reason; raises ClientError if the server could not go on."""
+        """The next delta; an answer's last has a finish_reason. Raises ClientError if the server could not go on."""
         if self._closed:
             raise StopIteration
         try:
             delta = delta_of(next(self._call))
         except StopIteration:
-            if self._finished:
+            if self._unfinished <= 0:
                 raise
             message = f"{self._address} ended the answer without a finish reason"
             raise ClientError(grpc.StatusCode.DATA_LOSS, message) from None
         except grpc.RpcError as error:
             raise error_of(error, self._address) from None
-        self._finished = delta.finish_reason is not None
+        self._unfinished -= delta.finish_reason is not None
         return delta
 
     def close(self) -> None:
@@ -102,14 +102,18 @@ class Client:
         timeout_s: float | None = None,
         **sampling: "Unpack[Sampling]",
     ) -> DeltaStream:
-        """Continue a prompt: text, or token ids that are taken as they are."""
+        """Continue a prompt: text, or token ids that are taken as they are.
+
+        With n above 1 the deltas of all answers come mixed; their `index` tells them apart.
+        """
         request = pb.GenerateRequest(model=model, sampling=_sampling(sampling))
         if isinstance(prompt, str):
             _set(request, "text", prompt, "prompt.text")
         else:
             _extend(request.token_ids.ids, prompt, "prompt.token_ids")
             request.token_ids.SetInParent()
-        return DeltaStream(self._inference.Generate(request, timeout=timeout_s), self.address)
+        call = self._inference.Generate(request, timeout=timeout_s)
+        return DeltaStream(call, self.address, request.sampling.n or 1)
 
     def chat(
         self,
@@ -125,7 +129,8 @@ class Client:
             message = request.messages.add()
             _set(message, "role", role, f"messages[{index}].role")
             _set(message, "content", content, f"messages[{index}].content")
-        return DeltaStream(self._inference.Chat(request, timeout=timeout_s), self.address)
+        call = self._inference.Chat(request, timeout=timeout_s)
+        return DeltaStream(call, self.address, request.sampling.n or 1)
 
     def tokenize(
         self, text: str, *, add_bos: bool = True, model: str = "", timeout_s: float | None = None
@@ -169,6 +174,10 @@ def _sampling(given: Sampling) -> pb.SamplingParams:
             raise TypeError(f"unknown sampling parameter {name!r}; known are {', '.join(Sampling.__annotations__)}")
         if name == "stop_token_ids":
             _extend(params.stop_token_ids, given["stop_token_ids"], "sampling.stop_token_ids")
+        elif name == "stop":
+            _extend_texts(params.stop, given["stop"], "sampling.stop")
+        elif name == "logit_bias":
+            _update(params.logit_bias, given["logit_bias"], "sampling.logit_bias")
         elif value is not None:
             _set(params, name, value, f"sampling.{name}")
     return params
@@ -186,6 +195,24 @@ def _extend(repeated: Any, values: Sequence[int], field: str) -> None:
         repeated.extend(values)
     except (TypeError, ValueError) as error:
         raise _unsendable(field, values, _RANGES[FieldDescriptor.CPPTYPE_UINT32], error) from None
+
+
+def _extend_texts(repeated: Any, texts: Sequence[str], field: str) -> None:
+    # A plain string is a sequence of strings, too, but nobody means each of its letters.
+    try:
+        if isinstance(texts, str):
+            raise TypeError("it takes a list of texts")
+        repeated.extend(texts)
+    except (TypeError, ValueError) as error:
+        raise _unsendable(field, texts, None, error) from None
+
+
+def _update(fields: Any, values: Mapping[int, float], field: str) -> None:
+    try:
+        for key, value in values.items():
+            fields[key] = value
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _unsendable(field, values, None, error) from None
 
 
 # What the integer fields can carry; what is valid among it is for the server to judge.

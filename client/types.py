@@ -1,6 +1,6 @@
 """What a client sends and gets, as plain frozen dataclasses; fields are those of drover/v1/inference.proto."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -27,6 +27,16 @@ class Sampling(TypedDict, total=False):
     seed: int | None
     stop_token_ids: Sequence[int]
     logprobs: int | None
+    min_p: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    repetition_penalty: float | None
+    logit_bias: Mapping[int, float]
+    min_tokens: int | None
+    stop: Sequence[str]
+    ignore_eos: bool | None
+    n: int | None
+    prompt_logprobs: int | None
 
 
 @dataclass(frozen=True)
@@ -47,18 +57,30 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class PromptLogprob:
+    """The log-probability of a token of the prompt, None for the first, and the most likely tokens in its place."""
+
+    token_id: int
+    logprob: float | None
+    top: tuple[TokenAlternative, ...]
+
+
+@dataclass(frozen=True)
 class Usage:
-    """How many tokens a request took."""
+    """How many tokens an answer took. cached_tokens: those of the prompt that were not computed again."""
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
 class Delta:
     """What was made since the last delta of the stream.
 
-    finish_reason ("stop" or "length") and usage are set in the last one only. logprobs is empty unless asked for.
+    index: which of several answers. finish_reason ("stop" or "length") and usage are set in the last one of each answer
+    only, as is what stopped it: stop_string, one of `stop`, or stop_token_id. logprobs and prompt_logprobs are empty
+    unless asked for; prompt_logprobs continue with each delta of answer 0.
     """
 
     request_id: str
@@ -67,6 +89,10 @@ class Delta:
     logprobs: tuple[TokenLogprob, ...]
     finish_reason: str | None
     usage: Usage | None
+    index: int = 0
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
+    stop_string: str | None = None
+    stop_token_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,15 +122,17 @@ def delta_of(response: pb.GenerateResponse) -> Delta:
         text=response.text,
         token_ids=tuple(response.token_ids),
         logprobs=tuple(
-            TokenLogprob(
-                entry.token_id,
-                entry.logprob,
-                tuple(TokenAlternative(top.token_id, top.logprob) for top in entry.top),
-            )
-            for entry in response.logprobs
+            TokenLogprob(entry.token_id, entry.logprob, _alternatives(entry)) for entry in response.logprobs
         ),
         finish_reason=_finish_reason(response.finish_reason) if finished else None,
-        usage=Usage(response.usage.prompt_tokens, response.usage.completion_tokens) if finished else None,
+        usage=_usage(response.usage) if finished else None,
+        index=response.index,
+        prompt_logprobs=tuple(
+            PromptLogprob(entry.token_id, entry.logprob if entry.HasField("logprob") else None, _alternatives(entry))
+            for entry in response.prompt_logprobs
+        ),
+        stop_string=response.stop_string if response.HasField("stop_string") else None,
+        stop_token_id=response.stop_token_id if response.HasField("stop_token_id") else None,
     )
 
 
@@ -125,6 +153,14 @@ def model_info_of(response: pb.GetModelInfoResponse) -> ModelInfo:
         dtype=response.dtype,
         has_chat_template=response.has_chat_template,
     )
+
+
+def _alternatives(entry: pb.TokenLogprob | pb.PromptLogprob) -> tuple[TokenAlternative, ...]:
+    return tuple(TokenAlternative(top.token_id, top.logprob) for top in entry.top)
+
+
+def _usage(usage: pb.Usage) -> Usage:
+    return Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
 
 def _finish_reason(value: pb.FinishReason) -> str:

@@ -24,6 +24,11 @@ class IncrementalDetokenizer:
         """The text that these tokens complete; may be empty."""
         return self._decoder.decode(self._tokenizer.decode_bytes(token_ids, skip_special=self._skip_special))
 
+    @property
+    def amid_character(self) -> bool:
+        """The last token ended within a character, whose other bytes must follow."""
+        return bool(self._decoder.getstate()[0])
+
     def finish(self) -> str:
         """The rest, once no token follows: U+FFFD for a character that never ended, else nothing."""
         return self._decoder.decode(b"", final=True)

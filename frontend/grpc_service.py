@@ -5,7 +5,6 @@ which `frontend/grpc_server.py` turns into a status.
 """
 
 import asyncio
-import secrets
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -14,20 +13,20 @@ from typing import TypeVar
 
 from checkpoint.config import ModelConfig
 from checkpoint.layout import count_parameters
+from frontend.answer import Answer
 from frontend.chat_template import ChatTemplate
-from frontend.detokenizer import IncrementalDetokenizer
+from frontend.merge import merged
 from frontend.router_client import RouterClient
+from frontend.sampling_fields import answer_params
+from frontend.stop_strings import StopStrings
 from frontend.tokenizer import Tokenizer
 from protos.drover.v1 import inference_pb2 as pb
 from router.errors import InvalidArgument, NotFound
 from router.request import (
     DEFAULT_MAX_TOKENS,
-    FinishReason,
     GenerationRequest,
     RequestLimits,
     SamplingParams,
-    TokenDelta,
-    TokenLogprobs,
     check_request,
 )
 
@@ -35,11 +34,6 @@ from router.request import (
 LARGE_TEXT_BYTES = 16_384
 # What inference.proto promises for the sampling fields that are left out.
 DEFAULT_SAMPLING = SamplingParams(max_tokens=DEFAULT_MAX_TOKENS)
-
-_FINISH_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-}
 
 Result = TypeVar("Result")
 
@@ -163,31 +157,35 @@ class InferenceService:
     async def _answer(
         self, prompt_token_ids: Sequence[int], sampling: pb.SamplingParams, limits: RequestLimits
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Queue a checked request and stream what becomes of it; closing this frees the request's work."""
-        request = GenerationRequest(
-            request_id=uuid.uuid4().hex,
-            prompt_token_ids=tuple(prompt_token_ids),
-            sampling=_sampling(
-                sampling, self._card.default_sampling, limits.max_context_tokens - len(prompt_token_ids)
-            ),
-        )
-        check_request(request, limits)
-        detokenizer = IncrementalDetokenizer(self._tokenizer)
-        completion_tokens = 0
+        """Queue what was asked for, once checked, and stream what becomes of it; closing this frees all its work."""
+        prompt, request_id = tuple(prompt_token_ids), uuid.uuid4().hex
+        params = answer_params(sampling, self._card.default_sampling, limits.max_context_tokens - len(prompt))
+        requests = [
+            GenerationRequest(f"{request_id}-{index}" if index else request_id, prompt, params.of_answer(index))
+            for index in range(params.n)
+        ]
+        check_request(requests[0], limits)
+        stops = StopStrings(params.stop)
+        answers = [
+            Answer(request, self._tokenizer, stops, request_id=request_id, index=index)
+            for index, request in enumerate(requests)
+        ]
+        streams = [self._stream(request, answer) for request, answer in zip(requests, answers, strict=True)]
+        async with aclosing(merged(streams)) as responses:
+            async for response in responses:
+                yield response
+
+    async def _stream(self, request: GenerationRequest, answer: Answer) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """One answer's messages; when it has finished, or this is closed, the router's work for it ends."""
         async with aclosing(self._router.generate(request)) as deltas:
             async for delta in deltas:
                 if delta.error is not None:
                     raise delta.error
-                completion_tokens += len(delta.token_ids)
-                response = _response(delta, detokenizer)
-                if delta.finish_reason is not None:
-                    response.finish_reason = _FINISH_REASONS[delta.finish_reason]
-                    response.usage.prompt_tokens = len(prompt_token_ids)
-                    response.usage.completion_tokens = completion_tokens
+                response = answer.take(delta)
+                if response is not None:
                     yield response
+                if answer.finished:
                     return
-                if delta.token_ids:
-                    yield response
         raise AssertionError(f"request {request.request_id}: the router's stream ended without a finish reason")
 
     async def _prompt_token_ids(self, request: pb.GenerateRequest, limits: RequestLimits) -> Sequence[int]:
@@ -236,45 +234,6 @@ def _check_fits(field: str, min_tokens: int, limits: RequestLimits) -> None:
             f"has at least {min_tokens} tokens; the context holds {limits.max_context_tokens}, prompt and completion "
             "together",
         )
-
-
-def _sampling(given: pb.SamplingParams, default: SamplingParams, room_tokens: int) -> SamplingParams:
-    """The sampling fields with defaults for those left out.
-
-    room_tokens: how many the context still holds. The seed is drawn here and not in the router, so that another router
-    that takes the request over continues with the same tokens.
-    """
-    return SamplingParams(
-        max_tokens=given.max_tokens if given.HasField("max_tokens") else min(default.max_tokens, room_tokens),
-        temperature=given.temperature if given.HasField("temperature") else default.temperature,
-        top_p=given.top_p if given.HasField("top_p") else default.top_p,
-        top_k=given.top_k if given.HasField("top_k") else default.top_k,
-        seed=given.seed if given.HasField("seed") else secrets.randbits(63),
-        stop_token_ids=frozenset(given.stop_token_ids) | default.stop_token_ids,
-        logprobs=given.logprobs if given.HasField("logprobs") else default.logprobs,
-    )
-
-
-def _response(delta: TokenDelta, detokenizer: IncrementalDetokenizer) -> pb.GenerateResponse:
-    """One message of the stream, with the text that the delta completes.
-
-    The token that ended the text comes last, in the delta that says so; it is no part of the text.
-    """
-    stopped = delta.finish_reason is FinishReason.STOP
-    text = detokenizer.push(delta.token_ids[:-1] if stopped else delta.token_ids)
-    if delta.finish_reason is not None:
-        text += detokenizer.finish()
-    return pb.GenerateResponse(
-        request_id=delta.request_id,
-        token_ids=delta.token_ids,
-        text=text,
-        logprobs=[_logprob(entry) for entry in delta.logprobs],
-    )
-
-
-def _logprob(entry: TokenLogprobs) -> pb.TokenLogprob:
-    top = [pb.TokenAlternative(token_id=token_id, logprob=logprob) for token_id, logprob in entry.top]
-    return pb.TokenLogprob(token_id=entry.token_id, logprob=entry.logprob, top=top)
 
 
 def _utf8_bytes(text: str) -> int:

@@ -26,6 +26,7 @@ from frontend.tokenizer import Tokenizer
 from router.dispatch import Dispatcher
 from router.engine import Engine
 from router.model import Model
+from router.paged_attention import HeadAttention
 from router.scheduler import SchedulerLimits
 from router.weights import WeightReader
 
@@ -71,10 +72,12 @@ def load_model(
     *,
     num_shards: int = 1,
     on_bytes: Callable[[int], None] | None = None,
+    head_attention: HeadAttention | None = None,
 ) -> Model:
     """The model over LocalLinks, with its experts spread evenly over `num_shards` shards; all on the CPU.
 
     config: the checkpoint's, unless a test falsifies it. on_bytes: called with the size of each piece read.
+    head_attention: see Model.
     """
     placement = even_placement(config.moe_layers, config.num_experts, num_shards)
     threads = torch.get_num_threads()
@@ -82,7 +85,8 @@ def load_model(
         LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), dtype, CPU, on_bytes, threads))
         for shard in range(num_shards)
     ]
-    return Model(config, WeightReader(checkpoint, dtype, CPU, on_bytes), Dispatcher(placement, links))
+    weights = WeightReader(checkpoint, dtype, CPU, on_bytes)
+    return Model(config, weights, Dispatcher(placement, links), head_attention)
 
 
 async def _serve(directory: Path, threads: int | None, address: Future[str], leaving: "Future[None]") -> None:

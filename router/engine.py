@@ -10,12 +10,17 @@ from router.dispatch import ShardUnavailable
 from router.errors import DeadlineExceeded, RequestError, Unavailable
 from router.kv_cache import Span
 from router.kv_layout import MAX_BLOCK_TOKENS, KvLayout
+from router.logprobs import token_logprobs
 from router.model import Model
-from router.request import GenerationRequest, RequestLimits, TokenDelta
+from router.request import GenerationRequest, RequestLimits, TokenDelta, TokenLogprobs
 from router.sampler import SampledToken, sample
+from router.sampling_state import SamplingState
 from router.scheduler import Scheduler, SchedulerLimits, Work
 
 logger = logging.getLogger(__name__)
+
+# Logits of a prompt that exist at once. 64 rows of 202,048 in fp32 are 52 MB.
+PROMPT_LOGIT_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,9 @@ class Engine:
         self._model = model
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
         layout = KvLayout.of(model.config, model.dtype.itemsize, max_block_tokens)
-        self._scheduler = Scheduler(limits, layout)
+        self._scheduler = Scheduler(limits, layout, time.monotonic)
         self._cache = model.new_cache(layout, self._scheduler.pool.num_units, limits.max_running)
+        self._sampling: dict[str, SamplingState] = {}
         self._prompt_tokens = self._generated_tokens = self._steps = 0
 
     @property
@@ -71,10 +77,14 @@ class Engine:
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request that `check_request` has passed. Raises ResourceExhausted."""
         self._scheduler.add(request)
+        self._sampling[request.request_id] = SamplingState(
+            request.sampling, request.prompt_token_ids, self._eos_token_ids
+        )
 
     def cancel(self, request_id: str) -> None:
         """Forget a request and free its memory; no delta follows. One that has just ended is ignored."""
         self._scheduler.remove(request_id)
+        self._sampling.pop(request_id, None)
 
     def step(self) -> list[TokenDelta]:
         """Run one step and return what it added to each request, or why requests had to end."""
@@ -84,14 +94,14 @@ class Engine:
             return deltas
         started_s = time.perf_counter()
         try:
-            sampled = self._forward(work)
+            sampled, prompt_entries = self._forward(work)
         except ShardUnavailable as error:
             return deltas + self._fail(_request_ids(work), Unavailable(str(error)))
         except Exception:
             # A defect, or memory that ran out: it must not take the other requests' server down.
             logger.exception("a step failed")
             return deltas + self._fail(_request_ids(work), Unavailable("the router failed in a step; its log says why"))
-        deltas += self._emit(work, sampled)
+        deltas += self._emit(work, sampled, prompt_entries)
         self._scheduler.record_step(work, time.perf_counter() - started_s)
         return deltas
 
@@ -99,34 +109,69 @@ class Engine:
         """End every request, waiting or running, with `error`."""
         return self._fail(self._scheduler.request_ids, error)
 
-    def _forward(self, work: Sequence[Work]) -> list[SampledToken]:
+    def _forward(self, work: Sequence[Work]) -> tuple[list[SampledToken], list[TokenLogprobs]]:
+        """The new token of each item that samples, and the log-probabilities of prompts that were asked for."""
         token_ids: list[int] = []
-        spans, rows, sampling, positions = [], [], [], []
+        spans, last_rows, states, positions = [], [], [], []
+        prompt_rows: list[int] = []
+        next_ids: list[int] = []
+        tops: list[int] = []
         for item in work:
-            sequence = item.sequence
+            sequence, request = item.sequence, item.sequence.request
+            places, top = self._prompt_places(item), request.sampling.prompt_logprobs
+            if places and top is not None:
+                prompt_rows += [len(token_ids) + place - 1 - item.first for place in places]
+                next_ids += request.prompt_token_ids[places.start : places.stop]
+                tops += [top] * len(places)
             self._cache.assign(sequence.row, item.new_entries)
             token_ids += sequence.token_ids[item.first : item.first + item.length]
             spans.append(Span(sequence.row, item.first, item.length))
             if item.samples:
-                rows.append(len(token_ids) - 1)
-                sampling.append(sequence.request.sampling)
+                last_rows.append(len(token_ids) - 1)
+                states.append(self._sampling[request.request_id])
                 positions.append(item.first + item.length)
-        x_RD = self._model.forward(token_ids, spans, self._cache, rows)
-        return sample(self._model.logits(x_RD), sampling, positions) if rows else []
+        x_RD = self._model.forward(token_ids, spans, self._cache, last_rows + prompt_rows)
+        sampled = sample(self._model.logits(x_RD[: len(last_rows)]), states, positions) if last_rows else []
+        entries: list[TokenLogprobs] = []
+        for first in range(0, len(prompt_rows), PROMPT_LOGIT_ROWS):
+            rows = slice(first, first + PROMPT_LOGIT_ROWS)
+            logits_RV = self._model.logits(x_RD[len(last_rows) :][rows])
+            entries += token_logprobs(logits_RV, next_ids[rows], tops[rows])
+        return sampled, entries
 
-    def _emit(self, work: Sequence[Work], sampled: Sequence[SampledToken]) -> list[TokenDelta]:
-        deltas, tokens = [], iter(sampled)
+    def _prompt_places(self, item: Work) -> range:
+        """The prompt's positions whose log-probabilities `item` is the first to tell; position 0 has none."""
+        request = item.sequence.request
+        if request.sampling.prompt_logprobs is None:
+            return range(0)
+        told = self._sampling[request.request_id].prompt_places_told
+        return range(max(item.first + 1, told), min(item.first + item.length + 1, len(request.prompt_token_ids)))
+
+    def _emit(
+        self, work: Sequence[Work], sampled: Sequence[SampledToken], entries: Sequence[TokenLogprobs]
+    ) -> list[TokenDelta]:
+        deltas, tokens, next_entries = [], iter(sampled), iter(entries)
         self._steps += 1
         for item in work:
             request = item.sequence.request
+            state = self._sampling[request.request_id]
             self._prompt_tokens += max(0, min(item.first + item.length, len(request.prompt_token_ids)) - item.first)
+            prompt: tuple[TokenLogprobs | None, ...] = tuple(next(next_entries) for _ in self._prompt_places(item))
+            if request.sampling.prompt_logprobs is not None and state.prompt_places_told == 0:
+                prompt = (None, *prompt)
+            state.prompt_places_told += len(prompt)
             token = next(tokens) if item.samples else None
             finish = self._scheduler.advance(item, token.token_id if token else None, self._eos_token_ids)
             if token is not None:
                 self._generated_tokens += 1
-                logprobs = () if token.logprobs is None else (token.logprobs,)
+                state.push(token.token_id)
+            if finish is not None:
+                del self._sampling[request.request_id]
+            if token is not None or prompt:
+                made = () if token is None else (token.token_id,)
+                logprobs = () if token is None or token.logprobs is None else (token.logprobs,)
                 cached = (item.sequence.cached_tokens or 0) if item.sequence.generated == 1 else 0
-                deltas.append(TokenDelta(request.request_id, (token.token_id,), logprobs, finish, cached_tokens=cached))
+                deltas.append(TokenDelta(request.request_id, made, logprobs, finish, None, prompt, cached))
         return deltas
 
     def _expire(self) -> list[TokenDelta]:
@@ -136,6 +181,7 @@ class Engine:
     def _fail(self, request_ids: Sequence[str], error: RequestError) -> list[TokenDelta]:
         for request_id in request_ids:
             self._scheduler.remove(request_id)
+            self._sampling.pop(request_id, None)
         return [TokenDelta(request_id, error=error) for request_id in request_ids]
 
 

@@ -111,5 +111,5 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, x_RD: torch.Tensor) -> torch.Tensor:
-        """logits_RV, fp32, of hidden states that `forward` returned."""
+        """logits_RV, fp32, of rows that `forward` returned; apart from it, since many rows' would take much memory."""
         return self._lm_head(self._final_norm(x_RD)).float()

@@ -1,5 +1,6 @@
 """A request as the router sees it, its limits, and the token deltas that answer it. Plain data, so it can travel."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -7,6 +8,11 @@ from router.errors import InvalidArgument
 
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 100.0
+MAX_PENALTY = 2.0  # of presence and frequency, either sign
+MAX_BIAS = 100.0  # either sign
+MAX_BIASED_TOKENS = 1024
+# Log-probabilities of a prompt, the tokens' own and the alternatives together: about 100 MB of Python objects.
+MAX_PROMPT_LOGPROB_ENTRIES = 2**20
 DEFAULT_MAX_TOKENS = 256
 
 
@@ -15,6 +21,8 @@ class SamplingParams:
     """How to choose each token. Fields are those of `SamplingParams` in inference.proto, defaults resolved.
 
     top_k 0 keeps all tokens. logprobs None returns none; n returns the chosen token's and the n most likely ones'.
+    prompt_logprobs is the same for the prompt's tokens. logit_bias: (token id, bias) pairs, each token once.
+    What is about text or about several answers (stop, n) is for the frontend alone.
     """
 
     max_tokens: int
@@ -24,6 +32,13 @@ class SamplingParams:
     seed: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
     prompt_logprobs: int | None = None
 
 
@@ -60,7 +75,8 @@ class TokenDelta:
 
     token_ids and logprobs have the same length (logprobs is empty unless asked for). The last delta of a request has
     either finish_reason or error set; an error is an instance of RequestError.
-    cached_tokens: prompt tokens that did not have to be computed; told with the request's first token.
+    prompt_logprobs: of the next positions of the prompt, in order; None for its first token, which nothing precedes.
+    cached_tokens: prompt tokens that were not computed but taken from the prefix cache; in the first delta only.
     """
 
     request_id: str
@@ -68,6 +84,7 @@ class TokenDelta:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     cached_tokens: int = 0
 
     @property
@@ -102,19 +119,68 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
             f"is {sampling.max_tokens}; with a prompt of {len(prompt)} tokens at most "
             f"{limits.max_context_tokens - len(prompt)} fit into the context of {limits.max_context_tokens}",
         )
-    if not (0.0 <= sampling.temperature <= MAX_TEMPERATURE):  # false for NaN, too
+    if not 0 <= sampling.min_tokens <= sampling.max_tokens:
+        raise InvalidArgument(
+            "sampling.min_tokens", f"is {sampling.min_tokens}; must be from 0 to max_tokens, {sampling.max_tokens}"
+        )
+    _check_choice(sampling, limits)
+    _check_token_ids("sampling.stop_token_ids", tuple(sampling.stop_token_ids), limits.vocab_size)
+    _check_count("sampling.logprobs", sampling.logprobs)
+    _check_count("sampling.prompt_logprobs", sampling.prompt_logprobs)
+    if sampling.prompt_logprobs is not None:
+        entries = len(prompt) * (sampling.prompt_logprobs + 1)
+        if entries > MAX_PROMPT_LOGPROB_ENTRIES:
+            raise InvalidArgument(
+                "sampling.prompt_logprobs",
+                f"is {sampling.prompt_logprobs}; for a prompt of {len(prompt)} tokens that is {len(prompt)} x "
+                f"({sampling.prompt_logprobs} + 1) = {entries} log-probabilities, and at most "
+                f"{MAX_PROMPT_LOGPROB_ENTRIES} are returned",
+            )
+
+
+def _check_choice(sampling: SamplingParams, limits: RequestLimits) -> None:
+    """The fields that say how a token is chosen. Every comparison is false for NaN."""
+    if not 0.0 <= sampling.temperature <= MAX_TEMPERATURE:
         raise InvalidArgument(
             "sampling.temperature", f"is {sampling.temperature:g}; must be from 0 (greedy) to {MAX_TEMPERATURE:g}"
         )
-    if not (0.0 < sampling.top_p <= 1.0):
+    if not 0.0 < sampling.top_p <= 1.0:
         raise InvalidArgument("sampling.top_p", f"is {sampling.top_p:g}; must be above 0 and at most 1")
     if sampling.top_k < 0:
         raise InvalidArgument("sampling.top_k", f"is {sampling.top_k}; must be 0 (keep all) or more")
+    if not 0.0 <= sampling.min_p <= 1.0:
+        raise InvalidArgument("sampling.min_p", f"is {sampling.min_p:g}; must be from 0 (keep all) to 1")
     if not 0 <= sampling.seed < 2**64:
         raise InvalidArgument("sampling.seed", f"is {sampling.seed}; must be from 0 to 2^64-1")
-    _check_token_ids("sampling.stop_token_ids", tuple(sampling.stop_token_ids), limits.vocab_size)
-    if sampling.logprobs is not None and not 0 <= sampling.logprobs <= MAX_LOGPROBS:
-        raise InvalidArgument("sampling.logprobs", f"is {sampling.logprobs}; must be from 0 to {MAX_LOGPROBS}")
+    for name in ("presence_penalty", "frequency_penalty"):
+        penalty: float = getattr(sampling, name)
+        if not -MAX_PENALTY <= penalty <= MAX_PENALTY:
+            raise InvalidArgument(
+                f"sampling.{name}", f"is {penalty:g}; must be from {-MAX_PENALTY:g} to {MAX_PENALTY:g}"
+            )
+    if not 0.0 < sampling.repetition_penalty < math.inf:
+        raise InvalidArgument(
+            "sampling.repetition_penalty",
+            f"is {sampling.repetition_penalty:g}; must be above 0 and finite (1 changes nothing)",
+        )
+    biased = [token_id for token_id, _ in sampling.logit_bias]
+    if len(biased) > MAX_BIASED_TOKENS:
+        raise InvalidArgument(
+            "sampling.logit_bias", f"has {len(biased)} entries; at most {MAX_BIASED_TOKENS} are taken"
+        )
+    _check_token_ids("sampling.logit_bias", tuple(biased), limits.vocab_size)
+    assert len(set(biased)) == len(biased)  # a map on the wire
+    for token_id, bias in sampling.logit_bias:
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise InvalidArgument(
+                "sampling.logit_bias",
+                f"gives token {token_id} a bias of {bias:g}; must be from {-MAX_BIAS:g} to {MAX_BIAS:g}",
+            )
+
+
+def _check_count(field: str, count: int | None) -> None:
+    if count is not None and not 0 <= count <= MAX_LOGPROBS:
+        raise InvalidArgument(field, f"is {count}; must be from 0 to {MAX_LOGPROBS}")
 
 
 def _check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:

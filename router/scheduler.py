@@ -7,7 +7,6 @@ oldest always gets on and none fails.
 """
 
 import heapq
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -97,7 +96,7 @@ class Scheduler:
 
     limits: SchedulerLimits
     layout: KvLayout
-    clock: Callable[[], float] = time.monotonic
+    clock: Callable[[], float]
     counters: SchedulerCounters = field(default_factory=SchedulerCounters)
     _waiting: "OrderedDict[str, SequenceState]" = field(default_factory=OrderedDict)
     _running: "OrderedDict[str, SequenceState]" = field(default_factory=OrderedDict)
@@ -214,7 +213,7 @@ class Scheduler:
             return None
         sequence.token_ids.append(token_id)
         finish = None
-        if token_id in eos_token_ids or token_id in sampling.stop_token_ids:
+        if token_id in sampling.stop_token_ids or (token_id in eos_token_ids and not sampling.ignore_eos):
             finish = FinishReason.STOP
         elif sequence.generated >= sampling.max_tokens:
             finish = FinishReason.LENGTH

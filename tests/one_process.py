@@ -13,15 +13,25 @@ from router.blocks import BlockPool
 from router.kv_cache import Span
 from router.kv_layout import KvLayout
 from router.model import Model
+from router.paged_attention import HeadAttention
 
 
 def load_model(
-    directory: Path, *, num_shards: int = 1, dtype: torch.dtype = torch.float32, **config_changes: Any
+    directory: Path,
+    *,
+    num_shards: int = 1,
+    dtype: torch.dtype = torch.float32,
+    head_attention: HeadAttention | None = None,
+    **config_changes: Any,
 ) -> Model:
     """config_changes: fields of ModelConfig to falsify, for tests that must then fail."""
     checkpoint = Checkpoint.open(directory)
     return one_process.load_model(
-        checkpoint, replace(checkpoint.config, **config_changes), dtype, num_shards=num_shards
+        checkpoint,
+        replace(checkpoint.config, **config_changes),
+        dtype,
+        num_shards=num_shards,
+        head_attention=head_attention,
     )
 
 

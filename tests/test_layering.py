@@ -105,7 +105,8 @@ def test_the_client_needs_grpc_and_protos_only() -> None:
 
 
 def test_the_scheduler_and_policies_are_plain_python() -> None:
-    plain = [ROOT / "router" / "scheduler.py", ROOT / "experts" / "placement.py", *tracked_sources("cluster/policy")]
+    router = [ROOT / "router" / f"{name}.py" for name in ("scheduler", "blocks", "block_table", "kv_layout", "pace")]
+    plain = [*router, ROOT / "experts" / "placement.py", *tracked_sources("cluster/policy")]
     for source in plain:
         for module in imports_of(source):
             assert module.split(".")[0] not in ("torch", "numpy", "ray", "grpc", "time"), f"{source} imports {module}"

@@ -11,7 +11,7 @@ PROTO = PROTO_ROOT / "drover/v1/inference.proto"
 # What a reader of the contract may ask about: what a line declares, and under which name.
 DECLARATION = re.compile(
     r"^(?:(?:service|message|enum|oneof|rpc) (?P<thing>\w+)|"
-    r"(?:optional |repeated )?[\w.]+ (?P<field>\w+) = \d+;|"
+    r"(?:optional |repeated )?(?:map<\w+, [\w.]+>|[\w.]+) (?P<field>\w+) = \d+;|"
     r"(?P<value>[A-Z_]+) = \d+;)"
 )
 
@@ -36,9 +36,10 @@ def test_the_check_sees_what_lacks_a_comment() -> None:
       uint32 also_described = 2;  // here
       repeated Other bare = 3;
       oneof bare_too { }
+      map<uint32, float> bare_map = 4;
     }
     """
-    assert undescribed(proto) == ["7: bare", "8: bare_too"]
+    assert undescribed(proto) == ["7: bare", "8: bare_too", "9: bare_map"]
 
 
 def test_everything_in_the_contract_is_described() -> None:

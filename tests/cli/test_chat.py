@@ -5,10 +5,11 @@ import os
 import pty
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 
 from router.errors import Unavailable
+from router.request import GenerationRequest, TokenDelta
 from tests.command import Screen, drover, start
 from tests.fake_router import FakeRouter, echoes, fails, says, says_then_waits
 from tests.loopback import PATIENCE_S, serving
@@ -35,6 +36,16 @@ def test_chat_keeps_the_conversation(router: FakeRouter, address: str) -> None:
         "system: Be nice.\nuser: one\nassistant: Hello!\nuser: two\nassistant: ",
         "system: Be nice.\nuser: three\nassistant: ",
     ]
+
+
+def test_of_several_answers_the_conversation_goes_on_with_the_first(router: FakeRouter, address: str) -> None:
+    def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        return says("other" if "-" in request.request_id else "first")(request)
+
+    router.script = script
+    done = drover("chat", "-n", "2", "--address", address, stdin="one\ntwo\n")
+    assert done.stdout == "[1 of 2]\nfirst\n[2 of 2]\nother\n" * 2
+    assert bytes(router.requests[-1].prompt_token_ids[1:]) == b"user: one\nassistant: first\nuser: two\nassistant: "
 
 
 def test_chat_as_json_is_one_object_per_answer(address: str) -> None:

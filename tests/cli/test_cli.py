@@ -1,5 +1,6 @@
 """`drover` and `drover generate` as a user runs them: a process, against a real server on loopback."""
 
+import asyncio
 import json
 import os
 import pty
@@ -13,7 +14,7 @@ import pytest
 from router.errors import Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 from tests.command import ROOT, Screen, drover, start
-from tests.fake_router import BOS, EOS, FakeRouter, fails, says, says_then_waits
+from tests.fake_router import BOS, EOS, FakeRouter, Script, fails, says, says_then_waits
 from tests.loopback import PATIENCE_S
 
 NOBODY = "127.0.0.1:1"
@@ -59,25 +60,86 @@ def test_generate_passes_every_sampling_flag_on(router: FakeRouter, address: str
     assert (sampling.seed, sampling.stop_token_ids, sampling.logprobs) == (11, {8, 9}, 2)
 
 
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_every_other_sampling_flag_arrives_too(router: FakeRouter, address: str, command: str) -> None:
+    flags = (
+        "--min-p 0.125 --presence-penalty -0.5 --frequency-penalty 0.25 --repetition-penalty 1.5 "
+        "--logit-bias 5=-100,7=1.5 --min-tokens 2 --ignore-eos --prompt-logprobs 3 --json -n 2 --stop lo --stop never"
+    )
+    done = drover(command, *flags.split(), "--address", address, stdin="Hi\n")
+    assert done.returncode == 0
+    first, second = (request.sampling for request in router.requests)
+    assert (first.min_p, first.presence_penalty, first.frequency_penalty) == (0.125, -0.5, 0.25)
+    assert (first.repetition_penalty, first.logit_bias) == (1.5, ((5, -100.0), (7, 1.5)))
+    assert (first.min_tokens, first.ignore_eos, first.prompt_logprobs) == (2, True, 3)
+    assert (second.logit_bias, second.prompt_logprobs) == (first.logit_bias, None)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(answer["index"], answer["text"], answer["stop_string"]) for answer in answers] == [
+        (0, "Hel", "lo"), (1, "Hel", "lo"),
+    ]  # fmt: skip
+
+
+def in_turns() -> Script:
+    """Three answers whose tokens come in turns, the last one's first: 0 says aaa, 1 says bbb, 2 says ccc."""
+    turn, said = asyncio.Condition(), []
+
+    async def script(request: GenerationRequest):
+        _, _, suffix = request.request_id.partition("-")
+        index = int(suffix or 0)
+        for place in range(3):
+            async with turn:
+                await turn.wait_for(lambda mine=3 * place + 2 - index: len(said) == mine)
+                said.append(index)
+                turn.notify_all()
+            reason = FinishReason.LENGTH if place == 2 else None
+            yield TokenDelta(request.request_id, (b"abc"[index],), finish_reason=reason)
+
+    return script
+
+
+def test_several_answers_are_printed_one_after_the_other(router: FakeRouter, address: str) -> None:
+    router.script = in_turns()
+    done = drover("generate", "Hi", "-n", "3", "--stats", "--address", address)
+    assert (done.returncode, done.stdout) == (0, "[1 of 3]\naaa\n[2 of 3]\nbbb\n[3 of 3]\nccc\n")
+    assert done.stderr.count("3 made (length)") == 3
+
+
+def test_the_first_of_several_answers_is_streamed(router: FakeRouter, address: str) -> None:
+    router.script = says_then_waits("Hel")
+    with start("generate", "Hi", "-n", "2", "--address", address) as process:
+        Screen(process.stdout.fileno()).read_until(b"[1 of 2]\nHel")
+        process.kill()
+    assert router.closed.wait(PATIENCE_S)
+
+
 def test_generate_as_json_is_one_object(router: FakeRouter, address: str) -> None:
     async def script(request: GenerationRequest):
+        yield TokenDelta(request.request_id, prompt_logprobs=(None, TokenLogprobs(ord("H"), -0.5, ((1, -0.25),))))
         for byte, reason in ((ord("o"), None), (ord("k"), FinishReason.LENGTH)):
             logprobs = (TokenLogprobs(byte, -0.5, ((byte, -0.5),)),)
             yield TokenDelta(request.request_id, (byte,), logprobs, finish_reason=reason)
 
     router.script = script
-    done = drover("generate", "Hi", "--json", "--logprobs", "1", "--address", address)
+    flags = ("--json", "--logprobs", "1", "--prompt-logprobs", "1")
+    done = drover("generate", "Hi", *flags, "--address", address)
     answer = json.loads(done.stdout)
     timing = answer.pop("timing")
     assert answer == {
         "request_id": router.requests[0].request_id,
+        "index": 0,
         "text": "ok",
         "token_ids": [*b"ok"],
         "logprobs": [
             {"token_id": byte, "logprob": -0.5, "top": [{"token_id": byte, "logprob": -0.5}]} for byte in b"ok"
         ],
+        "prompt_logprobs": [
+            {"token_id": BOS, "logprob": None, "top": []},
+            {"token_id": ord("H"), "logprob": -0.5, "top": [{"token_id": 1, "logprob": -0.25}]},
+        ],
         "finish_reason": "length",
-        "usage": {"prompt_tokens": 3, "completion_tokens": 2},
+        "stop_string": None,
+        "stop_token_id": None,
+        "usage": {"prompt_tokens": 3, "completion_tokens": 2, "cached_tokens": 0},
     }
     assert timing["ttft_ms"] > 0
     assert timing["tokens_per_s"] > 0
@@ -135,6 +197,10 @@ def test_stdin_that_is_no_utf8_is_an_error(address: str) -> None:
         ["generate", "--token-ids", "one"],
         ["generate", "Hi", "--max-tokens", "many"],
         ["generate", "Hi", "--logprobs", "1"],
+        ["generate", "Hi", "--prompt-logprobs", "1"],
+        ["generate", "Hi", "--logit-bias", "5"],
+        ["generate", "Hi", "--logit-bias", "5=1,5=2"],
+        ["generate", "Hi", "--logit-bias", "five=1"],
         ["generate", "Hi", "--timeout-s", "0"],
         ["chat", "Hi"],
     ],

@@ -13,15 +13,18 @@ from client import (
     ClientError,
     DeadlineExceeded,
     Delta,
+    DeltaStream,
     InvalidRequest,
     Message,
     NotFound,
+    PromptLogprob,
     ResourceExhausted,
     ServerUnavailable,
     TokenAlternative,
     TokenLogprob,
     Usage,
 )
+from protos.drover.v1 import inference_pb2 as pb
 from router import errors
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 from tests.fake_router import BOS, EOS, FakeRouter, echoes, fails, says, says_then_waits
@@ -52,7 +55,8 @@ def test_generate_streams_deltas(client: Client) -> None:
     *others, last = client.generate("Hi", timeout_s=PATIENCE_S)
     assert [delta.text for delta in others] == [*"Hello!"]
     assert [delta.finish_reason for delta in others] == [None] * 6
-    assert last == Delta(last.request_id, "", (EOS,), (), "stop", Usage(prompt_tokens=3, completion_tokens=7))
+    usage = Usage(prompt_tokens=3, completion_tokens=7)
+    assert last == Delta(last.request_id, "", (EOS,), (), "stop", usage, stop_token_id=EOS)
 
 
 def test_a_prompt_may_be_token_ids(client: Client, router: FakeRouter) -> None:
@@ -77,6 +81,52 @@ def test_sampling_reaches_the_router(client: Client, router: FakeRouter) -> None
     sampling = router.requests[0].sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (3, 0.5, 0.25, 7)
     assert (sampling.seed, sampling.stop_token_ids, sampling.logprobs) == (2**64 - 1, {9}, 0)
+
+
+def test_every_other_sampling_field_arrives_too(client: Client, router: FakeRouter) -> None:
+    deltas = list(
+        client.generate(
+            "Hi",
+            min_p=0.125,
+            presence_penalty=-0.5,
+            frequency_penalty=0.25,
+            repetition_penalty=1.5,
+            logit_bias={7: 1.5, 5: -100},
+            min_tokens=2,
+            stop=["lo", "never"],
+            ignore_eos=True,
+            n=2,
+            prompt_logprobs=3,
+            timeout_s=PATIENCE_S,
+        )
+    )
+    first, second = (request.sampling for request in router.requests)
+    assert (first.min_p, first.presence_penalty, first.frequency_penalty) == (0.125, -0.5, 0.25)
+    assert (first.repetition_penalty, first.logit_bias) == (1.5, ((5, -100.0), (7, 1.5)))
+    assert (first.min_tokens, first.ignore_eos, first.prompt_logprobs) == (2, True, 3)
+    assert second.prompt_logprobs is None
+    assert [(d.index, d.stop_string) for d in deltas if d.finish_reason] == [(0, "lo"), (1, "lo")]
+
+
+def test_prompt_logprobs_are_plain_data(client: Client, router: FakeRouter) -> None:
+    async def script(request: GenerationRequest):
+        yield TokenDelta(request.request_id, prompt_logprobs=(None, TokenLogprobs(72, -0.5, ((66, -0.25),))))
+        yield TokenDelta(request.request_id, (65,), finish_reason=FinishReason.LENGTH, cached_tokens=2)
+
+    router.script = script
+    first, last = client.generate("Hi", prompt_logprobs=1, timeout_s=PATIENCE_S)
+    assert first.prompt_logprobs == (
+        PromptLogprob(BOS, None, ()),
+        PromptLogprob(72, -0.5, (TokenAlternative(66, -0.25),)),
+    )
+    assert last.usage == Usage(prompt_tokens=3, completion_tokens=1, cached_tokens=2)
+
+
+def test_an_answer_that_is_missing_is_noticed(client: Client, router: FakeRouter) -> None:
+    """A server that ends the stream after one of two answers has not done what it was asked for."""
+    call = client._inference.Generate(pb.GenerateRequest(text="Hi"), timeout=PATIENCE_S)
+    with pytest.raises(ClientError, match="without a finish reason"):
+        list(DeltaStream(call, client.address, answers=2))
 
 
 def test_none_means_the_servers_default(client: Client, router: FakeRouter) -> None:
@@ -188,6 +238,9 @@ UNSENDABLE: dict[str, Callable[[Client], Any]] = {
     "sampling.seed": lambda client: client.generate("Hi", seed=-1),
     "sampling.max_tokens": lambda client: client.generate("Hi", max_tokens=2**31),
     "sampling.temperature": lambda client: client.generate("Hi", temperature="hot"),
+    "sampling.n": lambda client: client.generate("Hi", n=2**31),
+    "sampling.stop": lambda client: client.generate("Hi", stop="ab"),
+    "sampling.logit_bias": lambda client: client.generate("Hi", logit_bias={-1: 1.0}),
     "sampling.stop_token_ids": lambda client: client.generate("Hi", stop_token_ids=[-1]),
     "prompt.token_ids": lambda client: client.generate([1, -1]),
     "prompt.text": lambda client: client.generate("\ud83e"),

@@ -246,4 +246,4 @@ def test_the_command_line_answers_in_json(deployment: Deployment, reference: Ref
     answer = json.loads(done.stdout)
     assert answer["token_ids"] == reference.greedy([1, 2, 3], 8)[0]
     assert [len(entry["top"]) for entry in answer["logprobs"]] == [5] * 8
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 8}
+    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 8, "cached_tokens": 0}

@@ -11,7 +11,17 @@ from router.model import Model
 from router.request import FinishReason, GenerationRequest
 from tests.one_process import load_model
 from tests.reference import Reference, prompt
-from tests.router.engines import COMPANY, alone, drawn, finish_of, greedy, make_engine, run_to_end, tokens_of
+from tests.router.engines import (
+    COMPANY,
+    alone,
+    counters_of,
+    drawn,
+    finish_of,
+    greedy,
+    make_engine,
+    run_to_end,
+    tokens_of,
+)
 
 
 @pytest.mark.parametrize("request_", COMPANY, ids=lambda request: request.request_id)
@@ -140,21 +150,48 @@ def test_cancelling_what_is_unknown_or_over_is_ignored(model: Model) -> None:
 
 
 def test_a_request_larger_than_all_memory_is_refused_and_the_others_go_on(model: Model) -> None:
-    engine = make_engine(model, kv_positions=30)
-    engine.submit(greedy("fits", prompt(18), max_tokens=12))
-    with pytest.raises(ResourceExhausted, match=r"engine\.kv_bytes"):
-        engine.submit(greedy("too large", prompt(19), max_tokens=12))
+    engine = make_engine(model, kv_positions=32)  # 8 blocks
+    engine.submit(greedy("fits", prompt(20), max_tokens=12))
+    with pytest.raises(ResourceExhausted, match=r"come to 33 tokens.*engine\.kv_bytes"):
+        engine.submit(greedy("too large", prompt(21), max_tokens=12))
     assert len(tokens_of(run_to_end(engine), "fits")) == 12
 
 
-def test_requests_that_do_not_fit_together_are_served_in_turn(
-    model: Model, greedy_tokens: dict[str, list[int]]
+def test_a_full_queue_refuses_with_a_time_after_which_to_try_again(model: Model) -> None:
+    engine = make_engine(model, max_waiting=1)
+    engine.submit(greedy("waits", prompt(5)))
+    with pytest.raises(ResourceExhausted, match=r"engine\.max_waiting") as refused:
+        engine.submit(greedy("one too many", prompt(5)))
+    assert refused.value.retry_after_s is not None
+    assert refused.value.retry_after_s > 0
+
+
+@pytest.mark.parametrize("make", [greedy, drawn])
+@pytest.mark.parametrize("prefix_cache", [True, False])
+def test_requests_that_give_way_when_memory_runs_out_get_the_tokens_they_get_alone(
+    model: Model, make: Any, prefix_cache: bool
 ) -> None:
-    engine = make_engine(model, kv_positions=52)  # the largest request alone
-    for request in COMPANY:
-        engine.submit(request)
+    requests = [make(f"{length} tokens", prompt(length, seed=length), 24) for length in (9, 14, 16, 21, 30)]
+    engine = make_engine(model, kv_positions=56, prefix_cache=prefix_cache)
+    for each in requests:
+        engine.submit(each)
     deltas = run_to_end(engine)
-    assert {request.request_id: tokens_of(deltas, request.request_id) for request in COMPANY} == greedy_tokens
+    assert counters_of(engine).preemptions > 1
+    assert {each.request_id: tokens_of(deltas, each.request_id) for each in requests} == {
+        each.request_id: alone(model, each) for each in requests
+    }
+
+
+def test_64_requests_at_once_get_the_tokens_they_get_alone(model: Model) -> None:
+    lengths = [1 + 7 * nth % 40 for nth in range(64)]
+    requests = [greedy(f"{nth}", prompt(length, seed=nth), 4 + nth % 5) for nth, length in enumerate(lengths)]
+    engine = make_engine(model, max_running=64, max_step_tokens=256, kv_positions=4000)
+    for each in requests:
+        engine.submit(each)
+    deltas = run_to_end(engine)
+    assert {each.request_id: tokens_of(deltas, each.request_id) for each in requests} == {
+        each.request_id: alone(model, each) for each in requests
+    }
 
 
 # Sampling.
@@ -225,7 +262,7 @@ def test_stats_tell_who_runs_who_waits_and_what_memory_they_hold(model: Model) -
     engine.step()
     stats = engine.stats
     assert (stats.running, stats.waiting) == (1, 2)
-    assert stats.kv_bytes_used == model.config.kv_bytes(17, 4)
+    assert stats.kv_bytes_used == model.config.kv_bytes(8, 4)  # 5 tokens are computed, in 2 blocks of 4
     assert stats.kv_bytes_total == model.config.kv_bytes(100, 4)
 
 

@@ -1,8 +1,9 @@
-"""Steps that break and memory that runs out: who is told, and that everybody else is served."""
+"""Steps that break and clients that stop waiting: who is told, and that everybody else is served."""
 
+import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,44 +16,11 @@ from experts.shard import load_shard
 from frontend.one_process import CPU
 from router.dispatch import Dispatcher
 from router.engine import Engine
-from router.errors import Unavailable
-from router.kv_cache import SequenceCache
+from router.errors import DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
 from router.model import Model
 from router.weights import WeightReader
 from tests.reference import Reference, prompt
-from tests.router.engines import COMPANY, NUM_SHARDS, greedy, make_engine, run_to_end, tokens_of
-
-
-class ShortOfMemory:
-    """A model whose device has less memory than was configured: long caches cannot be made."""
-
-    def __init__(self, model: Model, max_positions: int) -> None:
-        self._model, self._max_positions = model, max_positions
-
-    def new_cache(self, max_positions: int) -> SequenceCache:
-        if max_positions > self._max_positions:
-            raise torch.OutOfMemoryError
-        return self._model.new_cache(max_positions)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-
-def test_a_request_whose_cache_cannot_be_made_ends_and_the_others_go_on(
-    model: Model, greedy_tokens: dict[str, list[int]]
-) -> None:
-    engine = make_engine(ShortOfMemory(model, max_positions=51))  # type: ignore[arg-type]
-    for request in COMPANY:
-        engine.submit(request)
-    deltas = run_to_end(engine)
-    [failed] = [delta for delta in deltas if delta.error is not None]
-    assert failed.request_id == "40 tokens"
-    assert isinstance(failed.error, Unavailable)
-    expected = {**greedy_tokens, "40 tokens": []}
-    assert {request.request_id: tokens_of(deltas, request.request_id) for request in COMPANY} == expected
-
-
-# Shards that fail.
+from tests.router.engines import COMPANY, NUM_SHARDS, FakeClock, greedy, make_engine, run_to_end, tokens_of
 
 
 class BrokenLink:
@@ -108,8 +76,8 @@ def test_a_broken_step_ends_its_requests_as_unavailable_and_says_why(
 ) -> None:
     engine, dispatcher = make_fragile(reference.directory, links)
     dispatcher.links[1] = broken
-    for name in "ab":
-        engine.submit(greedy(name, prompt(20)))
+    for seed, name in enumerate("ab"):
+        engine.submit(greedy(name, prompt(20, seed=seed)))
     deltas = engine.step()
     assert [(delta.request_id, type(delta.error), str(delta.error)) for delta in deltas] == [
         (name, Unavailable, broken.message) for name in "ab"
@@ -152,6 +120,18 @@ def test_once_the_link_is_replaced_the_engine_goes_on(
     assert {request.request_id: tokens_of(deltas, request.request_id) for request in COMPANY} == greedy_tokens
 
 
+def test_whoever_waits_for_a_prefix_that_is_never_computed_computes_it(
+    reference: Reference, links: list[Link], broken: BrokenLink
+) -> None:
+    engine, dispatcher = make_fragile(reference.directory, links)
+    dispatcher.links[1] = broken
+    for name in ("lost", "waits"):
+        engine.submit(greedy(name, prompt(20)))
+    assert [delta.request_id for delta in engine.step()] == ["lost"]
+    dispatcher.links[1] = links[1]
+    assert len(tokens_of(run_to_end(engine), "waits")) == 12
+
+
 def test_failing_everything_ends_running_and_waiting_requests(model: Model) -> None:
     engine = make_engine(model, max_running=1)
     for name in "abc":
@@ -162,3 +142,49 @@ def test_failing_everything_ends_running_and_waiting_requests(model: Model) -> N
         (name, "the router is stopping") for name in "abc"
     ]
     assert (engine.has_work, engine.stats.kv_bytes_used) == (False, 0)
+
+
+# Clients that stop waiting.
+
+
+def test_a_request_whose_deadline_passes_ends_with_deadline_exceeded_running_or_waiting(model: Model) -> None:
+    clock = FakeClock()
+    engine = make_engine(model, max_running=1, clock=clock)
+    for name in ("runs", "waits"):
+        engine.submit(replace(greedy(name, prompt(5)), timeout_s=3.0))
+    engine.step()
+    clock.now_s += 3.0
+    deltas = engine.step()
+    assert [(delta.request_id, type(delta.error)) for delta in deltas] == [
+        ("runs", DeadlineExceeded),
+        ("waits", DeadlineExceeded),
+    ]
+    assert (engine.has_work, engine.stats.kv_bytes_used) == (False, 0)
+
+
+def test_a_deadline_that_passes_leaves_the_others_tokens_alone(
+    model: Model, greedy_tokens: dict[str, list[int]]
+) -> None:
+    clock = FakeClock()
+    engine = make_engine(model, clock=clock)
+    hasty, *others = COMPANY
+    engine.submit(replace(hasty, timeout_s=1.0))
+    for other in others:
+        engine.submit(replace(other, timeout_s=60.0))
+    deltas = engine.step()
+    clock.now_s += 1.0
+    deltas += run_to_end(engine)
+    assert all(tokens_of(deltas, other.request_id) == greedy_tokens[other.request_id] for other in others)
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 0.25])
+def test_why_a_request_was_refused_can_travel(retry_after_s: float | None) -> None:
+    error = ResourceExhausted("5 requests are waiting already", retry_after_s)
+    received = pickle.loads(pickle.dumps(error))
+    assert (type(received), str(received), received.retry_after_s) == (type(error), str(error), retry_after_s)
+
+
+@pytest.mark.parametrize("error", [DeadlineExceeded("too late"), Unavailable("down")], ids=lambda e: type(e).__name__)
+def test_why_a_request_ended_can_travel(error: RequestError) -> None:
+    received = pickle.loads(pickle.dumps(error))
+    assert (type(received), str(received)) == (type(error), str(error))

@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 
 import experts.grouped_mlp
-import router.attention
 import router.model
 import router.moe
+import router.paged_attention
 from checkpoint.config import ModelConfig, read_config
 from router.dispatch import Dispatcher, DispatchHandle
+from router.paged_attention import PlainAttention
 from tests.one_process import load_model, prefill_logits
 from tests.reference import Reference, make_reference, prompt
 from tests.router.test_parity import TOLERANCE, relative_error
@@ -41,7 +42,9 @@ def reference_of(tmp_path_factory: pytest.TempPathFactory) -> References:
 
 
 def error_of(reference: Reference, **config_changes: Any) -> float:
-    ours = prefill_logits(load_model(reference.directory, **config_changes), TOKENS)
+    # In plain torch, since only that has functions that can be replaced by wrong ones.
+    model = load_model(reference.directory, head_attention=PlainAttention(), **config_changes)
+    ours = prefill_logits(model, TOKENS)
     return relative_error(ours, reference.prefill_logits(TOKENS))
 
 
@@ -114,14 +117,14 @@ def see_the_future(q_THC: torch.Tensor, k_KSC: torch.Tensor, v_KSC: torch.Tensor
 
 
 CODE_MUTATIONS: dict[str, tuple[str, Any, str, Any]] = {
-    "half rotation instead of interleaved": ("maverick", router.attention, "rotate", half_rotation),
-    "qk norm over all heads": ("scout", router.attention, "qk_norm", norm_over_all_heads),
+    "half rotation instead of interleaved": ("maverick", router.paged_attention, "rotate", half_rotation),
+    "qk norm over all heads": ("scout", router.paged_attention, "qk_norm", norm_over_all_heads),
     "temperature one position late": ("scout", router.model, "query_temperature", temperature_one_late),
     "up before gate in experts": ("scout", experts.grouped_mlp, "swiglu", up_before_gate),
     "up before gate in dense and shared": ("maverick", router.moe, "swiglu", up_before_gate),
     "softmax instead of sigmoid": ("scout", router.moe, "choose_experts", softmax_scores),
     "renormalised scores": ("scout-top-2", router.moe, "choose_experts", renormalised_scores),
-    "no causal mask": ("scout", router.attention, "causal_attention", see_the_future),
+    "no causal mask": ("scout", router.paged_attention, "causal_attention", see_the_future),
 }
 
 

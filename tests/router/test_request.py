@@ -46,6 +46,18 @@ VALID: list[dict[str, Any]] = [
     {"logprobs": None},
     {"logprobs": 0},
     {"logprobs": MAX_LOGPROBS},
+    {"min_p": 0.0},
+    {"min_p": 1.0},
+    {"presence_penalty": -2.0, "frequency_penalty": 2.0},
+    {"presence_penalty": 2.0, "frequency_penalty": -2.0},
+    {"repetition_penalty": 1e-300},
+    {"repetition_penalty": 1e300},
+    {"logit_bias": ((0, -100.0), (99, 100.0))},
+    {"min_tokens": 0},
+    {"min_tokens": 5},
+    {"ignore_eos": True},
+    {"prompt_logprobs": 0},
+    {"prompt_logprobs": MAX_LOGPROBS},
 ]
 
 INVALID: list[tuple[dict[str, Any], str, str]] = [
@@ -73,6 +85,26 @@ INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"stop_token_ids": frozenset({-1})}, "sampling.stop_token_ids", "contains -1"),
     ({"logprobs": -1}, "sampling.logprobs", "is -1; must be from 0 to 20"),
     ({"logprobs": 21}, "sampling.logprobs", "is 21"),
+    ({"min_p": -0.1}, "sampling.min_p", "is -0.1; must be from 0 (keep all) to 1"),
+    ({"min_p": 1.1}, "sampling.min_p", "is 1.1"),
+    ({"min_p": math.nan}, "sampling.min_p", "is nan"),
+    ({"presence_penalty": 2.1}, "sampling.presence_penalty", "is 2.1; must be from -2 to 2"),
+    ({"presence_penalty": -2.1}, "sampling.presence_penalty", "is -2.1"),
+    ({"presence_penalty": math.nan}, "sampling.presence_penalty", "is nan"),
+    ({"frequency_penalty": 2.1}, "sampling.frequency_penalty", "is 2.1; must be from -2 to 2"),
+    ({"frequency_penalty": -math.inf}, "sampling.frequency_penalty", "is -inf"),
+    ({"repetition_penalty": 0.0}, "sampling.repetition_penalty", "is 0; must be above 0 and finite"),
+    ({"repetition_penalty": -1.0}, "sampling.repetition_penalty", "is -1"),
+    ({"repetition_penalty": math.inf}, "sampling.repetition_penalty", "is inf"),
+    ({"repetition_penalty": math.nan}, "sampling.repetition_penalty", "is nan"),
+    ({"logit_bias": ((100, 1.0),)}, "sampling.logit_bias", "contains 100; token ids go from 0 to 99"),
+    ({"logit_bias": ((5, 101.0),)}, "sampling.logit_bias", "gives token 5 a bias of 101; must be from -100 to 100"),
+    ({"logit_bias": ((5, math.nan),)}, "sampling.logit_bias", "gives token 5 a bias of nan"),
+    ({"logit_bias": ((5, 1.0),) * 1025}, "sampling.logit_bias", "has 1025 entries; at most 1024 are taken"),
+    ({"min_tokens": -1}, "sampling.min_tokens", "is -1; must be from 0 to max_tokens, 5"),
+    ({"min_tokens": 6}, "sampling.min_tokens", "is 6; must be from 0 to max_tokens, 5"),
+    ({"prompt_logprobs": -1}, "sampling.prompt_logprobs", "is -1; must be from 0 to 20"),
+    ({"prompt_logprobs": 21}, "sampling.prompt_logprobs", "is 21"),
 ]
 
 
@@ -90,9 +122,21 @@ def test_a_value_out_of_bounds_is_refused_by_name_and_value(fields: dict[str, An
 
 
 def test_every_sampling_field_is_checked() -> None:
-    """A field that is added to SamplingParams needs a line in each table above."""
+    """A field that is added to SamplingParams needs a line in each table above; every bool is valid."""
     checked = {field for _, field, _ in INVALID}
-    assert {f"sampling.{name}" for name in SamplingParams.__dataclass_fields__} <= checked
+    assert {f"sampling.{name}" for name in SamplingParams.__dataclass_fields__} - {"sampling.ignore_eos"} <= checked
+
+
+@pytest.mark.parametrize(("prompt_tokens", "top", "fits"), [(2**16, 15, True), (2**16 + 1, 15, False)])
+def test_the_log_probabilities_of_a_long_prompt_are_limited(prompt_tokens: int, top: int, fits: bool) -> None:
+    limits = RequestLimits(vocab_size=100, max_context_tokens=2**20)
+    request = GenerationRequest("id", (1,) * prompt_tokens, SamplingParams(5, prompt_logprobs=top))
+    if fits:
+        check_request(request, limits)
+        return
+    with pytest.raises(InvalidArgument, match=r"65537 x \(15 \+ 1\) = 1048592 .* at most 1048576") as error:
+        check_request(request, limits)
+    assert error.value.field == "sampling.prompt_logprobs"
 
 
 @pytest.mark.parametrize(

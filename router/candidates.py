@@ -1,0 +1,189 @@
+"""Which tokens a row may draw, and how likely each is; and the draw.
+
+Temperature first, then top_k, then top_p over what top_k left, then min_p relative to the most likely one, as
+transformers' TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper and MinPLogitsWarper do in this order; but for
+equal logits at the border of top_k: exactly k are kept, the lowest token ids. What a row gets depends on nothing but
+its own logits and parameters.
+
+Legend: R rows (sequences), V vocabulary, N tokens of a row that are looked at, B blocks of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from router.request import SamplingParams
+
+_TINY = torch.finfo(torch.float32).tiny  # a request may ask for less, which float32 would round to zero
+# How many of a row's likeliest tokens are looked at first: finding these takes less than sorting the vocabulary, and
+# they nearly always hold all candidates.
+_FIRST_LOOK = 128
+_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What some rows may draw: weight_RN, in proportion to the probability, 0 for what is left out.
+
+    rows: their numbers in the batch. token_id_RN: None where place and token id are the same.
+    """
+
+    rows: list[int]
+    weight_RN: torch.Tensor
+    token_id_RN: torch.Tensor | None
+
+
+def candidates(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: list[int]) -> Iterator[Candidates]:
+    """The candidates of each of `rows`, in groups. Their temperatures are above 0.
+
+    Only top_k and top_p need an order; rows without them keep that of the vocabulary.
+    """
+    vocab = logits_RV.shape[-1]
+    ordered = [row for row in rows if 0 < params[row].top_k < vocab or params[row].top_p < 1]
+    in_order = set(ordered)
+    plain = [row for row in rows if row not in in_order]
+    if plain:
+        weight_RV = _weights(_of(logits_RV, plain), [params[row].temperature for row in plain])
+        _leave_out_unlikely(weight_RV, [params[row].min_p for row in plain])
+        yield Candidates(plain, weight_RV, None)
+    if ordered:
+        yield from _likeliest(logits_RV, params, ordered)
+
+
+def draw(found: Candidates, uniforms: Sequence[float]) -> list[int]:
+    """One token per row: the first one where the weights, summed up, exceed uniform (of [0, 1)) times their sum."""
+    weight_RN = found.weight_RN
+    device, width = weight_RN.device, weight_RN.shape[-1]
+    # In two steps, the blocks, then the places of one: a running float64 sum of a vocabulary takes ten times as long.
+    sum_RB = _block_sums(weight_RN)
+    sums_RB = sum_RB.cumsum(-1)
+    target_R1 = _column(uniforms, device, torch.float64) * sums_RB[:, -1:]
+    block_R1 = torch.searchsorted(sums_RB, target_R1, right=True)
+    target_R1 = (target_R1 - (sums_RB - sum_RB).gather(1, block_R1)).clamp(min=0.0)
+    place_RN = block_R1 * _BLOCK + torch.arange(_BLOCK, device=device)
+    in_block_RN = weight_RN.gather(1, place_RN.clamp(max=width - 1)).double()
+    within_RN = in_block_RN.where(place_RN < width, 0.0).cumsum(-1)
+    # Rounding may have put the target at the block's very end, behind which there is nothing to draw.
+    last_R1 = torch.nextafter(within_RN[:, -1:], torch.zeros_like(target_R1))
+    chosen_R1 = place_RN.gather(1, torch.searchsorted(within_RN, target_R1.minimum(last_R1), right=True))
+    if found.token_id_RN is not None:
+        chosen_R1 = found.token_id_RN.gather(1, chosen_R1)
+    return [int(token_id) for token_id in chosen_R1[:, 0].tolist()]
+
+
+def _likeliest(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: list[int]) -> Iterator[Candidates]:
+    """The candidates of rows with top_k or top_p."""
+    total = _totals(logits_RV, params, rows)
+    # The first token that top_k leaves out must be among those looked at.
+    looking = [row for row in rows if params[row].top_k < _FIRST_LOOK < logits_RV.shape[-1]]
+    answered = set()
+    if looking:
+        logit_RN, token_id_RN = _sorted_top(_of(logits_RV, looking), _FIRST_LOOK)
+        weight_RN = _kept(logit_RN, [params[row] for row in looking], [total[row] for row in looking])
+        # A token as likely as the last one looked at may have equals that were not: then more must be looked at.
+        unclear_R = ((weight_RN > 0) & (logit_RN == logit_RN[:, -1:])).any(dim=-1).tolist()
+        clear = [i for i, unclear in enumerate(unclear_R) if not unclear]
+        if clear:
+            answered = {looking[i] for i in clear}
+            yield Candidates([looking[i] for i in clear], _of(weight_RN, clear), _of(token_id_RN, clear))
+    rest = [row for row in rows if row not in answered]
+    if rest:
+        some_RV, some_params = _of(logits_RV, rest), [params[row] for row in rest]
+        least_R1, count_R1 = _border(some_RV, some_params, [total[row] for row in rest])
+        weight_RV = _weights(some_RV, [p.temperature for p in some_params])
+        yield Candidates(rest, weight_RV.masked_fill_(~_largest(some_RV, least_R1, count_R1), 0.0), None)
+
+
+def _border(
+    logits_RV: torch.Tensor, params: Sequence[SamplingParams], totals: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(smallest logit kept, number of logits kept), [R, 1]."""
+    logit_RV = _sorted(logits_RV)
+    count_R1 = (_kept(logit_RV, params, totals) > 0).sum(dim=-1, keepdim=True)
+    return logit_RV.gather(1, count_R1 - 1), count_R1
+
+
+def _largest(logits_RV: torch.Tensor, least_R1: torch.Tensor, count_R1: torch.Tensor) -> torch.Tensor:
+    """Which are the count largest logits, the smallest of which is `least`; of its equals, those of the lowest ids."""
+    keep_RV = logits_RV >= least_R1
+    if bool((keep_RV.sum(dim=-1, keepdim=True) > count_R1).any()):
+        larger_RV = logits_RV > least_R1
+        room_R1 = count_R1 - larger_RV.sum(dim=-1, keepdim=True)
+        equal_RV = logits_RV == least_R1
+        keep_RV = larger_RV | (equal_RV & (equal_RV.cumsum(-1) <= room_R1))
+    return keep_RV
+
+
+def _kept(logit_RN: torch.Tensor, params: Sequence[SamplingParams], totals: Sequence[float]) -> torch.Tensor:
+    """Weights of the likeliest tokens, most likely first, without what top_k, top_p and min_p leave out; float64.
+
+    totals: the weight of a row's whole vocabulary; not looked at where top_k limits the row.
+    """
+    device, size = logit_RN.device, logit_RN.shape[-1]
+    weight_RN = _weights(logit_RN, [p.temperature for p in params]).double()
+    top_k_R1 = torch.tensor([min(p.top_k or size, size) for p in params], device=device)[:, None]
+    weight_RN.masked_fill_(torch.arange(size, device=device) >= top_k_R1, 0.0)
+    sum_RN = weight_RN.cumsum(-1)
+    limited_R1 = torch.tensor([p.top_k > 0 for p in params], device=device)[:, None]
+    total_R1 = torch.where(limited_R1, sum_RN[:, -1:], _column(totals, device, torch.float64))
+    top_p_R1 = _column([p.top_p for p in params], device, torch.float64)
+    weight_RN.masked_fill_((sum_RN - weight_RN >= top_p_R1 * total_R1) & (top_p_R1 < 1), 0.0)
+    _leave_out_unlikely(weight_RN, [p.min_p for p in params])
+    return weight_RN
+
+
+def _totals(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: Sequence[int]) -> dict[int, float]:
+    """The weight of the whole vocabulary for the rows that need it; 0 for those where top_k limits it."""
+    needing = [row for row in rows if params[row].top_k == 0]
+    total = dict.fromkeys(rows, 0.0)
+    if needing:
+        weight_RV = _weights(_of(logits_RV, needing), [params[row].temperature for row in needing])
+        total.update(zip(needing, _block_sums(weight_RV).sum(-1).tolist(), strict=True))
+    return total
+
+
+def _sorted_top(logits_RV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits, token ids), [R, size]: the largest, equal ones by token id; which of those equal to the last is open."""
+    found_RN, found_id_RN = logits_RV.topk(size, dim=-1)
+    token_id_RN, by_id_RN = found_id_RN.sort(dim=-1)
+    logit_RN, order_RN = found_RN.gather(1, by_id_RN).sort(dim=-1, descending=True, stable=True)
+    return logit_RN, token_id_RN.gather(1, order_RN)
+
+
+def _sorted(logits_RV: torch.Tensor) -> torch.Tensor:
+    """All logits, largest first. numpy sorts numbers without their places, on a CPU twenty times as fast as torch."""
+    if logits_RV.is_cpu:
+        return torch.from_numpy(np.sort(logits_RV.numpy(), axis=-1)).flip(-1)
+    return logits_RV.sort(dim=-1, descending=True).values
+
+
+def _block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
+    """Sums of _BLOCK weights each, float64; the last block holds the rest, if there is any.
+
+    A plain sum over one long row is spread over threads, and then rounded otherwise than with other rows beside it.
+    """
+    whole = weight_RN.shape[-1] // _BLOCK * _BLOCK
+    full_RB = weight_RN[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
+    return torch.cat([full_RB, weight_RN[:, whole:].sum(-1, keepdim=True)], dim=1).double()
+
+
+def _weights(logits_RN: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
+    """exp((logit - largest logit) / temperature): 1 for the most likely token, whatever the temperature."""
+    temperature_R1 = _column([max(t, _TINY) for t in temperatures], logits_RN.device, torch.float32)
+    return torch.sub(logits_RN, logits_RN.amax(dim=-1, keepdim=True)).div_(temperature_R1).exp_()
+
+
+def _leave_out_unlikely(weight_RN: torch.Tensor, min_ps: Sequence[float]) -> None:
+    if any(min_ps):
+        weight_RN.masked_fill_(weight_RN < _column(min_ps, weight_RN.device, weight_RN.dtype), 0.0)
+
+
+def _of(rows_RN: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """The chosen rows; without copying where these are all."""
+    return rows_RN if len(rows) == len(rows_RN) else rows_RN[torch.tensor(rows, device=rows_RN.device)]
+
+
+def _column(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)[:, None]

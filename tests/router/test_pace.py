@@ -1,0 +1,121 @@
+"""Prompts beside running streams: found from how long steps took, here on a simulated machine."""
+
+from collections.abc import Callable
+
+import pytest
+
+from router.pace import MIN_PROMPT_TOKENS, REMEASURE_STEPS, PrefillPace
+
+MAX_STEP_TOKENS, DECODING = 2048, 4
+DECODE_S = 0.010
+
+Cost = Callable[[int], float]
+
+
+def linear(seconds_per_prompt_token: float, decode_s: float = DECODE_S) -> Cost:
+    return lambda prompt_tokens: decode_s + seconds_per_prompt_token * prompt_tokens
+
+
+def run(pace: PrefillPace, cost: Cost, steps: int, decoding: int = DECODING) -> list[int]:
+    """The prompt tokens of so many steps, in which prompts take all that they may."""
+    taken = []
+    for _ in range(steps):
+        taken.append(pace.prompt_tokens(decoding))
+        pace.record(decoding, taken[-1], cost(taken[-1]))
+    return taken
+
+
+def paced(max_slowdown: float = 2.0) -> PrefillPace:
+    return PrefillPace(MAX_STEP_TOKENS, max_slowdown)
+
+
+def test_prompts_get_the_whole_step_while_nothing_decodes() -> None:
+    assert run(paced(), linear(1.0), 3, decoding=0) == [MAX_STEP_TOKENS] * 3
+
+
+def test_no_prompts_come_beside_streams_until_it_is_known_how_long_these_take_alone() -> None:
+    pace = paced()
+    assert [pace.prompt_tokens(DECODING) for _ in range(2)] == [0, 0]
+    pace.record(DECODING, 0, DECODE_S)
+    assert pace.prompt_tokens(DECODING) > 0
+
+
+def test_steps_of_prompts_alone_tell_nothing() -> None:
+    pace = paced()
+    pace.record(0, 512, 3.0)
+    assert pace.prompt_tokens(DECODING) == 0
+
+
+def test_the_docstrings_example() -> None:
+    pace = PrefillPace(max_step_tokens=256, max_slowdown=2.0)
+    pace.record(DECODING, 0, 0.010)
+    pace.record(DECODING, 256, 0.050)
+    assert pace.prompt_tokens(DECODING) == 64
+
+
+@pytest.mark.parametrize("max_slowdown", [1.5, 2.0, 4.0])
+@pytest.mark.parametrize("ms_per_token", [0.02, 0.05, 0.15])
+def test_a_step_comes_to_take_as_many_times_as_long_as_was_allowed(max_slowdown: float, ms_per_token: float) -> None:
+    cost = linear(ms_per_token / 1000)
+    *_, last = run(paced(max_slowdown), cost, 20)
+    assert cost(last) / DECODE_S == pytest.approx(max_slowdown, rel=0.05)
+
+
+def test_it_follows_prompts_that_cost_more_the_longer_they_get() -> None:
+    pace, slowdowns = paced(), []
+    for step in range(200):
+        cost = linear(1e-5 * (1 + step / 20))  # from 10 to 110 us per prompt token
+        slowdowns += [cost(taken) / DECODE_S for taken in run(pace, cost, 1)]
+    assert max(slowdowns[20:]) < 2.2
+
+
+def test_it_follows_streams_that_become_slower() -> None:
+    pace = paced()
+    run(pace, linear(5e-5), 20)
+    slower = linear(5e-5, decode_s=3 * DECODE_S)
+    *_, last = run(pace, slower, 15 * REMEASURE_STEPS - 5)
+    assert slower(last) / (3 * DECODE_S) == pytest.approx(2.0, rel=0.05)
+
+
+def test_it_measures_again_every_so_many_steps_without_prompts() -> None:
+    taken = run(paced(), linear(5e-5), 3 * (REMEASURE_STEPS + 1))
+    assert [step for step, tokens in enumerate(taken) if tokens == 0] == [
+        0,
+        REMEASURE_STEPS + 1,
+        2 * (REMEASURE_STEPS + 1),
+    ]
+
+
+def test_steps_that_had_no_prompts_anyway_measure_too() -> None:
+    pace = paced()
+    run(pace, linear(5e-5), REMEASURE_STEPS)
+    pace.record(DECODING, 0, DECODE_S)
+    assert 0 not in run(pace, linear(5e-5), REMEASURE_STEPS)
+
+
+def test_however_dear_prompts_are_they_never_stand_still() -> None:
+    assert min(run(paced(), linear(1.0), 40)[1:]) == MIN_PROMPT_TOKENS
+
+
+def test_however_cheap_prompts_are_a_step_stays_within_its_tokens() -> None:
+    assert set(run(paced(), linear(0.0), 40)[1:]) == {MAX_STEP_TOKENS - DECODING}
+
+
+@pytest.mark.parametrize("decoding", [MAX_STEP_TOKENS - 5, MAX_STEP_TOKENS])
+def test_streams_that_fill_a_step_leave_what_is_left(decoding: int) -> None:
+    assert run(paced(), linear(0.0), 2, decoding)[1] == MAX_STEP_TOKENS - decoding
+
+
+def test_one_slow_step_does_not_stop_prompts() -> None:
+    pace, cost = paced(4.0), linear(1e-5)
+    *_, before = run(pace, cost, 20)
+    pace.record(DECODING, before, 60.0)
+    assert pace.prompt_tokens(DECODING) == pytest.approx(before / 4, abs=1)
+    assert run(pace, cost, 5)[-1] == pytest.approx(before, rel=0.05)
+
+
+def test_the_rest_of_a_prompt_quickly_done_does_not_shrink_the_share() -> None:
+    pace, cost = paced(), linear(5e-5)
+    *_, before = run(pace, cost, 20)
+    pace.record(DECODING, 3, cost(3))
+    assert pace.prompt_tokens(DECODING) == before

@@ -1,0 +1,106 @@
+"""The fast attention on a CPU against its slow twin, which the parity tests hold against transformers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from checkpoint.config import parse_config
+from router.block_table import TableEntry
+from router.kv_cache import KvCache, Span
+from router.kv_layout import KvLayout
+from router.paged_attention import CpuAttention, HeadAttention, HeadRules, PlainAttention, StepPlan
+from router.rope import rotations
+
+CPU = torch.device("cpu")
+CHUNK, BLOCK = 16, 4
+SCOUT = parse_config({"architectures": ["Llama4ForCausalLM"]}, "the defaults, which are Scout's")
+RULES = {
+    "rope": HeadRules(uses_rope=True, qk_norm_eps=None, has_temperature=False),
+    "rope and norm": HeadRules(uses_rope=True, qk_norm_eps=1e-5, has_temperature=False),
+    "temperature": HeadRules(uses_rope=False, qk_norm_eps=None, has_temperature=True),
+}
+# Step after step: the beginnings of prompts, single tokens, both, a chunk's end and the next chunk's beginning.
+STEPS = [
+    [Span(0, 0, 7), Span(1, 0, 1), Span(2, 0, 16)],
+    [Span(1, 1, 1), Span(0, 7, 1), Span(2, 16, 5)],
+    [Span(0, 8, 1), Span(2, 21, 1), Span(1, 2, 9)],
+    [Span(0, 9, 7), Span(2, 22, 10)],
+    [Span(0, 16, 1), Span(1, 11, 1), Span(2, 32, 1)],
+]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
+
+
+def make_cache(heads_per_kv: int, dtype: torch.dtype, head_dim: int) -> KvCache:
+    """For three sequences of at most 40 tokens, whose blocks lie in disorder."""
+    config = replace(
+        SCOUT,
+        num_heads=2 * heads_per_kv,
+        num_kv_heads=2,
+        head_dim=head_dim,
+        attention_chunk_size=CHUNK,
+        layers=SCOUT.layers[:4],
+    )
+    layout = KvLayout.of(config, dtype.itemsize, BLOCK)
+    units = iter(np.random.default_rng(0).permutation(500).tolist())
+    cache = KvCache(config, layout, 500, 3, dtype, CPU)
+    for row in range(3):
+        tables = [(0, layout.global_units, 10), (layout.global_units, layout.chunked_units, CHUNK // BLOCK)]
+        for first_table, count, blocks in tables:
+            cache.assign(
+                row, [TableEntry(first_table, i, tuple(next(units) for _ in range(count))) for i in range(blocks)]
+            )
+    return cache
+
+
+def play(attention: HeadAttention, layer: int, rules: HeadRules, cache: KvCache, heads: int) -> list[torch.Tensor]:
+    """What the steps above give, one after the other, from random projections."""
+    generator = torch.Generator().manual_seed(1)
+    head_dim, dtype = cache.k_UKPC[0].shape[-1], cache.k_UKPC[0].dtype
+    frequencies = torch.rand(head_dim // 2, generator=generator)
+    outs = []
+    for spans in STEPS:
+        positions = torch.cat([torch.arange(s.first_position, s.first_position + s.length) for s in spans])
+        qkv_TJC = torch.randn(len(positions), heads + 4, head_dim, generator=generator).to(dtype)
+        step = StepPlan(spans, rotations(frequencies, positions), 1 + positions / 10, cache, cache.plan(spans))
+        outs.append(attention(qkv_TJC, rules, cache.layout.places[layer], step).clone())
+    return outs
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("layer", [0, 3], ids=["chunked", "global"])
+@pytest.mark.parametrize("heads_per_kv", [1, 3, 4, 5])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_blocks_read_in_place_give_what_copied_ones_give(
+    dtype: torch.dtype, rules: HeadRules, layer: int, heads_per_kv: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.paged_attention.WORTH_A_THREAD", 1)
+    played = []
+    for attention in (PlainAttention(), CpuAttention(threads)):
+        cache = make_cache(heads_per_kv, dtype, head_dim=8)
+        outs = play(attention, layer, rules, cache, 2 * heads_per_kv)
+        played.append([*outs, *cache.k_UKPC, *cache.v_UKCP])
+    for plain, fast in zip(*played, strict=True):
+        assert torch.allclose(plain.float(), fast.float(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+def test_the_two_are_told_apart_by_a_wrong_block() -> None:
+    rules, heads = RULES["rope"], 8
+    right, wrong = (make_cache(4, torch.float32, 8) for _ in range(2))
+    for row in (0, 2):
+        wrong.assign(row, [TableEntry(0, 1, (0,))])
+    outs = [play(CpuAttention(1), 3, rules, cache, heads) for cache in (right, wrong)]
+    assert not torch.allclose(outs[0][-1], outs[1][-1], atol=1e-3)
+
+
+def test_a_weight_of_exactly_zero_does_not_let_garbage_through() -> None:
+    """A block's unused places may hold anything finite that another sequence left there."""
+    cache = make_cache(4, torch.float32, 8)
+    clean = play(CpuAttention(1), 0, RULES["rope"], cache, 8)
+    dirty = make_cache(4, torch.float32, 8)
+    for pool in (*dirty.k_UKPC, *dirty.v_UKCP):
+        pool.fill_(1e30)
+    for a, b in zip(clean, play(CpuAttention(1), 0, RULES["rope"], dirty, 8), strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
