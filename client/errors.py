@@ -37,7 +37,12 @@ class NotFound(ClientError):
 
 
 class ResourceExhausted(ClientError):
-    """The server is full, or the request can never fit."""
+    """The server is full, or the request can never fit.
+
+    retry_after_s: when the server says that it is worth trying again, if it does.
+    """
+
+    retry_after_s: float | None = None
 
 
 class DeadlineExceeded(ClientError):
@@ -67,4 +72,8 @@ def error_of(error: grpc.RpcError, address: str) -> ClientError:
         message = f"no server answers at {address} ({message})"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"{address} did not finish in time: {message}"
-    return _ERROR_TYPES.get(code, ClientError)(code, message or f"{address} answered {code.name} without a message")
+    made = _ERROR_TYPES.get(code, ClientError)(code, message or f"{address} answered {code.name} without a message")
+    if isinstance(made, ResourceExhausted):
+        pushback_ms = dict(call.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
+        made.retry_after_s = None if pushback_ms is None else int(pushback_ms) / 1e3
+    return made

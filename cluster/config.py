@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from checkpoint.errors import DroverError
+from router.memory import KvBudget
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Bytes = Annotated[int, Field(gt=0)]
@@ -86,14 +87,30 @@ class LinksConfig(_Section):
 
 class EngineConfig(_Section):
     """max_running: requests computed at once. max_waiting: requests in the queue; one more is refused.
-    max_step_tokens: tokens in one step. kv_bytes: KV cache of all running requests together.
+    max_step_tokens: tokens in one step. kv_bytes: KV cache of all running requests together; kv_share: the same as a
+    share of what is free on the router's device once its weights are loaded. Without either, 1 GiB.
+    prefix_cache: keep the KV cache of ended requests for others that begin the same. prefill_slowdown: a step of
+    running streams may take so many times as long because of prompts computed beside them; none sets no limit.
     max_context_tokens: prompt and completion together; none means what the model allows."""
 
-    max_running: Annotated[int, Field(ge=1)] = 32
+    max_running: Annotated[int, Field(ge=1)] = 64
     max_waiting: Annotated[int, Field(ge=1)] = 256
-    max_step_tokens: Annotated[int, Field(ge=1, le=65536)] = 512
-    kv_bytes: Bytes = 2**30
+    max_step_tokens: Annotated[int, Field(ge=1, le=65536)] = 2048
+    kv_bytes: Bytes | None = None
+    kv_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    prefix_cache: bool = True
+    prefill_slowdown: Annotated[float, Field(gt=1)] | None = 2.0
     max_context_tokens: Annotated[int, Field(ge=2)] | None = None
+
+    @property
+    def kv_budget(self) -> KvBudget:
+        return KvBudget(share=self.kv_share) if self.kv_share is not None else KvBudget(self.kv_bytes or 2**30)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "EngineConfig":
+        if self.kv_bytes is not None and self.kv_share is not None:
+            raise ValueError("kv_bytes and kv_share are both set; they say the same thing in two ways, set one")
+        return self
 
     @model_validator(mode="after")
     def _every_running_request_gets_a_token(self) -> "EngineConfig":

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -29,6 +29,8 @@ from router.dispatch import Dispatcher
 from router.engine import Engine, EngineStats
 from router.engine_thread import EngineThread
 from router.errors import Unavailable
+from router.kv_layout import KvLayout
+from router.memory import KvBudget, free_bytes
 from router.model import Model
 from router.request import GenerationRequest, TokenDelta
 from router.scheduler import SchedulerLimits
@@ -42,7 +44,8 @@ RATE_WINDOW_S = 10
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """What a router actor is to run. shard_names: actor names, by shard number."""
+    """What a router actor is to run. shard_names: actor names, by shard number. limits: but for kv_bytes, which
+    kv_budget says once the weights are loaded."""
 
     name: str
     namespace: str
@@ -53,6 +56,7 @@ class RouterSpec:
     device: str
     threads: int
     limits: SchedulerLimits
+    kv_budget: KvBudget
     max_context_tokens: int | None
     frontend_grace_s: float
     links: LinkSettings
@@ -233,7 +237,11 @@ class RouterActor:
             spec.name,
             device,
         )
+        layout = KvLayout.of(checkpoint.config, spec.dtype.itemsize)
+        kv_bytes = spec.kv_budget.resolve(layout, free_bytes(device), router_bytes(checkpoint))
         # A router without its engine is worth nothing; when its process ends, Ray starts a new one.
         self._engine = EngineThread(
-            Engine(model, spec.limits, spec.max_context_tokens), self._deliver, on_crash=lambda: os._exit(1)
+            Engine(model, replace(spec.limits, kv_bytes=kv_bytes), spec.max_context_tokens),
+            self._deliver,
+            on_crash=lambda: os._exit(1),
         )

@@ -32,7 +32,15 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
         dtype=dtype,
         device=config.router.device,
         threads=config.router.num_threads,
-        limits=SchedulerLimits(engine.max_running, engine.max_waiting, engine.max_step_tokens, engine.kv_bytes),
+        limits=SchedulerLimits(
+            engine.max_running,
+            engine.max_waiting,
+            engine.max_step_tokens,
+            kv_bytes=0,  # for the router to fill in from kv_budget
+            prefix_cache=engine.prefix_cache,
+            prefill_slowdown=engine.prefill_slowdown,
+        ),
+        kv_budget=engine.kv_budget,
         max_context_tokens=engine.max_context_tokens,
         frontend_grace_s=config.frontend.grace_s,
         links=LinkSettings(

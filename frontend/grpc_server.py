@@ -21,7 +21,7 @@ from checkpoint.errors import DroverError
 from frontend.decode import MalformedRequest, decoder
 from frontend.grpc_service import InferenceService
 from frontend.health import HealthService
-from frontend.status import status_of
+from frontend.status import metadata_of, status_of
 from protos.drover.v1 import inference_pb2
 from router.errors import InvalidArgument
 
@@ -44,6 +44,8 @@ class StatusContext(Protocol):
     def set_code(self, code: grpc.StatusCode, /) -> None: ...
 
     def set_details(self, details: str, /) -> None: ...
+
+    def set_trailing_metadata(self, metadata: Any, /) -> None: ...
 
 
 async def answer_unary(
@@ -189,4 +191,7 @@ def _set_status(context: StatusContext, error: Exception) -> str:
     code, details = status_of(error)
     context.set_code(code)
     context.set_details(details)
+    metadata = metadata_of(error)
+    if metadata:
+        context.set_trailing_metadata(list(metadata))
     return details

@@ -100,7 +100,7 @@ class InferenceService:
         self._check_model(request.model)
         limits = await self._router.limits()
         prompt = await self._prompt_token_ids(request, limits)
-        async with aclosing(self._answer(prompt, request.sampling, limits)) as responses:
+        async with aclosing(self._answer(prompt, request, limits)) as responses:
             async for response in responses:
                 yield response
 
@@ -109,7 +109,7 @@ class InferenceService:
         self._check_model(request.model)
         limits = await self._router.limits()
         prompt = await self._chat_token_ids(request, limits)
-        async with aclosing(self._answer(prompt, request.sampling, limits)) as responses:
+        async with aclosing(self._answer(prompt, request, limits)) as responses:
             async for response in responses:
                 yield response
 
@@ -155,13 +155,16 @@ class InferenceService:
         )
 
     async def _answer(
-        self, prompt_token_ids: Sequence[int], sampling: pb.SamplingParams, limits: RequestLimits
+        self, prompt_token_ids: Sequence[int], request: pb.GenerateRequest | pb.ChatRequest, limits: RequestLimits
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Queue what was asked for, once checked, and stream what becomes of it; closing this frees all its work."""
         prompt, request_id = tuple(prompt_token_ids), uuid.uuid4().hex
-        params = answer_params(sampling, self._card.default_sampling, limits.max_context_tokens - len(prompt))
+        timeout_s = request.timeout_s if request.HasField("timeout_s") else None
+        params = answer_params(request.sampling, self._card.default_sampling, limits.max_context_tokens - len(prompt))
         requests = [
-            GenerationRequest(f"{request_id}-{index}" if index else request_id, prompt, params.of_answer(index))
+            GenerationRequest(
+                f"{request_id}-{index}" if index else request_id, prompt, params.of_answer(index), timeout_s
+            )
             for index in range(params.n)
         ]
         check_request(requests[0], limits)

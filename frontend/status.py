@@ -1,11 +1,12 @@
 """The one place where Drover's errors become gRPC statuses."""
 
 import logging
+import math
 
 import grpc
 
 from checkpoint.errors import DroverError
-from router.errors import InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from router.errors import DeadlineExceeded, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +17,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (ResourceExhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
     (DroverError, grpc.StatusCode.FAILED_PRECONDITION),
 )
@@ -35,6 +37,13 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
             return code, _shortened(str(error))
     logger.error("a call failed", exc_info=error)
     return grpc.StatusCode.INTERNAL, f"internal error ({type(error).__name__}); the server's log has the details"
+
+
+def metadata_of(error: BaseException) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata of a call that failed with `error`: when to try again, as gRPC's retry design (A6) has it."""
+    if isinstance(error, ResourceExhausted) and error.retry_after_s is not None:
+        return (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1e3))),)
+    return ()
 
 
 def _shortened(message: str) -> str:

@@ -123,6 +123,8 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
         raise InvalidArgument(
             "sampling.min_tokens", f"is {sampling.min_tokens}; must be from 0 to max_tokens, {sampling.max_tokens}"
         )
+    if request.timeout_s is not None and not 0.0 < request.timeout_s < math.inf:
+        raise InvalidArgument("timeout_s", f"is {request.timeout_s:g}; must be above 0 and finite")
     _check_choice(sampling, limits)
     _check_token_ids("sampling.stop_token_ids", tuple(sampling.stop_token_ids), limits.vocab_size)
     _check_count("sampling.logprobs", sampling.logprobs)

@@ -215,6 +215,16 @@ def test_an_error_comes_after_what_was_made(
         next(stream)
 
 
+@pytest.mark.parametrize(("hint_s", "told_s"), [(None, None), (0.0204, 0.021), (3.0, 3.0)])
+def test_a_full_queue_says_when_to_come_again(
+    client: Client, router: FakeRouter, hint_s: float | None, told_s: float | None
+) -> None:
+    router.script = fails(errors.ResourceExhausted("the queue is full", retry_after_s=hint_s))
+    with pytest.raises(ResourceExhausted) as error:
+        next(client.generate("Hi", timeout_s=PATIENCE_S))
+    assert error.value.retry_after_s == told_s
+
+
 def test_a_wrong_field_is_an_invalid_request(client: Client) -> None:
     with pytest.raises(InvalidRequest, match=r"^sampling\.top_p: is 2; ") as error:
         next(client.generate("Hi", top_p=2, timeout_s=PATIENCE_S))

@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 
 from client import Client, Delta
 from frontend.one_process import serve_checkpoint
 from frontend.tokenizer import Tokenizer
+from protos.drover.v1 import inference_pb2 as pb
+from protos.drover.v1.inference_pb2_grpc import InferenceStub
 from tests.loopback import PATIENCE_S
 from tests.reference import Reference, make_served_reference, prompt
 
@@ -126,3 +129,17 @@ def test_ignore_eos_goes_on(directory: Path, tmp_path: Path) -> None:
         assert (tokens_of(ended), ended[-1].finish_reason, ended[-1].stop_token_id) == ([EOS], "stop", EOS)
         ignored = answer(client, logit_bias=bias, max_tokens=5, ignore_eos=True)
         assert (tokens_of(ignored), ignored[-1].finish_reason) == ([EOS] * 5, "length")
+
+
+def test_a_request_gives_up_when_its_timeout_passes(directory: Path) -> None:
+    """For clients that cannot set a call's deadline: here the call itself would have waited far longer."""
+    with serve_checkpoint(directory, threads=1) as address, grpc.insecure_channel(address) as channel:
+        request = pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=prompt(12)),
+            sampling=pb.SamplingParams(max_tokens=490, ignore_eos=True),
+            timeout_s=0.05,
+        )
+        stream = InferenceStub(channel).Generate(request, timeout=PATIENCE_S)
+        with pytest.raises(grpc.RpcError, match="the request's deadline passed before it was done") as error:
+            list(stream)
+    assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -7,7 +7,7 @@ from grpc import StatusCode
 
 from checkpoint.errors import CheckpointError
 from frontend.status import MAX_DETAILS_BYTES, status_of
-from router.errors import InvalidArgument, NotFound, RequestError, ResourceExhausted, Unavailable
+from router.errors import DeadlineExceeded, InvalidArgument, NotFound, RequestError, ResourceExhausted, Unavailable
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,7 @@ from router.errors import InvalidArgument, NotFound, RequestError, ResourceExhau
         (InvalidArgument("prompt", "is empty"), StatusCode.INVALID_ARGUMENT),
         (NotFound("no such model"), StatusCode.NOT_FOUND),
         (ResourceExhausted("the queue is full"), StatusCode.RESOURCE_EXHAUSTED),
+        (DeadlineExceeded("too late"), StatusCode.DEADLINE_EXCEEDED),
         (Unavailable("shard 1 is down"), StatusCode.UNAVAILABLE),
         (CheckpointError("config.json: is missing"), StatusCode.FAILED_PRECONDITION),
     ],

@@ -75,6 +75,16 @@ def test_who_gave_way_is_computed_again_with_the_tokens_it_had() -> None:
     assert pieces_of("b", run_steps(scheduler)) == [(0, 3), (3, 1), (4, 1), (5, 1), (0, 7), (7, 1)]
 
 
+def test_who_gave_way_starts_again_as_soon_as_there_is_room() -> None:
+    scheduler = make_scheduler(kv_units=6, prefix_cache=False)
+    for name in "ab":
+        scheduler.add(request(name, 3, max_tokens=6))
+    while scheduler.counters.preemptions == 0:
+        run_step(scheduler)
+    scheduler.remove("a")
+    assert run_step(scheduler) == [("b", 0, 7)]
+
+
 def test_who_gave_way_finds_those_of_its_blocks_again_that_nobody_needed() -> None:
     scheduler = make_scheduler(kv_units=6)
     for name in "ab":

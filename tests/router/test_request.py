@@ -156,3 +156,14 @@ def test_an_error_keeps_its_field_when_it_travels_in_a_delta() -> None:
     error = InvalidArgument("sampling.top_p", "is 2")
     copy = pickle.loads(pickle.dumps(TokenDelta("id", error=error))).error
     assert (type(copy), copy.field, str(copy)) == (InvalidArgument, "sampling.top_p", "sampling.top_p: is 2")
+
+
+@pytest.mark.parametrize("timeout_s", [None, 1e-9, 1e9])
+def test_a_timeout_is_any_time_from_now(timeout_s: float | None) -> None:
+    check_request(GenerationRequest("id", (1,), SamplingParams(max_tokens=5), timeout_s), LIMITS)
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, math.inf, math.nan])
+def test_a_timeout_that_is_no_time_is_refused(timeout_s: float) -> None:
+    with pytest.raises(InvalidArgument, match=r"^timeout_s: is .*; must be above 0 and finite"):
+        check_request(GenerationRequest("id", (1,), SamplingParams(max_tokens=5), timeout_s), LIMITS)
