@@ -31,7 +31,9 @@ class ClusterShape:
         return f"router with {self.router_threads} threads, {self.shards} {shards} with {self.shard_threads}"
 
 
-def deployment(checkpoint: Path, shape: ClusterShape, grpc_port: int, http_port: int) -> dict[str, Any]:
+def deployment(
+    checkpoint: Path, shape: ClusterShape, max_running: int, grpc_port: int, http_port: int
+) -> dict[str, Any]:
     """The deployment file's contents."""
     return {
         "checkpoint": str(checkpoint.resolve()),
@@ -40,20 +42,20 @@ def deployment(checkpoint: Path, shape: ClusterShape, grpc_port: int, http_port:
         "shards": {"count": shape.shards, "cpus": 0.1, "threads": shape.shard_threads},
         # Eight shards share two cores here: a heart may miss some beats.
         "links": {"dead_after_ms": 5000},
-        "engine": {"max_running": 64, "max_waiting": 4096},
+        "engine": {"max_running": max_running, "max_waiting": 4096},
         "frontend": {"grpc_port": grpc_port, "http_port": http_port},
     }
 
 
 @contextmanager
-def serving(checkpoint: Path, shape: ClusterShape, work: Path) -> Iterator[str]:
+def serving(checkpoint: Path, shape: ClusterShape, max_running: int, work: Path) -> Iterator[str]:
     """A server that answers; gives its address. It and its Ray have ended when the block is left. Raises BenchError.
 
-    work: where its file and its log go.
+    max_running: requests computed at once. work: where its file and its log go.
     """
     grpc_port, http_port = _free_ports(2)
     file, log = work / "drover.yaml", work / "drover.log"
-    file.write_text(yaml.safe_dump(deployment(checkpoint, shape, grpc_port, http_port), sort_keys=False))
+    file.write_text(yaml.safe_dump(deployment(checkpoint, shape, max_running, grpc_port, http_port), sort_keys=False))
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", "serve", str(file)],

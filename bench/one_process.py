@@ -1,6 +1,6 @@
 """Drover without a cluster: router, experts and engine in this process, no Ray and no gRPC.
 
-    python -m bench.one_process CHECKPOINT THREADS
+python -m bench.one_process CHECKPOINT THREADS MAX_STREAMS
 """
 
 import sys
@@ -83,7 +83,8 @@ def run(engine: Engine, link: CountingLink, requests: list[Request]) -> tuple[li
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
-    engine, link = load(Path(sys.argv[1]), SchedulerLimits(64, 1024, 512, 2**30))
+    limits = SchedulerLimits(max_running=int(sys.argv[3]), max_waiting=4096, max_step_tokens=512, kv_bytes=2**30)
+    engine, link = load(Path(sys.argv[1]), limits)
     serve_jobs(lambda requests: run(engine, link, requests))
 
 

@@ -1,6 +1,6 @@
 """One system under measurement in a process of its own: it reads jobs from stdin and answers when each token came.
 
-A job is a line of JSON, {"requests": [{"at_s", "token_ids", "max_tokens"}, ...]}; its answer is a line of JSON, see Answer.
+A job is a line of JSON, {"requests": [{"token_ids", "max_tokens", "at_s"}, ...]}; its answer is another, see Answer.
 Every system speaks this, and all arithmetic on the times is done elsewhere, once. Standard library only, because the
 peers' interpreters run it too.
 """

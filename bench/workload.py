@@ -12,10 +12,7 @@ OUTPUT_TOKENS = 128
 def prompts(seed: str, count: int, lengths: Sequence[int], vocab_size: int) -> list[list[int]]:
     """`count` prompts of random token ids, of `lengths` in turn. seed: names the run, so that no two share a prompt."""
     rng = random.Random(seed)
-    return [
-        [rng.randrange(vocab_size) for _ in range(lengths[number % len(lengths)])]
-        for number in range(count)
-    ]
+    return [[rng.randrange(vocab_size) for _ in range(lengths[number % len(lengths)])] for number in range(count)]
 
 
 def closed_loop(seed: str, concurrency: int, max_tokens: int, vocab_size: int) -> list[Request]:
