@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from bench.errors import BenchError
@@ -75,7 +76,7 @@ def ttft_ms(requests: Sequence[Request], streams: Sequence[Stream]) -> list[floa
 
 def itl_ms(streams: Sequence[Stream]) -> list[float]:
     """The times between a token and the next, of all streams together."""
-    return [1e3 * (after - before) for s in streams for before, after in zip(s.token_s, s.token_s[1:], strict=False)]
+    return [1e3 * (after - before) for s in streams for before, after in pairwise(s.token_s)]
 
 
 def round_of(prefill: Sequence[Stream], requests: Sequence[Request], streams: Sequence[Stream]) -> Round:

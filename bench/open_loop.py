@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bench.measure import percentile
+from bench.measure import itl_ms, percentile
 from bench.worker import Request, Stream
 from bench.workload import prompts
 
@@ -27,7 +27,8 @@ class Targets:
 
 def poisson_schedule(seed: str, rate_per_s: float, duration_s: float) -> list[float]:
     """Arrival times in [0, duration_s): the gaps are exponential with mean 1 / rate_per_s. Same seed, same times."""
-    rng, now_s, arrivals = random.Random(seed), 0.0, []
+    rng, now_s = random.Random(seed), 0.0
+    arrivals: list[float] = []
     while True:
         now_s += rng.expovariate(rate_per_s)
         if now_s >= duration_s:
@@ -60,7 +61,7 @@ def goodput(
     total_s = max((stream.token_s[-1] for stream in streams if stream.token_s), default=0.0)
     good = [stream for r, stream in zip(requests, streams, strict=True) if is_good(r, stream, targets)]
     first = [1e3 * (s.token_s[0] - r.at_s) for r, s in zip(requests, streams, strict=True) if s.token_s]
-    gaps = [1e3 * (after - before) for s in streams for before, after in zip(s.token_s, s.token_s[1:], strict=False)]
+    gaps = itl_ms(streams)
     return {
         "rate_per_s": rate_per_s,
         "requests": len(requests),
