@@ -11,7 +11,7 @@ from bench.closed import ClosedRun, closed_runs
 from bench.drover_server import ClusterShape
 from bench.errors import BenchError
 from bench.floor import model_bytes
-from bench.machine import bandwidth_bytes_s, describe
+from bench.machine import bandwidth_bytes_s, busy_cores, describe
 from bench.measure import summary
 from bench.open_loop import Targets, goodput, open_loop
 from bench.prefix import prefix_effect
@@ -22,6 +22,7 @@ from checkpoint.layout import count_parameters
 PARTS = ("closed", "open", "prefix", "shards")
 SHARD_COUNTS = (1, 2, 4, 8)
 SHARD_STREAMS = 32
+QUIET_CORES = 0.2
 BYTES_PER_VALUE = {"bfloat16": 2, "float16": 2, "float32": 4}
 Say = Callable[[str], None]
 
@@ -80,12 +81,16 @@ def present(plan: Plan, say: Say) -> list[System]:
 def _closed(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
     """Every system at every concurrency; repeats go through all systems in turn, so that a slow hour hits all alike."""
     runs: dict[tuple[str, int], list[ClosedRun]] = {}
-    bandwidths = []
+    bandwidths: list[float] = []
+    others: list[float] = []
     systems = present(plan, say)
     for repeat in range(plan.repeats):
         bandwidths.append(bandwidth_bytes_s(plan.setting.threads))
         say(f"repeat {repeat + 1} of {plan.repeats}: memory is read at {bandwidths[-1] / 1e9:.1f} GB/s")
         for system in systems:
+            others.append(busy_cores())
+            if others[-1] > QUIET_CORES:
+                say(f"  note: other processes keep {others[-1]:.1f} cores busy; the figures will be too low")
             with system.running() as running:
                 for streams in plan.concurrency:
                     done = list(closed_runs(running, system.name, streams, f"{repeat}", config.vocab_size))
@@ -100,6 +105,7 @@ def _closed(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
             results.floor_object(runs, config, sizes, streams, bandwidth, BYTES_PER_VALUE[config.dtype])
             for streams in plan.concurrency
         ],
+        "others_busy_cores_max": round(max(others), 2),
         "first_token_agreement": results.agreement(runs),
     }
 

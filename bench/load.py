@@ -76,7 +76,7 @@ def _parse(pieces: Sequence[tuple[float, bytes]], error: str | None) -> Stream:
 
 def main() -> None:
     address = sys.argv[1]
-    serve_jobs(lambda requests: (asyncio.run(run(address, requests)), {}))
+    serve_jobs(lambda: lambda requests: (asyncio.run(run(address, requests)), {}))
 
 
 if __name__ == "__main__":

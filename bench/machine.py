@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,22 @@ def bandwidth_bytes_s(threads: int) -> float:
         raise BenchError(f"the bandwidth cannot be measured: {done.stderr.strip().splitlines()[-1:]}")
     reads: dict[str, float] = json.loads(done.stdout)
     return max(reads.values())
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """How many cores are at work now, while the benchmark itself waits; 0 where /proc/stat does not tell."""
+    before = _busy_s()
+    time.sleep(seconds)
+    return (_busy_s() - before) / seconds
+
+
+def _busy_s() -> float:
+    """Processor time of all processes since the machine started."""
+    try:
+        user, nice, system = Path("/proc/stat").read_text().split()[1:4]
+    except OSError:
+        return 0.0
+    return (int(user) + int(nice) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _cpuinfo() -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench.worker import Request, Stream, serve_jobs
+from bench.worker import Request, Run, Stream, serve_jobs
 from checkpoint.tensors import Checkpoint
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import even_placement
@@ -84,8 +84,12 @@ def run(engine: Engine, link: CountingLink, requests: list[Request]) -> tuple[li
 def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
     limits = SchedulerLimits(max_running=int(sys.argv[3]), max_waiting=4096, max_step_tokens=512, kv_bytes=2**30)
-    engine, link = load(Path(sys.argv[1]), limits)
-    serve_jobs(lambda requests: run(engine, link, requests))
+
+    def start() -> Run:
+        engine, link = load(Path(sys.argv[1]), limits)
+        return lambda requests: run(engine, link, requests)
+
+    serve_jobs(start)
 
 
 if __name__ == "__main__":

@@ -50,13 +50,14 @@ class Answer:
 Run = Callable[[list[Request]], tuple[list[Stream], dict[str, float]]]
 
 
-def serve_jobs(run: Run) -> None:
-    """Say that the system is ready, and answer jobs until stdin ends.
+def serve_jobs(start: Callable[[], Run]) -> None:
+    """Start the system, say that it is ready, and answer jobs until stdin ends.
 
     stdout is the answers' alone: what libraries print goes to stderr.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
+    run = start()
     print(json.dumps({"ready": True}), file=answers)
     for line in sys.stdin:
         requests = [Request(**request) for request in json.loads(line)["requests"]]

@@ -102,4 +102,4 @@ class LlamaCpp:
 
 
 if __name__ == "__main__":
-    serve_jobs(LlamaCpp(sys.argv[1], int(sys.argv[2])).run)
+    serve_jobs(lambda: LlamaCpp(sys.argv[1], int(sys.argv[2])).run)

@@ -60,4 +60,4 @@ class Vllm:
 
 
 if __name__ == "__main__":
-    serve_jobs(Vllm(sys.argv[1], int(sys.argv[2])).run)
+    serve_jobs(lambda: Vllm(sys.argv[1], int(sys.argv[2])).run)

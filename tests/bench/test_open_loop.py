@@ -42,7 +42,7 @@ def test_no_two_runs_share_a_prompt() -> None:
 @pytest.mark.parametrize(
     ("stream", "good"),
     [
-        (Stream([2.5, 2.6, 2.7], [1, 2, 3]), True),
+        (Stream([2.5, 2.55, 2.6], [1, 2, 3]), True),
         (Stream([3.1, 3.2, 3.3], [1, 2, 3]), False),  # its first token took 1.1 s
         (Stream([2.5, 2.7, 2.9], [1, 2, 3]), False),  # 200 ms between tokens
         (Stream([2.5, 2.6], [1, 2]), False),  # cut short
