@@ -59,7 +59,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--shards", type=_count, default=1, metavar="N", help="of drover; default: 1")
     made.add_argument("--shard-threads", type=_count, default=2, metavar="N", help="of each shard; default: 2")
     made.add_argument("--rates", type=_rates, default=(1, 2, 4, 8, 16), metavar="R,R", help="open loop, requests/s")
-    made.add_argument("--duration", type=_count, default=15, metavar="S", help="of arrivals at each rate; default: 15")
+    made.add_argument("--duration", type=_count, default=30, metavar="S", help="of arrivals at each rate; default: 30")
+    made.add_argument("--lock", type=Path, metavar="FILE", help="on a shared machine: hold this lock while measuring")
     made.add_argument(
         "--out", type=Path, metavar="FILE", help="default: bench/results.json; with --quick .bench/quick.json"
     )
@@ -121,6 +122,7 @@ def _run(args: argparse.Namespace) -> int:
         repeats=args.repeats or (1 if args.quick else 3),
         rates=args.rates,
         duration_s=args.duration,
+        lock=args.lock,
     )
     say(f"drover: {setting.shape}; other systems: {setting.threads} threads")
     found = benchmark.with_parts_kept(out, benchmark.run(plan, config, say))

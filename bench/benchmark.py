@@ -11,7 +11,7 @@ from bench.closed import ClosedRun, closed_runs
 from bench.drover_server import ClusterShape
 from bench.errors import BenchError
 from bench.floor import model_bytes
-from bench.machine import bandwidth_bytes_s, busy_cores, describe
+from bench.machine import alone, bandwidth_bytes_s, busy_cores, describe
 from bench.measure import summary
 from bench.open_loop import Targets, goodput, open_loop
 from bench.prefix import prefix_effect
@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Plan:
     """What to run. parts: of PARTS. systems: names, in the order in which each repeat runs them. rates: requests per
-    second of the open loop, each for duration_s seconds."""
+    second of the open loop, each for duration_s seconds. lock: held while a system is measured, not in between."""
 
     setting: Setting
     parts: tuple[str, ...]
@@ -39,14 +39,17 @@ class Plan:
     repeats: int
     rates: tuple[float, ...]
     duration_s: float
+    lock: Path | None = None
 
 
 def run(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
     """Run the plan and return the contents of results.json, of the parts that were run. Raises BenchError."""
     total, active = count_parameters(config)
+    machine, date = describe(plan.setting.work), datetime.now(timezone.utc).isoformat(timespec="seconds")
     found: dict[str, Any] = {
-        "machine": describe(plan.setting.work),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine,
+        "date": date,
+        "parts": {part: {"date": date, "commit": machine["commit"]} for part in plan.parts},
         "model": {"parameters": total, "active_parameters": active, "dtype": config.dtype},
         "cluster": asdict(plan.setting.shape),
     }
@@ -85,18 +88,20 @@ def _closed(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
     others: list[float] = []
     systems = present(plan, say)
     for repeat in range(plan.repeats):
-        bandwidths.append(bandwidth_bytes_s(plan.setting.threads))
+        with alone(plan.lock):
+            bandwidths.append(bandwidth_bytes_s(plan.setting.threads))
         say(f"repeat {repeat + 1} of {plan.repeats}: memory is read at {bandwidths[-1] / 1e9:.1f} GB/s")
         for system in systems:
-            others.append(busy_cores())
-            if others[-1] > QUIET_CORES:
-                say(f"  note: other processes keep {others[-1]:.1f} cores busy; the figures will be too low")
-            with system.running() as running:
-                for streams in plan.concurrency:
-                    done = list(closed_runs(running, system.name, streams, f"{repeat}", config.vocab_size))
-                    runs.setdefault((system.name, streams), []).extend(done)
-                    figures = summary([run.round for run in done])
-                    say(f"  {system.name:18} {streams:3} streams: {figures.decode_tok_s:7.1f} tokens/s decoding")
+            with alone(plan.lock):
+                others.append(busy_cores())
+                if others[-1] > QUIET_CORES:
+                    say(f"  note: other processes keep {others[-1]:.1f} cores busy; the figures will be too low")
+                with system.running() as running:
+                    for streams in plan.concurrency:
+                        done = list(closed_runs(running, system.name, streams, f"{repeat}", config.vocab_size))
+                        runs.setdefault((system.name, streams), []).extend(done)
+                        figures = summary([run.round for run in done])
+                        say(f"  {system.name:18} {streams:3} streams: {figures.decode_tok_s:7.1f} tokens/s decoding")
     sizes = model_bytes(config, BYTES_PER_VALUE[config.dtype])
     bandwidth = max(bandwidths)  # what the machine can do; less was disturbed
     return {
@@ -112,7 +117,7 @@ def _closed(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
 
 def _open(plan: Plan, config: ModelConfig, say: Say) -> list[dict[str, Any]]:
     objects = []
-    with Cluster(plan.setting).running() as running:
+    with alone(plan.lock), Cluster(plan.setting).running() as running:
         for rate in plan.rates:
             requests = open_loop(f"open {rate}", rate, plan.duration_s, config.vocab_size)
             if not requests:
@@ -124,7 +129,7 @@ def _open(plan: Plan, config: ModelConfig, say: Say) -> list[dict[str, Any]]:
 
 
 def _prefix(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
-    with Cluster(plan.setting).running() as running:
+    with alone(plan.lock), Cluster(plan.setting).running() as running:
         effect = prefix_effect(running, DROVER, "prefix", config.vocab_size)
     cold_ms, warm_ms = effect["cold_ttft_ms_p50"], effect["warm_ttft_ms_p50"]
     say(f"  shared prefix: first token after {cold_ms:.0f} ms the first time, {warm_ms:.0f} ms later")
@@ -135,7 +140,7 @@ def _shards(plan: Plan, config: ModelConfig, say: Say) -> list[dict[str, Any]]:
     objects = []
     for count in SHARD_COUNTS:
         shape: ClusterShape = replace(plan.setting.shape, shards=count)
-        with Cluster(replace(plan.setting, shape=shape)).running() as running:
+        with alone(plan.lock), Cluster(replace(plan.setting, shape=shape)).running() as running:
             done = [
                 run
                 for repeat in range(2)
@@ -148,5 +153,11 @@ def _shards(plan: Plan, config: ModelConfig, say: Say) -> list[dict[str, Any]]:
 
 
 def with_parts_kept(path: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """`found`, and of the file what `found` has not: a run of some parts leaves the others' figures."""
-    return (results.read(path) | found) if path.exists() and "runs" not in found else found
+    """`found`, and of the file what `found` has not: a run of some parts leaves the others' figures.
+
+    Machine and date stay the closed loop's; `parts` tells when each part was run, and on which commit.
+    """
+    if "runs" in found or not path.exists():
+        return found
+    old = results.read(path)
+    return old | found | {key: old[key] for key in ("machine", "date")} | {"parts": old["parts"] | found["parts"]}

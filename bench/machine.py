@@ -1,11 +1,14 @@
 """Which machine, and which versions, figures belong to."""
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,21 @@ def bandwidth_bytes_s(threads: int) -> float:
         raise BenchError(f"the bandwidth cannot be measured: {done.stderr.strip().splitlines()[-1:]}")
     reads: dict[str, float] = json.loads(done.stdout)
     return max(reads.values())
+
+
+@contextmanager
+def alone(lock: Path | None) -> Iterator[None]:
+    """Hold a lock file, as flock(1) does, so that those who share the machine measure in turn. Raises BenchError."""
+    if lock is None:
+        yield
+        return
+    try:
+        file = lock.open("a")
+    except OSError as error:
+        raise BenchError(f"--lock is {lock}, which cannot be opened: {error.strerror}") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def busy_cores(seconds: float = 1.0) -> float:

@@ -41,6 +41,7 @@ def made() -> dict[str, Any]:
     return {
         "machine": {"cpu": "a processor", "cores": 2, "memory_gib": 24},
         "date": "2026-11-21T00:00:00+00:00",
+        "parts": {"closed": {"date": "2026-11-21T00:00:00+00:00", "commit": "abc"}},
         "runs": results.closed_objects(runs),
         "floor": [results.floor_object(runs, CONFIG, sizes, 2, 40e9, 2)],
         "first_token_agreement": results.agreement(runs),
@@ -79,9 +80,12 @@ def test_what_systems_computed_is_compared() -> None:
 def test_a_run_of_some_parts_leaves_the_others(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     results.write(file, made())
-    kept = benchmark.with_parts_kept(file, {"date": "later", "shards": [1]})
-    assert (kept["date"], kept["shards"], len(kept["runs"])) == ("later", [1], 3)
+    later = {"machine": {}, "date": "later", "parts": {"shards": {"date": "later"}}, "shards": [1]}
+    kept = benchmark.with_parts_kept(file, later)
+    assert (kept["date"], kept["shards"], len(kept["runs"])) == (made()["date"], [1], 3)
+    assert {part: ran["date"] for part, ran in kept["parts"].items()} == {"closed": made()["date"], "shards": "later"}
     assert benchmark.with_parts_kept(file, {"runs": []}) == {"runs": []}
+    assert benchmark.with_parts_kept(tmp_path / "absent", later) == later
 
 
 def test_the_tables_show_every_system() -> None:
@@ -108,6 +112,7 @@ def test_the_shipped_results_are_complete() -> None:
     shipped = results.read(SHIPPED)
     assert all(set(run) >= ASKED_FOR and run["system"] in NAMES for run in shipped["runs"])
     assert {run["system"] for run in shipped["runs"]} == set(NAMES)
-    assert {run["concurrency"] for run in shipped["runs"]} == {1, 8, 32, 64}
+    of_system = {name: [run["concurrency"] for run in shipped["runs"] if run["system"] == name] for name in NAMES}
+    assert all(streams == of_system["drover"] for streams in of_system.values())
     assert shipped["machine"]["cores"] >= 1
     assert datetime.fromisoformat(shipped["date"])
