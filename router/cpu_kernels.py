@@ -1,8 +1,9 @@
-"""The inner loops of attention on a CPU, which read and write blocks where they lie; torch has no such operation.
+"""Inner loops on a CPU: attention, which reads and writes blocks where they lie, and a norm in one pass.
 
-Compiled by Numba to machine code for the processor at hand on first use, and kept on disk. Each has a slow twin in
-plain torch (PlainAttention), which it must match. bf16 is seen here as uint16, because NumPy has no such type;
-arithmetic is fp32, and what torch would round to bf16 between two operations is rounded here, too.
+Torch has no operation for the former, and six for the latter. Compiled by Numba to machine code for the processor at
+hand on first use, and kept on disk. Each has a slow twin in plain torch (PlainAttention, PlainNorm), which it must
+match. bf16 is seen here as uint16, because NumPy has no such type; arithmetic is fp32, and what torch would round to
+bf16 between two operations is rounded here, too.
 
 Legend: T tokens of a step, N spans, H query heads, K key/value heads, J = H + 2 K, G = H / K, U units of the pool,
 P positions of a block, B blocks of a sequence, C = head_dim columns.
@@ -15,6 +16,21 @@ from experts.numerics import FAST, exp_of_negative, from_float, to_float
 
 _LANES = 4  # query heads that share one reading of a key or value
 _LOWEST = np.float32(-1e30)
+
+
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def rms_norm(begin, end, x_TD, weight_D, eps, out_TD):
+    """out = x / rms(x) * weight for rows begin..end-1; rounded before the weight is applied, as in RmsNorm."""
+    columns, like = x_TD.shape[1], x_TD[0, 0]
+    for t in range(begin, end):
+        squares = np.float32(0)
+        for d in range(columns):
+            x = to_float(x_TD[t, d])
+            squares += x * x
+        factor = np.float32(1) / np.sqrt(squares / np.float32(columns) + eps)
+        for d in range(columns):
+            normed = to_float(from_float(to_float(x_TD[t, d]) * factor, like))
+            out_TD[t, d] = from_float(normed * to_float(weight_D[d]), like)
 
 
 @njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
