@@ -95,7 +95,7 @@ class EngineConfig(_Section):
 
     max_running: Annotated[int, Field(ge=1)] = 64
     max_waiting: Annotated[int, Field(ge=1)] = 256
-    max_step_tokens: Annotated[int, Field(ge=1, le=65536)] = 2048
+    max_step_tokens: Annotated[int, Field(ge=1, le=65536)] = 1024
     kv_bytes: Bytes | None = None
     kv_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     prefix_cache: bool = True

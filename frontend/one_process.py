@@ -32,7 +32,7 @@ from router.weights import WeightReader
 
 CPU = torch.device("cpu")
 # The defaults of a deployment file, which deploy/local.yaml shows.
-LIMITS = SchedulerLimits(max_running=64, max_waiting=256, max_step_tokens=2048, kv_bytes=2**30, prefill_slowdown=2.0)
+LIMITS = SchedulerLimits(max_running=64, max_waiting=256, max_step_tokens=1024, kv_bytes=2**30, prefill_slowdown=2.0)
 # Nothing can end the engine amid a step, and a large model's longest step takes a while.
 STOP_S = 60.0
 

@@ -18,13 +18,17 @@ from router.kv_layout import KvLayout
 from router.pace import PrefillPace
 from router.request import FinishReason, GenerationRequest
 
+# Prompts may hold up running streams for so long at once, see PrefillPace.
+PROMPT_BURST_S = 2.0
+
 
 @dataclass(frozen=True)
 class SchedulerLimits:
     """max_step_tokens: tokens in one step, prompts and decoding together; also the most rows a link must carry
     per expert chosen. kv_bytes: KV cache of all running sequences together. prefix_cache: keep the blocks of ended
     requests for others that begin the same. prefill_slowdown: how many times as long a step of decoding sequences may
-    take because of prompts that are computed beside them; none means that only max_step_tokens bounds prompts."""
+    take in the long run because of prompts that are computed beside them (see PrefillPace); none means that only
+    max_step_tokens bounds prompts."""
 
     max_running: int
     max_waiting: int
@@ -104,7 +108,7 @@ class Scheduler:
     def __post_init__(self) -> None:
         self.pool = BlockPool(self.limits.kv_bytes // self.layout.unit_bytes)
         self._pace = (
-            PrefillPace(self.limits.max_step_tokens, self.limits.prefill_slowdown)
+            PrefillPace(self.limits.max_step_tokens, self.limits.prefill_slowdown, PROMPT_BURST_S)
             if self.limits.prefill_slowdown is not None
             else None
         )

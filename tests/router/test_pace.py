@@ -119,3 +119,36 @@ def test_the_rest_of_a_prompt_quickly_done_does_not_shrink_the_share() -> None:
     *_, before = run(pace, cost, 20)
     pace.record(DECODING, 3, cost(3))
     assert pace.prompt_tokens(DECODING) == before
+
+
+BURST_S = 1.0
+
+
+def bursting() -> PrefillPace:
+    return PrefillPace(MAX_STEP_TOKENS, 2.0, BURST_S)
+
+
+def test_a_burst_goes_at_full_speed_before_anything_is_known() -> None:
+    full = MAX_STEP_TOKENS - DECODING
+    taken = run(bursting(), linear(1e-4), 10)  # about 0.2 s a step
+    assert taken[:5] == [full] * 5
+    assert taken[5] == 0  # now it must know how long decoding takes alone
+    assert 0 < taken[-1] < full / 4
+
+
+def test_a_burst_is_saved_up_while_streams_decode_alone() -> None:
+    pace, cost = bursting(), linear(1e-4)
+    run(pace, cost, 10)
+    alone = 0
+    while pace.prompt_tokens(DECODING) < MAX_STEP_TOKENS - DECODING:
+        pace.record(DECODING, 0, DECODE_S)
+        alone += 1
+    # Half the burst, and what the last full step took too much.
+    assert BURST_S / 2 <= alone * DECODE_S <= BURST_S / 2 + cost(MAX_STEP_TOKENS)
+
+
+def test_a_long_prompt_is_paced_but_for_its_beginning() -> None:
+    pace, cost = bursting(), linear(1e-4)
+    seconds = [cost(taken) for taken in run(pace, cost, 1000)]
+    slow = [s for s in seconds if s > 2.2 * DECODE_S]
+    assert len(slow) < 10

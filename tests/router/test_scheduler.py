@@ -96,14 +96,16 @@ def timed_step(scheduler: Scheduler, ms_per_token: float) -> list[tuple[str, int
 
 def test_prompts_beside_streams_are_paced_by_how_long_steps_took() -> None:
     scheduler = make_scheduler(max_step_tokens=60, prefill_slowdown=20.0)
-    scheduler.add(request("decoding", 2))
-    timed_step(scheduler, ms_per_token=1.0)
+    scheduler.add(request("decoding", 2, max_tokens=20))
+    timed_step(scheduler, ms_per_token=100.0)
     scheduler.add(request("prompt", 300))
-    steps = [timed_step(scheduler, ms_per_token=1.0) for _ in range(3)]
+    steps = [timed_step(scheduler, ms_per_token=100.0) for _ in range(5)]
     assert steps == [
+        [("decoding", 1), ("prompt", 59)],  # as many as fit into a step: a burst of 2 s may be had at once
         [("decoding", 1)],  # how long does that take without prompts?
-        [("decoding", 1), ("prompt", 59)],  # as many as fit into a step: too many, as is seen now
         [("decoding", 1), ("prompt", 5)],  # (the attention chunk ends here)
+        [("decoding", 1), ("prompt", 59)],  # as many as fit: too many, as is seen now
+        [("decoding", 1), ("prompt", 5)],
     ]
 
 
