@@ -8,11 +8,13 @@ Legend: T tokens, D model width, E experts, A experts chosen per token, N = T * 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from experts.errors import LinkDown, ShardRefused
 from experts.link import ExpertRows, Link, Reply
 from experts.placement import Placement
+from router.expert_load import ExpertLoad
 
 
 class ShardUnavailable(Exception):
@@ -38,6 +40,7 @@ class Dispatcher:
         assert len(links) == placement.num_shards
         self.links = list(links)
         """By shard number. A dead link is replaced here, from any thread, by a new one."""
+        self.load = ExpertLoad(placement)
         self._placement = placement
         # Rows are sorted by (shard, expert), so that a shard's rows, and within them an expert's, are contiguous.
         self._layers = {layer: _LayerOrder(by_expert) for layer, by_expert in placement.shards_of.items()}
@@ -57,7 +60,9 @@ class Dispatcher:
         rank_N = order.rank_E.to(expert_TA.device)[expert_TA.flatten()]
         sort_N = torch.argsort(rank_N, stable=True)
         x_ND = x_TD[sort_N // expert_TA.shape[1]] * score_TA.flatten()[sort_N, None]
-        counts = torch.bincount(rank_N, minlength=len(order.expert_of_rank)).tolist()
+        counts_R = np.bincount(rank_N.cpu().numpy(), minlength=len(order.expert_of_rank))
+        self.load.count(layer, counts_R[order.rank_E.numpy()])
+        counts: list[int] = counts_R.tolist()
         replies, begin = [], 0
         for shard, ranks in order.ranks_of_shard.items():
             hit = [rank for rank in ranks if counts[rank]]
@@ -74,6 +79,7 @@ class Dispatcher:
             begin += rows
             try:
                 replies.append((shard, self.links[shard].request(message)))
+                self.load.rows_of_shard[shard] += rows
             except (LinkDown, ShardRefused) as error:
                 raise ShardUnavailable(f"expert shard {shard}: {error}") from error
         unsort_N = torch.empty_like(sort_N)

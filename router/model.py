@@ -19,6 +19,7 @@ from router.kv_layout import KvLayout
 from router.moe import DenseMlp, MoeMlp
 from router.paged_attention import CpuAttention, HeadAttention, PlainAttention, StepPlan, query_temperature
 from router.rope import rope_frequencies, rotations
+from router.step_clock import StepClock
 from router.weights import WeightReader
 
 
@@ -44,7 +45,9 @@ class Layer:
         weights: WeightReader,
         dispatcher: Dispatcher,
         head_attention: HeadAttention,
+        clock: StepClock,
     ) -> None:
+        self._clock = clock
         names = TensorNames(config)
         self._attention_norm = RmsNorm(weights.read(names.layer(index, "input_layernorm.weight")), config.rms_norm_eps)
         self._attention = Attention(config, index, weights, head_attention)
@@ -52,13 +55,15 @@ class Layer:
             weights.read(names.layer(index, "post_attention_layernorm.weight")), config.rms_norm_eps
         )
         self._mlp = (
-            MoeMlp(config, index, weights, dispatcher)
+            MoeMlp(config, index, weights, dispatcher, clock)
             if config.layers[index].is_moe
             else DenseMlp(names.layer(index, "feed_forward"), weights)
         )
 
     def __call__(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
+        self._clock.enter("attention")
         x_TD = x_TD + self._attention(self._attention_norm(x_TD), step)
+        self._clock.enter("other")
         return x_TD + self._mlp(self._mlp_norm(x_TD))
 
 
@@ -79,10 +84,14 @@ class Model:
         names = TensorNames(config)
         self.config = config
         self.dtype = weights.dtype
+        self.clock = StepClock()
+        self.expert_load = dispatcher.load
         self._device = weights.device
         self._frequencies = rope_frequencies(config).to(weights.device)
         self._embedding_VD = weights.read(names.embedding)
-        self._layers = [Layer(config, index, weights, dispatcher, head_attention) for index in range(config.num_layers)]
+        self._layers = [
+            Layer(config, index, weights, dispatcher, head_attention, self.clock) for index in range(config.num_layers)
+        ]
         self._final_norm = RmsNorm(weights.read(names.final_norm), config.rms_norm_eps)
         self._lm_head = make_linear(self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head))
 
