@@ -36,6 +36,8 @@ example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `drover` command line; returns its exit code."""
+    # Read when torch is imported, which is later: threads that wait shall not take a core from those that work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal's encoding lacks
     parser = argparse.ArgumentParser(

@@ -8,6 +8,8 @@ ClientError              any status that is not OK; `code` tells which
 └── ServerUnavailable    UNAVAILABLE: nobody answers there, or a part of the server is down; try again
 """
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -64,6 +66,18 @@ _ERROR_TYPES = {
 _NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed", "Name resolution failure")
 
 
+# Ray Serve 2.60 drops the trailing metadata of a stream that fails; the message says the same.
+_RETRY_HINT = re.compile(r"; try again in ([0-9.e+-]+) s$")
+
+
+def _retry_after_s(metadata: Iterable[tuple[str, str]] | None, message: str) -> float | None:
+    pushback_ms = dict(metadata or ()).get("grpc-retry-pushback-ms")
+    if pushback_ms is not None:
+        return int(pushback_ms) / 1e3
+    hint = _RETRY_HINT.search(message)
+    return float(hint[1]) if hint else None
+
+
 def error_of(error: grpc.RpcError, address: str) -> ClientError:
     """The ClientError for what grpc raised during a call to `address`."""
     call: Any = error  # grpc raises objects that are an RpcError and a Call at once, which its stubs cannot say
@@ -74,6 +88,5 @@ def error_of(error: grpc.RpcError, address: str) -> ClientError:
         message = f"{address} did not finish in time: {message}"
     made = _ERROR_TYPES.get(code, ClientError)(code, message or f"{address} answered {code.name} without a message")
     if isinstance(made, ResourceExhausted):
-        pushback_ms = dict(call.trailing_metadata() or ()).get("grpc-retry-pushback-ms")
-        made.retry_after_s = None if pushback_ms is None else int(pushback_ms) / 1e3
+        made.retry_after_s = _retry_after_s(call.trailing_metadata(), message)
     return made

@@ -109,12 +109,12 @@ class BlockTable:
         layout = self._layout
         full = count // layout.block_tokens if self._publishes else 0
         per_chunk = layout.chunk_tokens // layout.block_tokens
-        keys = self._keys.of(token_ids, full)[self._published :]
+        keys = self._keys.of(token_ids, full)[self._published :] if full > self._published else []
         for index, key in enumerate(keys, self._published):
             self._pool.publish(self._global[index], ("global", key))
             if layout.chunked_units:
                 self._pool.publish(self._chunk[index % per_chunk], ("chunked", key))
-        self._published = full
+            self._published = index + 1
         if count % layout.chunk_tokens == 0:
             self._release(self._chunk)
         return keys

@@ -37,7 +37,7 @@ class PrefillPace:
             return room
         if self._decode_s is None or self._mixed_steps >= REMEASURE_STEPS:
             return 0
-        return min(room, max(MIN_PROMPT_TOKENS, int(self._prompt_tokens)))
+        return min(room, int(self._prompt_tokens))
 
     def record(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
         """A step with so many decoding sequences and prompt tokens took so long."""
