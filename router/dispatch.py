@@ -61,7 +61,7 @@ class Dispatcher:
         sort_N = torch.argsort(rank_N, stable=True)
         x_ND = x_TD[sort_N // expert_TA.shape[1]] * score_TA.flatten()[sort_N, None]
         counts_R = np.bincount(rank_N.cpu().numpy(), minlength=len(order.expert_of_rank))
-        self.load.count(layer, counts_R[order.rank_E.numpy()])
+        self.load.count((layer, counts_R, order.place_E))
         counts: list[int] = counts_R.tolist()
         replies, begin = [], 0
         for shard, ranks in order.ranks_of_shard.items():
@@ -111,6 +111,7 @@ class _LayerOrder:
         )
         self.rank_E = torch.empty(len(self.expert_of_rank), dtype=torch.int64)
         self.rank_E[torch.tensor(self.expert_of_rank)] = torch.arange(len(self.expert_of_rank))
+        self.place_E = self.rank_E.numpy()
         self.ranks_of_shard: dict[int, list[int]] = {}
         for rank, expert in enumerate(self.expert_of_rank):
             self.ranks_of_shard.setdefault(shards_of_expert[expert][0], []).append(rank)

@@ -106,11 +106,12 @@ class Engine:
         """Run one step and return what it added to each request, or why requests had to end."""
         deltas = self._expire()
         clock = self._model.clock
-        clock.start("schedule")
+        clock.start()
         work = self._scheduler.schedule()
         if not work:
             return deltas
-        started_s = clock.enter("other")
+        started_s = time.perf_counter()
+        clock.mark(("other", started_s))
         self._requests.started(_request_ids(work), started_s)
         try:
             sampled, prompt_entries = self._forward(work)
@@ -124,7 +125,7 @@ class Engine:
             return deltas + self._fail(_request_ids(work), Unavailable("the router failed in a step; its log says why"))
         deltas += self._emit(work, sampled, prompt_entries)
         self._scheduler.record_step(work, time.perf_counter() - started_s)
-        self._model.expert_load.fold()
+        self._model.expert_load.end_step()
         self._step_s.observe(clock.stop())
         return deltas
 
@@ -154,7 +155,7 @@ class Engine:
                 states.append(self._sampling[request.request_id])
                 positions.append(item.first + item.length)
         x_RD = self._model.forward(token_ids, spans, self._cache, last_rows + prompt_rows)
-        self._model.clock.enter("sample")
+        self._model.clock.mark(("sample", time.perf_counter()))
         sampled = sample(self._model.logits(x_RD[: len(last_rows)]), states, positions) if last_rows else []
         entries: list[TokenLogprobs] = []
         for first in range(0, len(prompt_rows), PROMPT_LOGIT_ROWS):
@@ -175,7 +176,8 @@ class Engine:
         self, work: Sequence[Work], sampled: Sequence[SampledToken], entries: Sequence[TokenLogprobs]
     ) -> list[TokenDelta]:
         deltas, tokens, next_entries = [], iter(sampled), iter(entries)
-        now_s = self._model.clock.enter("other")
+        now_s = time.perf_counter()
+        self._model.clock.mark(("other", now_s))
         self._requests.made([item.sequence.request.request_id for item in work if item.samples], now_s)
         self._steps += 1
         for item in work:

@@ -5,6 +5,7 @@ Legend: L MoE layers, E experts.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ WINDOW_S = 60.0
 # Counts are folded into the window so often; what arrives between two folds is taken to be equally old.
 FOLD_S = 1.0
 HOTTEST = 10
+# More than a model has; so that steps that nobody ends do not pile up.
+MAX_LAYERS = 1024
 # Upper bounds of an expert's load over the mean of its layer; 1 is a balanced expert.
 RATIO_BOUNDS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
@@ -55,7 +58,8 @@ class ExpertLoadSummary:
 class ExpertLoad:
     """Tokens by (layer, expert), and rows by shard, since the start and recently.
 
-    `count` belongs to the engine's thread, everything else to any one thread; each number is right by itself.
+    `count` and `end_step` belong to the engine's thread, everything else to any one thread; each number is right by
+    itself.
     """
 
     def __init__(self, placement: Placement, clock: Callable[[], float] = time.monotonic) -> None:
@@ -67,19 +71,22 @@ class ExpertLoad:
         self.tokens_LE: Counts = np.zeros((len(self.layers), num_experts), dtype=np.int64)
         """Since the start."""
         self._tokens_of = {layer: self.tokens_LE[row] for row, layer in enumerate(self.layers)}
+        self._step: deque[tuple[int, Counts, Counts]] = deque(maxlen=MAX_LAYERS)
+        # Counts are taken in after the step, in one go: amid it, each would take 5 us to come back into the caches.
+        self.count: Callable[[tuple[int, Counts, Counts]], None] = self._step.append
+        """count((layer, tokens, place_E)): a step's tokens for each expert; expert e's are at tokens[place_E[e]]."""
         self._counted_s = clock()
         # (when, what was recent then, the tokens that it includes), replaced as one.
         self._folded = (clock(), np.zeros(self.tokens_LE.shape), self.tokens_LE.copy())
         self._hot: tuple[int, ...] = ()
         self._hot_since_s = -math.inf
 
-    def count(self, layer: int, tokens_E: Counts) -> None:
-        """One step's tokens for the experts of `layer`."""
-        counted_E = self._tokens_of[layer]
-        counted_E += tokens_E
-
-    def fold(self) -> None:
-        """Let the window follow; called after each step, by the thread that counts."""
+    def end_step(self) -> None:
+        """Take in what the step has counted; called after each, by the thread that counts."""
+        for layer, tokens, place_E in self._step:
+            counted_E = self._tokens_of[layer]
+            counted_E += tokens[place_E]
+        self._step.clear()
         self._counted_s = now_s = self._clock()
         if now_s - self._folded[0] >= FOLD_S:
             tokens_LE = self.tokens_LE.copy()

@@ -4,6 +4,7 @@ Legend: T tokens of a step, D model width, R rows whose logits are wanted, V voc
 """
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from router.kv_layout import KvLayout
 from router.moe import DenseMlp, MoeMlp
 from router.paged_attention import CpuAttention, HeadAttention, PlainAttention, StepPlan, query_temperature
 from router.rope import rope_frequencies, rotations
-from router.step_clock import StepClock
+from router.step_clock import Phase, StepClock
 from router.weights import WeightReader
 
 
@@ -47,7 +48,8 @@ class Layer:
         head_attention: HeadAttention,
         clock: StepClock,
     ) -> None:
-        self._clock = clock
+        self._mark = clock.mark
+        self._mlp_phase: Phase = "dispatch" if config.layers[index].is_moe else "other"
         names = TensorNames(config)
         self._attention_norm = RmsNorm(weights.read(names.layer(index, "input_layernorm.weight")), config.rms_norm_eps)
         self._attention = Attention(config, index, weights, head_attention)
@@ -61,9 +63,9 @@ class Layer:
         )
 
     def __call__(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
-        self._clock.enter("attention")
+        self._mark(("attention", perf_counter()))
         x_TD = x_TD + self._attention(self._attention_norm(x_TD), step)
-        self._clock.enter("other")
+        self._mark((self._mlp_phase, perf_counter()))
         return x_TD + self._mlp(self._mlp_norm(x_TD))
 
 

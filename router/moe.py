@@ -3,6 +3,8 @@
 Legend: T tokens, D model width, F MLP width, E experts, A experts chosen per token.
 """
 
+from time import perf_counter
+
 import torch
 
 from checkpoint.config import ModelConfig
@@ -48,13 +50,12 @@ class MoeMlp:
         self._gate = make_linear(weights.read(names.layer(layer, "feed_forward.router.weight")))
         self._shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights)
         self._dispatcher = dispatcher
-        self._clock = clock
+        self._mark = clock.mark
 
     def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
-        self._clock.enter("dispatch")
         expert_TA, score_TA = choose_experts(self._gate(x_TD), self._experts_per_token)
         handle = self._dispatcher.dispatch(self._layer, x_TD, expert_TA, score_TA)
-        self._clock.enter("other")
+        self._mark(("other", perf_counter()))
         shared_TD = self._shared_expert(x_TD)  # while the rows travel and the shards compute
-        self._clock.enter("expert_wait")
+        self._mark(("expert_wait", perf_counter()))
         return shared_TD + self._dispatcher.combine(handle)

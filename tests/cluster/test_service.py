@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from cluster.metrics_reader import read_page
 from cluster.router_actor import Batch
 from router.metrics import EngineStats
 from router.request import GenerationRequest, SamplingParams
-from tests.cluster.deployment import NAMESPACE, actor, deployment_config, local_ray, router_stats, running
+from tests.cluster.deployment import NAMESPACE, actor, deployment_config, http_get, local_ray, router_stats, running
 from tests.command import ROOT, drover, start
 from tests.loopback import PATIENCE_S
 from tests.reference import Reference, make_served_reference, prompt
@@ -197,19 +195,9 @@ def test_a_frontend_that_was_forgotten_while_idle_loses_no_token(client: Client,
     assert [token_id for delta in deltas for token_id in delta.token_ids] == reference.greedy(HELLO, 8)[0]
 
 
-def get(deployment: Deployment, path: str) -> tuple[int, str, str]:
-    """Status, content type and text of a GET on the HTTP port."""
-    frontend = deployment.config.frontend
-    try:
-        with urllib.request.urlopen(f"http://{frontend.host}:{frontend.http_port}{path}", timeout=PATIENCE_S) as answer:
-            return answer.status, answer.headers["Content-Type"], answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.headers["Content-Type"], error.read().decode()
-
-
 def metrics(deployment: Deployment) -> dict[str, float]:
     """The metrics of the deployment: sums over the label values of each."""
-    status, content_type, text = get(deployment, "/metrics")
+    status, content_type, text = http_get(deployment, "/metrics")
     assert status == 200, text
     assert content_type.startswith("text/plain; version=0.0.4")
     sums: dict[str, float] = {}
@@ -237,7 +225,7 @@ def test_metrics_of_the_whole_deployment_on_one_page(deployment: Deployment, cli
 
 
 def test_a_path_that_is_not_there_is_not_found(deployment: Deployment) -> None:
-    status, _, text = get(deployment, "/metric")
+    status, _, text = http_get(deployment, "/metric")
     assert (status, text) == (404, "/metric is not here; /metrics is\n")
 
 

@@ -47,7 +47,8 @@ def load_of(layers: int, experts: int) -> ExpertLoadSummary:
     """After traffic that hits every expert of every layer, each differently."""
     load = ExpertLoad(even_placement(range(layers), experts, 2))
     for layer in range(layers):
-        load.count(layer, np.arange(1, experts + 1) * (layer + 1))
+        load.count((layer, np.arange(1, experts + 1) * (layer + 1), np.arange(experts)))
+    load.end_step()
     summary = load.summary()
     assert summary is not None
     return summary

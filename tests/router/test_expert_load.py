@@ -31,6 +31,11 @@ def summary_of(load: ExpertLoad) -> ExpertLoadSummary:
     return summary
 
 
+def count(load: ExpertLoad, layer: int, tokens_E: np.ndarray) -> None:
+    load.count((layer, tokens_E, np.arange(len(tokens_E))))
+    load.end_step()
+
+
 def only(expert: int, tokens: int, num_experts: int = EXPERTS) -> np.ndarray:
     tokens_E = np.zeros(num_experts, dtype=np.int64)
     tokens_E[expert] = tokens
@@ -44,9 +49,9 @@ def test_without_traffic_there_is_nothing_to_tell() -> None:
 
 def test_every_token_is_counted_for_its_layer_and_expert() -> None:
     load, _ = make_load()
-    load.count(3, only(17, 5))
-    load.count(3, only(17, 2))
-    load.count(5, only(0, 1))
+    count(load, 3, only(17, 5))
+    count(load, 3, only(17, 2))
+    count(load, 5, only(0, 1))
     assert load.tokens_LE[1, 17] == 7
     assert load.tokens_LE[2, 0] == 1
     assert load.tokens_LE.sum() == 8
@@ -54,13 +59,13 @@ def test_every_token_is_counted_for_its_layer_and_expert() -> None:
 
 def test_load_fades_with_time_whoever_looks_and_however_often() -> None:
     once, clock = make_load()
-    once.count(1, only(0, 1000))
+    count(once, 1, only(0, 1000))
     often, often_clock = make_load()
-    often.count(1, only(0, 1000))
+    count(often, 1, only(0, 1000))
     for _ in range(int(WINDOW_S)):
         often_clock.now_s += 1.0
-        often.fold()
-    once.fold()
+        often.end_step()
+    once.end_step()
     clock.now_s += WINDOW_S
     for load in (once, often):
         assert summary_of(load).hottest[0].recent_tokens == pytest.approx(1000 / np.e, rel=0.02)
@@ -71,9 +76,9 @@ def test_load_fades_with_time_whoever_looks_and_however_often() -> None:
 def test_at_a_steady_rate_the_window_holds_what_comes_in_a_window() -> None:
     load, clock = make_load()
     for _ in range(int(10 * WINDOW_S)):
-        load.count(1, only(9, 100))
+        count(load, 1, only(9, 100))
         clock.now_s += 1.0
-        load.fold()
+        load.end_step()
     assert summary_of(load).hottest[0].recent_tokens == pytest.approx(100 * WINDOW_S, rel=0.01)
 
 
@@ -84,7 +89,7 @@ def test_decay_by_hand() -> None:
 def test_traffic_on_every_expert_tells_of_a_few() -> None:
     load, _ = make_load()
     for layer in LAYERS:
-        load.count(layer, np.arange(1, EXPERTS + 1))
+        count(load, layer, np.arange(1, EXPERTS + 1))
     summary = summary_of(load)
     assert len(summary.hottest) == HOTTEST
     # The last experts are the hottest, and equals of lower layers come first.
@@ -102,9 +107,9 @@ def test_who_is_shown_changes_once_in_a_window() -> None:
     windows = 5
     for _ in range(int(windows * WINDOW_S)):
         for layer in LAYERS:
-            load.count(layer, random.permutation(EXPERTS) ** 3)
+            count(load, layer, random.permutation(EXPERTS) ** 3)
         clock.now_s += 1.0
-        load.fold()
+        load.end_step()
         shown |= {(hot.layer, hot.expert) for hot in summary_of(load).hottest}
     assert len(shown) <= windows * HOTTEST
 
@@ -126,8 +131,8 @@ def test_ratio_and_balance_by_hand() -> None:
 
 def test_the_distribution_and_the_balance_are_those_of_the_traffic() -> None:
     load, _ = make_load(num_experts=4)
-    load.count(1, np.array([3, 1, 0, 0]))
-    load.count(3, np.array([2, 2, 2, 2]))
+    count(load, 1, np.array([3, 1, 0, 0]))
+    count(load, 3, np.array([2, 2, 2, 2]))
     summary = summary_of(load)
     counted = dict(zip([*RATIO_BOUNDS, None], summary.ratio_counts, strict=True))
     assert {bound: count for bound, count in counted.items() if count} == {0.0: 2, 1.0: 5, 3.0: 1}
