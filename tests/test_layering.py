@@ -18,8 +18,9 @@ BESIDES = {
     "frontend": {"client", "protos"},
     "cluster": {"client", "protos"},
     "demo": {"checkpoint"},
+    "bench": {*FLOORS, "client", "protos"},
 }
-ROOMS = (*FLOORS, "client", "protos", "demo")
+ROOMS = (*FLOORS, "client", "protos", "demo", "bench")
 
 
 def allowed(room: str) -> set[str]:
@@ -95,7 +96,7 @@ def test_the_command_line_reaches_the_cluster_only_inside_functions() -> None:
 
 def test_only_the_rooms_at_the_wire_import_grpc() -> None:
     rooms = {file.split("/")[0] for file in importers_of("grpc", "grpc_health", "grpc_reflection", "grpc_tools")}
-    assert rooms <= {"frontend", "client", "cluster", "protos"}
+    assert rooms <= {"frontend", "client", "cluster", "protos", "bench"}
     assert {"frontend", "client"} <= rooms
 
 

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("checkpoint", "experts", "router", "frontend", "cluster", "client", "cli", "protos", "demo", "deploy")
+ROOMS = ("checkpoint", "experts", "router", "frontend", "cluster", "client", "cli", "protos", "demo", "bench", "deploy")
 
 
 def tree() -> str:
