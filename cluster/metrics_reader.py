@@ -1,5 +1,6 @@
 """Asks a deployment's actors what they have counted, for one page of metrics."""
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,21 @@ from frontend.metrics_page import ShardReport, render
 
 # Prometheus waits 10 s for a page by default.
 TIMEOUT_S = 3.0
+# Ray itself has no deadline for telling where an actor is.
+RAY_TIMEOUT_S = 6.0
+
+
+async def page_in_time(
+    model_name: str, router_name: str, shard_names: Sequence[str], namespace: str
+) -> tuple[bytes, str]:
+    """`read_page` without blocking the event loop, and within RAY_TIMEOUT_S even if Ray's head is away."""
+    reading = asyncio.to_thread(read_page, model_name, router_name, shard_names, namespace)
+    try:
+        return await asyncio.wait_for(reading, RAY_TIMEOUT_S)
+    except asyncio.TimeoutError:
+        nobody = [ShardReport(name, None) for name in shard_names]
+        page = render(model_name, [RouterReport(router_name, None, shard_names)], nobody)
+        return page, f"Ray did not answer within {RAY_TIMEOUT_S:g} s"
 
 
 def read_page(

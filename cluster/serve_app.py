@@ -4,7 +4,6 @@ HAProxy, which Serve runs, takes each gRPC call straight to a replica; the repli
 RPC's name. Everything else is frontend/: the same services run in one process without Ray.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from checkpoint.config import read_config
-from cluster.metrics_reader import read_page
+from cluster.metrics_reader import page_in_time
 from cluster.router_client import RayRouterClient
 from frontend.chat_template import ChatTemplate
 from frontend.grpc_server import answer_stream, answer_unary
@@ -99,9 +98,7 @@ class Frontend:
         if request.method not in ("GET", "HEAD"):
             return Response("only GET\n", 405, {"Allow": "GET, HEAD"}, media_type="text/plain")
         spec = self._spec
-        page, why_not = await asyncio.to_thread(
-            read_page, spec.model_name, spec.router_name, spec.shard_names, spec.namespace
-        )
+        page, why_not = await page_in_time(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
         if why_not:
             return Response(b"# " + why_not.encode() + b"\n" + page, 503, media_type="text/plain")
         return Response(page, headers={"Content-Type": CONTENT_TYPE})
