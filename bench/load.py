@@ -24,7 +24,7 @@ NUM_CHANNELS = 2
 
 def message(request: Request) -> bytes:
     """A request as it goes over the wire."""
-    sampling = pb.SamplingParams(max_tokens=request.max_tokens, temperature=0.0)
+    sampling = pb.SamplingParams(max_tokens=request.max_tokens, temperature=0.0, ignore_eos=True)
     generate = pb.GenerateRequest(token_ids=pb.TokenIds(ids=request.token_ids), sampling=sampling)
     serialized: bytes = generate.SerializeToString()
     return serialized

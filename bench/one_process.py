@@ -3,6 +3,7 @@
 python -m bench.one_process CHECKPOINT THREADS MAX_STREAMS
 """
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from checkpoint.tensors import Checkpoint
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
+from frontend.one_process import LIMITS
 from router.dispatch import Dispatcher
 from router.engine import Engine
 from router.model import Model
@@ -51,7 +53,9 @@ def load(directory: Path, limits: SchedulerLimits) -> tuple[Engine, CountingLink
     checkpoint = Checkpoint.open(directory)
     config, dtype = checkpoint.config, getattr(torch, checkpoint.config.dtype)
     placement = even_placement(config.moe_layers, config.num_experts, 1)
-    link = CountingLink(LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(0), dtype, CPU)))
+    threads = torch.get_num_threads()
+    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), dtype, CPU, threads=threads)
+    link = CountingLink(LocalLink(shard))
     model = Model(config, WeightReader(checkpoint, dtype, CPU), Dispatcher(placement, [link]))
     return Engine(model, limits), link
 
@@ -66,7 +70,7 @@ def run(engine: Engine, link: CountingLink, requests: list[Request]) -> tuple[li
         now_s = time.perf_counter() - began_s
         while waiting and waiting[-1][0] <= now_s:
             _, request_id, request = waiting.pop()
-            sampling = SamplingParams(request.max_tokens, temperature=0.0)
+            sampling = SamplingParams(request.max_tokens, temperature=0.0, ignore_eos=True)
             engine.submit(GenerationRequest(request_id, tuple(request.token_ids), sampling))
         if not engine.has_work:
             time.sleep(waiting[-1][0] - now_s)
@@ -83,7 +87,8 @@ def run(engine: Engine, link: CountingLink, requests: list[Request]) -> tuple[li
 
 def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
-    limits = SchedulerLimits(max_running=int(sys.argv[3]), max_waiting=4096, max_step_tokens=512, kv_bytes=2**30)
+    # But for the number of streams and the queue, what a deployment file's defaults say.
+    limits = dataclasses.replace(LIMITS, max_running=int(sys.argv[3]), max_waiting=4096)
 
     def start() -> Run:
         engine, link = load(Path(sys.argv[1]), limits)

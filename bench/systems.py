@@ -12,6 +12,7 @@ from bench.closed import Asked
 from bench.drover_server import ClusterShape, serving
 from bench.errors import BenchError
 from bench.process import ROOT, Worker, last_lines
+from experts.openmp import WAITING_THREADS
 
 DROVER, ONE_PROCESS, LLAMA_CPP, VLLM = "drover", "drover-one-process", "llama.cpp", "vllm"
 NAMES = (DROVER, ONE_PROCESS, LLAMA_CPP, VLLM)
@@ -52,7 +53,11 @@ def make_systems(setting: Setting) -> dict[str, System]:
     return {
         DROVER: Cluster(setting),
         ONE_PROCESS: InWorker(
-            ONE_PROCESS, Path(sys.executable), ("bench.one_process", checkpoint, threads, streams), setting.work
+            ONE_PROCESS,
+            Path(sys.executable),
+            ("bench.one_process", checkpoint, threads, streams),
+            setting.work,
+            WAITING_THREADS,
         ),
         LLAMA_CPP: LlamaCpp(
             LLAMA_CPP,

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from checkpoint.errors import DroverError
 from client import ClientError
+from experts.openmp import WAITING_THREADS
 
 # In the order of --help.
 COMMANDS = ("serve", "generate", "chat", "status", "stop", "demo", "checkpoint")
@@ -36,8 +37,8 @@ example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `drover` command line; returns its exit code."""
-    # Read when torch is imported, which is later: threads that wait shall not take a core from those that work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for name, value in WAITING_THREADS.items():
+        os.environ.setdefault(name, value)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal's encoding lacks
     parser = argparse.ArgumentParser(

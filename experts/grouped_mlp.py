@@ -6,26 +6,32 @@ Legend: N rows (one per token and chosen expert), D model width, F expert width,
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from experts.linear import Linear, make_linear
+from experts.streamed_mlp import MAX_ROWS, streamed_mlp, streams
 
 
 @dataclass(frozen=True)
 class Expert:
-    """One expert's weights, laid out for the device: D -> 2F (gate first, then up) and F -> D."""
+    """One expert's weights, laid out for the device: D -> 2F (gate first, then up) and F -> D.
+
+    streams: `streamed_mlp` can read them.
+    """
 
     gate_up: Linear
     down: Linear
+    streams: bool
 
 
 def make_expert(gate_up_DF2: torch.Tensor, down_FD: torch.Tensor) -> Expert:
     """From the checkpoint's layout, [in, out], to the device's."""
-    return Expert(make_linear(gate_up_DF2.t()), make_linear(down_FD.t()))
+    gate_up, down = make_linear(gate_up_DF2.t()), make_linear(down_FD.t())
+    return Expert(gate_up, down, streams(gate_up) and streams(down))
 
 
 def swiglu(gate_up_NF2: torch.Tensor) -> torch.Tensor:
@@ -40,8 +46,21 @@ def grouped_mlp(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[
     sum(counts) must be N. Each expert's weights are streamed from memory once, however many rows it has.
     """
     assert sum(counts) == len(x_ND), f"{sum(counts)} rows in groups, {len(x_ND)} given"
-    if not experts:
-        return torch.empty_like(x_ND)
+    parts, row = [x_ND[:0]], 0
+    by_kind = groupby(zip(experts, counts, strict=True), lambda pair: pair[0].streams and pair[1] <= MAX_ROWS)
+    for is_streamed, pairs in by_kind:
+        some, some_counts = zip(*pairs, strict=True)
+        rows = sum(some_counts)
+        parts.append((_streamed if is_streamed else _in_turn)(x_ND[row : row + rows], some, some_counts))
+        row += rows
+    return torch.cat(parts)
+
+
+def _streamed(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
+    return streamed_mlp(x_ND, [expert.gate_up for expert in experts], [expert.down for expert in experts], counts)
+
+
+def _in_turn(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
     # What is done to each expert's few rows costs as much for one as for all: it is done for all at once.
     gate_up = [expert.gate_up(rows) for expert, rows in zip(experts, x_ND.split(list(counts)), strict=True)]
     h_NF = swiglu(torch.cat(gate_up))
@@ -51,9 +70,8 @@ def grouped_mlp(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[
 class GroupedMlp:
     """`grouped_mlp` on several processor cores.
 
-    With many experts, each core takes some of them: that streams 20 GB/s where all cores together on one expert after
-    the other stream 18, because they need not wait for each other at the end of each product (2 cores, 3 MB an
-    expert). With few experts, all cores share each.
+    With many experts, each core takes some of them, so that no core waits for another at the end of each product. With
+    few experts, all cores share each.
     """
 
     def __init__(self, threads: int) -> None:

@@ -16,7 +16,7 @@ def make_linear(weight_OI: torch.Tensor) -> Linear:
     streams 24-28 (128 matrices of 2048 x 512 bf16, 2 cores with avx512_bf16). The caller's tensor is not kept.
     """
     if weight_OI.device.type == "cpu" and _onednn_supports(weight_OI.dtype):
-        return _OneDnnLinear(weight_OI)
+        return OneDnnLinear(weight_OI)
     return _PlainLinear(weight_OI)
 
 
@@ -28,9 +28,14 @@ class _PlainLinear:
         return F.linear(x_NI, self._weight_OI)
 
 
-class _OneDnnLinear:
+class OneDnnLinear:
+    """address: of the packed weight in memory, which lives as long as this."""
+
     def __init__(self, weight_OI: torch.Tensor) -> None:
+        self.outputs, self.inputs = weight_OI.shape
+        self.dtype = weight_OI.dtype
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), 1)
+        self.address: int = torch.ops.mkldnn.data_ptr(self._packed)
 
     def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
         y_NO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, self._packed, None, "none", [], "")

@@ -1,70 +1,39 @@
-"""The inner loops of attention on a CPU, which read and write blocks where they lie; torch has no such operation.
+"""Inner loops on a CPU: attention, which reads and writes blocks where they lie, and a norm in one pass.
 
-Compiled by Numba to machine code for the processor at hand on first use, and kept on disk. Each has a slow twin in
-plain torch (PlainAttention), which it must match. bf16 is seen here as uint16, because NumPy has no such type;
-arithmetic is fp32, and what torch would round to bf16 between two operations is rounded here, too.
+Torch has no operation for the former, and six for the latter. Compiled by Numba to machine code for the processor at
+hand on first use, and kept on disk. Each has a slow twin in plain torch (PlainAttention, PlainNorm), which it must
+match. bf16 is seen here as uint16, because NumPy has no such type; arithmetic is fp32, and what torch would round to
+bf16 between two operations is rounded here, too.
 
 Legend: T tokens of a step, N spans, H query heads, K key/value heads, J = H + 2 K, G = H / K, U units of the pool,
 P positions of a block, B blocks of a sequence, C = head_dim columns.
 """
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 
-# Sums may be reordered and fused; NaN and infinity keep their meaning.
-_FAST = {"reassoc", "contract", "nsz", "arcp"}
+from experts.numerics import FAST, exp_of_negative, from_float, to_float
+
 _LANES = 4  # query heads that share one reading of a key or value
 _LOWEST = np.float32(-1e30)
 
 
-def _to_float(x):
-    raise AssertionError("compiled code only")
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+def rms_norm(begin, end, x_TD, weight_D, eps, out_TD):
+    """out = x / rms(x) * weight for rows begin..end-1; rounded before the weight is applied, as in RmsNorm."""
+    columns, like = x_TD.shape[1], x_TD[0, 0]
+    for t in range(begin, end):
+        squares = np.float32(0)
+        for d in range(columns):
+            x = to_float(x_TD[t, d])
+            squares += x * x
+        factor = np.float32(1) / np.sqrt(squares / np.float32(columns) + eps)
+        for d in range(columns):
+            normed = to_float(from_float(to_float(x_TD[t, d]) * factor, like))
+            out_TD[t, d] = from_float(normed * to_float(weight_D[d]), like)
 
 
-@overload(_to_float, inline="always")
-def _to_float_overload(x):
-    if x == types.uint16:
-        return lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
-    return lambda x: x
-
-
-def _from_float(x, like):
-    raise AssertionError("compiled code only")
-
-
-@overload(_from_float, inline="always")
-def _from_float_overload(x, like):
-    if like == types.uint16:
-
-        def to_bf16(x, like):
-            bits = np.float32(x).view(np.uint32)
-            if x != x:
-                return np.uint16(0x7FC0)
-            # To nearest, ties to even.
-            return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-        return to_bf16
-    return lambda x, like: np.float32(x)
-
-
-@njit(fastmath=_FAST, inline="always")
-def _exp(x):
-    """e^x for x <= 0, to about 2e-7 relative: 2^i * 2^f with a polynomial for 2^f, -1/2 <= f <= 1/2 (Taylor)."""
-    t = max(x, np.float32(-87.0)) * np.float32(1.4426950408889634)
-    i = np.floor(t + np.float32(0.5))
-    f = t - i
-    p = np.float32(1.5403530393381610e-4)
-    p = p * f + np.float32(1.3333558146428443e-3)
-    p = p * f + np.float32(9.6181291076284772e-3)
-    p = p * f + np.float32(5.5504108664821580e-2)
-    p = p * f + np.float32(2.4022650695910071e-1)
-    p = p * f + np.float32(6.9314718055994531e-1)
-    p = p * f + np.float32(1.0)
-    return np.int32((np.int32(i) + np.int32(127)) << np.int32(23)).view(np.float32) * p
-
-
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def prepare(
     begin, end, qkv_TJC, kv_heads, rotates, rotation_TC, norm_eps, temperature_T, unit_T, slot_T, k_UKPC, v_UKCP
 ):
@@ -79,24 +48,24 @@ def prepare(
     for t in range(begin, end):
         for j in range(heads + kv_heads):
             for c in range(columns):
-                x[c] = _to_float(qkv_TJC[t, j, c])
+                x[c] = to_float(qkv_TJC[t, j, c])
             if rotates:
                 for c in range(0, columns, 2):
                     a, b, cos, sin = x[c], x[c + 1], rotation_TC[t, c], rotation_TC[t, c + 1]
-                    x[c] = _to_float(_from_float(a * cos - b * sin, like))
-                    x[c + 1] = _to_float(_from_float(a * sin + b * cos, like))
+                    x[c] = to_float(from_float(a * cos - b * sin, like))
+                    x[c + 1] = to_float(from_float(a * sin + b * cos, like))
             if norm_eps > 0:
                 squares = np.float32(0)
                 for c in range(columns):
                     squares += x[c] * x[c]
                 factor = np.float32(1) / np.sqrt(squares / np.float32(columns) + norm_eps)
                 for c in range(columns):
-                    x[c] = _to_float(_from_float(x[c] * factor, like))
+                    x[c] = to_float(from_float(x[c] * factor, like))
             if j < heads and len(temperature_T):
                 for c in range(columns):
                     x[c] *= temperature_T[t]
             for c in range(columns):
-                qkv_TJC[t, j, c] = _from_float(x[c], like)
+                qkv_TJC[t, j, c] = from_float(x[c], like)
         unit, slot = unit_T[t], slot_T[t]
         for k in range(kv_heads):
             for c in range(columns):
@@ -104,7 +73,7 @@ def prepare(
                 v_UKCP[unit, k, c, slot] = qkv_TJC[t, heads + kv_heads + k, c]
 
 
-@njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
+@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 def attend(begin, end, q_NHC, k_UKPC, v_UKCP, block_NB, keys_N, scale, out_NHC):
     """out_NHC[n] = softmax(q_n k^T * scale) v over the first keys_N[n] positions of blocks block_NB[n].
 
@@ -131,14 +100,14 @@ def attend(begin, end, q_NHC, k_UKPC, v_UKCP, block_NB, keys_N, scale, out_NHC):
                     q[g, c] = np.float32(0)
             for g in range(lanes):
                 for c in range(columns):
-                    q[g, c] = _to_float(q_NHC[n, k * group + first + g, c]) * scale
+                    q[g, c] = to_float(q_NHC[n, k * group + first + g, c]) * scale
             for b in range((keys + positions - 1) // positions):
                 unit = block_NB[n, b]
                 seen = min(positions, keys - b * positions)
                 for p in range(seen):
                     w0 = w1 = w2 = w3 = np.float32(0)
                     for c in range(columns):
-                        x = _to_float(k_UKPC[unit, k, p, c])
+                        x = to_float(k_UKPC[unit, k, p, c])
                         w0 += q[0, c] * x
                         w1 += q[1, c] * x
                         w2 += q[2, c] * x
@@ -150,18 +119,18 @@ def attend(begin, end, q_NHC, k_UKPC, v_UKCP, block_NB, keys_N, scale, out_NHC):
                         weight[g, p] = _LOWEST
                     for p in range(positions):
                         top = max(top, weight[g, p])
-                    shrink[g] = _exp(highest[g] - top)
+                    shrink[g] = exp_of_negative(highest[g] - top)
                     highest[g] = top
                     s = np.float32(0)
                     for p in range(positions):
-                        w = _exp(weight[g, p] - top)
+                        w = exp_of_negative(weight[g, p] - top)
                         weight[g, p] = w
                         s += w
                     weight_sum[g] = weight_sum[g] * shrink[g] + s
                 for c in range(columns):
                     y0 = y1 = y2 = y3 = np.float32(0)
                     for p in range(positions):
-                        x = _to_float(v_UKCP[unit, k, c, p])
+                        x = to_float(v_UKCP[unit, k, c, p])
                         y0 += weight[0, p] * x
                         y1 += weight[1, p] * x
                         y2 += weight[2, p] * x
@@ -173,4 +142,4 @@ def attend(begin, end, q_NHC, k_UKPC, v_UKCP, block_NB, keys_N, scale, out_NHC):
             for g in range(lanes):
                 h = k * group + first + g
                 for c in range(columns):
-                    out_NHC[n, h, c] = _from_float(total[g, c] / weight_sum[g], out_NHC[0, 0, 0])
+                    out_NHC[n, h, c] = from_float(total[g, c] / weight_sum[g], out_NHC[0, 0, 0])

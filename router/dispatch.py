@@ -2,7 +2,8 @@
 
 `dispatch` returns a handle; only `combine` consumes it. Between the two the router is free to compute.
 
-Legend: T tokens, D model width, E experts, A experts chosen per token, N = T * A rows on their way to experts.
+Legend: T tokens, D model width, E experts, R the same in the order of rows, A experts chosen per token, N = T * A rows
+on their way to experts.
 """
 
 from collections.abc import Sequence

@@ -18,22 +18,11 @@ from router.dispatch import Dispatcher
 from router.kv_cache import KvCache, Span
 from router.kv_layout import KvLayout
 from router.moe import DenseMlp, MoeMlp
+from router.norm import make_norm
 from router.paged_attention import CpuAttention, HeadAttention, PlainAttention, StepPlan, query_temperature
 from router.rope import rope_frequencies, rotations
 from router.step_clock import Phase, StepClock
 from router.weights import WeightReader
-
-
-class RmsNorm:
-    """x / rms(x) * weight; normed in fp32 and cast back before the weight is applied, as transformers does."""
-
-    def __init__(self, weight_D: torch.Tensor, eps: float) -> None:
-        self._weight_D = weight_D
-        self._eps = eps
-
-    def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
-        x = x_TD.float()
-        return (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self._eps)).type_as(x_TD) * self._weight_D
 
 
 class Layer:
@@ -51,9 +40,11 @@ class Layer:
         self._mark = clock.mark
         self._mlp_phase: Phase = "dispatch" if config.layers[index].is_moe else "other"
         names = TensorNames(config)
-        self._attention_norm = RmsNorm(weights.read(names.layer(index, "input_layernorm.weight")), config.rms_norm_eps)
+        self._attention_norm = make_norm(
+            weights.read(names.layer(index, "input_layernorm.weight")), config.rms_norm_eps
+        )
         self._attention = Attention(config, index, weights, head_attention)
-        self._mlp_norm = RmsNorm(
+        self._mlp_norm = make_norm(
             weights.read(names.layer(index, "post_attention_layernorm.weight")), config.rms_norm_eps
         )
         self._mlp = (
@@ -94,7 +85,7 @@ class Model:
         self._layers = [
             Layer(config, index, weights, dispatcher, head_attention, self.clock) for index in range(config.num_layers)
         ]
-        self._final_norm = RmsNorm(weights.read(names.final_norm), config.rms_norm_eps)
+        self._final_norm = make_norm(weights.read(names.final_norm), config.rms_norm_eps)
         self._lm_head = make_linear(self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head))
 
     def new_cache(self, layout: KvLayout, num_units: int, max_sequences: int) -> KvCache:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from checkpoint.config import ModelConfig
+from experts.numerics import as_numpy
 from router.cpu_kernels import attend, prepare
 from router.kv_cache import KvCache, Span, TablePlan
 from router.kv_layout import LayerPlace
@@ -225,8 +226,3 @@ def span_attention(
     share_HT1 = torch.sigmoid(past_logsum_HT - own_logsum_HT)[:, :, None]
     out_HTC = torch.lerp(own_HTC.float(), past_HTC.float(), share_HT1).type_as(q_THC)
     return out_HTC.transpose(0, 1)
-
-
-def as_numpy(x: torch.Tensor) -> np.ndarray:
-    """The same memory; bf16 as uint16."""
-    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
