@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Show the routers (requests, tokens/s, KV cache) and the shards (experts held, rows computed, links) of a deployment.
-tokens/s is the average of the last ten seconds. Exits with 1 if nothing runs.
+tokens/s is the average of the last ten seconds. KV cache that is "cached" holds prefixes of ended requests, and gives
+way when memory is needed; prefix hits are the prompt tokens found there. Exits with 1 if nothing runs.
 """
 EPILOG = """\
 examples:
@@ -55,19 +56,34 @@ def _show(status: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    routers = Table("router", "state", "running", "waiting", "tokens made", "tokens/s", "KV cache")
+    routers = Table("router", "state", "running", "waiting", "tokens made", "tokens/s")
+    caches = Table("KV cache of", "used", "cached", "free", "prefix hits", "preemptions")
     for router in status["routers"]:
         engine = router.get("engine") or {}
-        kv = f"{engine['kv_bytes_used'] / 2**20:.0f}/{engine['kv_bytes_total'] / 2**20:.0f} MiB" if engine else ""
         cells = (engine.get("running", ""), engine.get("waiting", ""), engine.get("generated_tokens", ""))
-        routers.add_row(router["name"], _state(router), *map(str, cells), f"{router.get('tokens_per_s', 0):.1f}", kv)
+        routers.add_row(router["name"], _state(router), *map(str, cells), f"{router.get('tokens_per_s', 0):.1f}")
+        if engine:
+            caches.add_row(router["name"], *_cache_cells(engine))
     shards = Table("shard", "state", "experts held", "rows computed", "links")
     for shard in status["shards"]:
         cells = (shard.get("experts_held", ""), shard.get("rows_computed", ""), len(shard.get("links", ())))
         shards.add_row(shard["name"], _state(shard), *map(str, cells))
     console = Console()
     console.print(routers)
+    if caches.row_count:
+        console.print(caches)
     console.print(shards)
+
+
+def _cache_cells(engine: dict[str, Any]) -> tuple[str, ...]:
+    used, cached, total = (engine[f"kv_bytes_{which}"] for which in ("used", "cached", "total"))
+    queried, hit = engine["prefix_queried_tokens"], engine["prefix_hit_tokens"]
+    hits = f"{hit / queried:.0%} of {queried}" if queried else "no prompts yet"
+    return _mebibytes(used), _mebibytes(cached), _mebibytes(total - used - cached), hits, str(engine["preemptions"])
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB" if size < 100 * 2**20 else f"{size / 2**20:.0f} MiB"
 
 
 def _state(part: dict[str, Any]) -> str:

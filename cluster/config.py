@@ -123,8 +123,8 @@ class EngineConfig(_Section):
 
 
 class FrontendConfig(_Section):
-    """host: where gRPC listens; the default is reachable from this machine alone. http_port: of Ray Serve's own
-    status routes. grace_s: a frontend not heard of for so long is forgotten, and its requests are cancelled."""
+    """host: where gRPC listens; the default is reachable from this machine alone. http_port: of
+    GET /metrics, for Prometheus. grace_s: a frontend not heard of for so long is forgotten, its requests cancelled."""
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     grpc_port: Port = 9000

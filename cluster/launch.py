@@ -276,7 +276,7 @@ def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint, deadline: 
         serve.run(
             build(frontend_spec(config, checkpoint), frontend.replicas),
             name=_app_name(config.ray.namespace),
-            route_prefix="/drover",
+            route_prefix="/",
         )
     except RuntimeError as error:
         raise StartError(f"the frontend failed to start: {_first_line(error)}") from None

@@ -26,11 +26,12 @@ from cluster.link_keeper import LinkKeeper, LinkSettings, NoLink
 from experts.placement import Placement
 from frontend.router_client import Readiness
 from router.dispatch import Dispatcher
-from router.engine import Engine, EngineStats
+from router.engine import Engine
 from router.engine_thread import EngineThread
 from router.errors import Unavailable
 from router.kv_layout import KvLayout
 from router.memory import KvBudget, free_bytes
+from router.metrics import EngineSnapshot, EngineStats
 from router.model import Model
 from router.request import GenerationRequest, TokenDelta
 from router.scheduler import SchedulerLimits
@@ -70,6 +71,14 @@ class RouterStats:
     tokens_per_s: float
     frontends: int
     down: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RouterMetrics:
+    """engine: None while the model is being loaded. down: names of shards without a working link."""
+
+    engine: EngineSnapshot | None
+    down: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -132,6 +141,10 @@ class RouterActor:
         (first_s, first), (last_s, last) = self._made[0], self._made[-1]
         rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
         return RouterStats(engine, rate, len(self._outboxes), self._down())
+
+    async def metrics(self) -> RouterMetrics:
+        """What was counted, in full, for the metrics page."""
+        return RouterMetrics(self._engine.snapshot if self._engine else None, tuple(self._down()))
 
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing."""

@@ -13,17 +13,22 @@ from typing import Any
 import torch
 from grpc_health.v1 import health_pb2
 from ray import serve
+from starlette.requests import Request
+from starlette.responses import Response
 
 from checkpoint.config import read_config
+from cluster.metrics_reader import page_in_time
 from cluster.router_client import RayRouterClient
 from frontend.chat_template import ChatTemplate
 from frontend.grpc_server import answer_stream, answer_unary
 from frontend.grpc_service import InferenceService, ModelCard
 from frontend.health import HealthService
+from frontend.metrics_page import CONTENT_TYPE
 from frontend.tokenizer import Tokenizer
 from protos.drover.v1 import inference_pb2 as pb
 from router.engine import request_limits
 
+METRICS_PATH = "/metrics"
 GRPC_SERVICER_FUNCTIONS = (
     "frontend.grpc_server.add_inference_services",
     "frontend.grpc_server.add_health_service",
@@ -32,12 +37,13 @@ GRPC_SERVICER_FUNCTIONS = (
 
 @dataclass(frozen=True)
 class FrontendSpec:
-    """What a frontend replica serves, and where its router is."""
+    """What a frontend replica serves, and where its router is. shard_names: by shard number, for their metrics."""
 
     model_name: str
     checkpoint: Path
     dtype: torch.dtype
     router_name: str
+    shard_names: tuple[str, ...]
     namespace: str
     max_context_tokens: int | None
 
@@ -46,6 +52,7 @@ class Frontend:
     """One replica: tokenizing, chat templates, and the streams of its clients."""
 
     def __init__(self, spec: FrontendSpec) -> None:
+        self._spec = spec
         config = read_config(spec.checkpoint)
         card = ModelCard.of(spec.model_name, config, str(spec.dtype).removeprefix("torch."))
         router = RayRouterClient(spec.router_name, spec.namespace, request_limits(config, spec.max_context_tokens))
@@ -83,6 +90,18 @@ class Frontend:
 
     async def List(self, request: Any, grpc_context: Any) -> health_pb2.HealthListResponse:
         return await answer_unary(self._health.List, request, grpc_context, health_pb2.HealthListResponse())
+
+    async def __call__(self, request: Request) -> Response:
+        """Serve's HTTP port: GET /metrics."""
+        if request.url.path != METRICS_PATH:
+            return Response(f"{request.url.path} is not here; {METRICS_PATH} is\n", 404, media_type="text/plain")
+        if request.method not in ("GET", "HEAD"):
+            return Response("only GET\n", 405, {"Allow": "GET, HEAD"}, media_type="text/plain")
+        spec = self._spec
+        page, why_not = await page_in_time(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
+        if why_not:
+            return Response(b"# " + why_not.encode() + b"\n" + page, 503, media_type="text/plain")
+        return Response(page, headers={"Content-Type": CONTENT_TYPE})
 
 
 def build(spec: FrontendSpec, replicas: int) -> serve.Application:

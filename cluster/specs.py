@@ -82,6 +82,7 @@ def frontend_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> FrontendS
         checkpoint=config.checkpoint,
         dtype=_dtype(config, checkpoint),
         router_name=ROUTER_NAME,
+        shard_names=_shard_names(config),
         namespace=config.ray.namespace,
         max_context_tokens=config.engine.max_context_tokens,
     )

@@ -11,6 +11,7 @@ from typing import Protocol
 from router.engine import Engine
 from router.engine_thread import EngineThread
 from router.errors import RequestError
+from router.metrics import EngineSnapshot
 from router.request import GenerationRequest, RequestLimits, TokenDelta
 
 
@@ -91,6 +92,11 @@ class InProcessRouter:
 
     async def readiness(self) -> Readiness:
         return Readiness(ready=True)
+
+    @property
+    def snapshot(self) -> EngineSnapshot:
+        """Everything that the engine counts; from the event loop's thread."""
+        return self._engine.snapshot
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         self._streams.open(request.request_id)

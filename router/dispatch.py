@@ -2,17 +2,20 @@
 
 `dispatch` returns a handle; only `combine` consumes it. Between the two the router is free to compute.
 
-Legend: T tokens, D model width, E experts, A experts chosen per token, N = T * A rows on their way to experts.
+Legend: T tokens, D model width, E experts, R the same in the order of rows, A experts chosen per token, N = T * A rows
+on their way to experts.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from experts.errors import LinkDown, ShardRefused
 from experts.link import ExpertRows, Link, Reply
 from experts.placement import Placement
+from router.expert_load import ExpertLoad
 
 
 class ShardUnavailable(Exception):
@@ -38,6 +41,7 @@ class Dispatcher:
         assert len(links) == placement.num_shards
         self.links = list(links)
         """By shard number. A dead link is replaced here, from any thread, by a new one."""
+        self.load = ExpertLoad(placement)
         self._placement = placement
         # Rows are sorted by (shard, expert), so that a shard's rows, and within them an expert's, are contiguous.
         self._layers = {layer: _LayerOrder(by_expert) for layer, by_expert in placement.shards_of.items()}
@@ -57,7 +61,9 @@ class Dispatcher:
         rank_N = order.rank_E.to(expert_TA.device)[expert_TA.flatten()]
         sort_N = torch.argsort(rank_N, stable=True)
         x_ND = x_TD[sort_N // expert_TA.shape[1]] * score_TA.flatten()[sort_N, None]
-        counts = torch.bincount(rank_N, minlength=len(order.expert_of_rank)).tolist()
+        counts_R = np.bincount(rank_N.cpu().numpy(), minlength=len(order.expert_of_rank))
+        self.load.count((layer, counts_R, order.place_E))
+        counts: list[int] = counts_R.tolist()
         replies, begin = [], 0
         for shard, ranks in order.ranks_of_shard.items():
             hit = [rank for rank in ranks if counts[rank]]
@@ -74,6 +80,7 @@ class Dispatcher:
             begin += rows
             try:
                 replies.append((shard, self.links[shard].request(message)))
+                self.load.rows_of_shard[shard] += rows
             except (LinkDown, ShardRefused) as error:
                 raise ShardUnavailable(f"expert shard {shard}: {error}") from error
         unsort_N = torch.empty_like(sort_N)
@@ -105,6 +112,7 @@ class _LayerOrder:
         )
         self.rank_E = torch.empty(len(self.expert_of_rank), dtype=torch.int64)
         self.rank_E[torch.tensor(self.expert_of_rank)] = torch.arange(len(self.expert_of_rank))
+        self.place_E = self.rank_E.numpy()
         self.ranks_of_shard: dict[int, list[int]] = {}
         for rank, expert in enumerate(self.expert_of_rank):
             self.ranks_of_shard.setdefault(shards_of_expert[expert][0], []).append(rank)

@@ -3,14 +3,14 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from checkpoint.config import ModelConfig
 from router.dispatch import ShardUnavailable
-from router.errors import DeadlineExceeded, RequestError, Unavailable
+from router.errors import DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
 from router.kv_cache import Span
 from router.kv_layout import MAX_BLOCK_TOKENS, KvLayout
 from router.logprobs import token_logprobs
+from router.metrics import STEP_BOUNDS_S, EngineSnapshot, EngineStats, Histogram, RequestMetrics
 from router.model import Model
 from router.request import GenerationRequest, RequestLimits, TokenDelta, TokenLogprobs
 from router.sampler import SampledToken, sample
@@ -21,19 +21,6 @@ logger = logging.getLogger(__name__)
 
 # Logits of a prompt that exist at once. 64 rows of 202,048 in fp32 are 52 MB.
 PROMPT_LOGIT_ROWS = 64
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """Counters since the start, and the state now. Bytes are of the KV cache."""
-
-    prompt_tokens: int
-    generated_tokens: int
-    steps: int
-    running: int
-    waiting: int
-    kv_bytes_used: int
-    kv_bytes_total: int
 
 
 class Engine:
@@ -56,6 +43,8 @@ class Engine:
         self._cache = model.new_cache(layout, self._scheduler.pool.num_units, limits.max_running)
         self._sampling: dict[str, SamplingState] = {}
         self._prompt_tokens = self._generated_tokens = self._steps = 0
+        self._requests = RequestMetrics()
+        self._step_s = Histogram(STEP_BOUNDS_S)
 
     @property
     def stats(self) -> EngineStats:
@@ -67,16 +56,42 @@ class Engine:
             scheduler.num_running,
             scheduler.num_waiting,
             scheduler.kv_bytes_used,
-            scheduler.limits.kv_bytes,
+            scheduler.kv_bytes_cached,
+            scheduler.kv_bytes_total,
+            scheduler.counters.prefix_queried_tokens,
+            scheduler.counters.prefix_hit_tokens,
+            scheduler.counters.preemptions,
+        )
+
+    @property
+    def snapshot(self) -> EngineSnapshot:
+        """Everything that is counted; from any one thread."""
+        load = self._model.expert_load
+        return EngineSnapshot(
+            self.stats,
+            self._requests.copy(),
+            self._step_s.copy(),
+            dict(self._model.clock.seconds),
+            tuple(load.rows_of_shard),
+            load.summary(),
         )
 
     @property
     def has_work(self) -> bool:
         return self._scheduler.num_running + self._scheduler.num_waiting > 0
 
-    def submit(self, request: GenerationRequest) -> None:
-        """Queue a request that `check_request` has passed. Raises ResourceExhausted."""
-        self._scheduler.add(request)
+    def submit(self, request: GenerationRequest, arrived_s: float | None = None) -> None:
+        """Queue a request that `check_request` has passed. Raises ResourceExhausted.
+
+        arrived_s: when it came, by time.perf_counter; none means now.
+        """
+        try:
+            self._scheduler.add(request)
+        except ResourceExhausted:
+            self._requests.refused()
+            raise
+        arrived_s = time.perf_counter() if arrived_s is None else arrived_s
+        self._requests.arrived(request.request_id, arrived_s, len(request.prompt_token_ids))
         self._sampling[request.request_id] = SamplingState(
             request.sampling, request.prompt_token_ids, self._eos_token_ids
         )
@@ -85,24 +100,33 @@ class Engine:
         """Forget a request and free its memory; no delta follows. One that has just ended is ignored."""
         self._scheduler.remove(request_id)
         self._sampling.pop(request_id, None)
+        self._requests.end(request_id, "cancelled", time.perf_counter())
 
     def step(self) -> list[TokenDelta]:
         """Run one step and return what it added to each request, or why requests had to end."""
         deltas = self._expire()
+        clock = self._model.clock
+        clock.start()
         work = self._scheduler.schedule()
         if not work:
             return deltas
         started_s = time.perf_counter()
+        clock.mark(("other", started_s))
+        self._requests.started(_request_ids(work), started_s)
         try:
             sampled, prompt_entries = self._forward(work)
         except ShardUnavailable as error:
+            self._step_s.observe(clock.stop())
             return deltas + self._fail(_request_ids(work), Unavailable(str(error)))
         except Exception:
             # A defect, or memory that ran out: it must not take the other requests' server down.
+            self._step_s.observe(clock.stop())
             logger.exception("a step failed")
             return deltas + self._fail(_request_ids(work), Unavailable("the router failed in a step; its log says why"))
         deltas += self._emit(work, sampled, prompt_entries)
         self._scheduler.record_step(work, time.perf_counter() - started_s)
+        self._model.expert_load.end_step()
+        self._step_s.observe(clock.stop())
         return deltas
 
     def fail_all(self, error: RequestError) -> list[TokenDelta]:
@@ -131,6 +155,7 @@ class Engine:
                 states.append(self._sampling[request.request_id])
                 positions.append(item.first + item.length)
         x_RD = self._model.forward(token_ids, spans, self._cache, last_rows + prompt_rows)
+        self._model.clock.mark(("sample", time.perf_counter()))
         sampled = sample(self._model.logits(x_RD[: len(last_rows)]), states, positions) if last_rows else []
         entries: list[TokenLogprobs] = []
         for first in range(0, len(prompt_rows), PROMPT_LOGIT_ROWS):
@@ -151,6 +176,9 @@ class Engine:
         self, work: Sequence[Work], sampled: Sequence[SampledToken], entries: Sequence[TokenLogprobs]
     ) -> list[TokenDelta]:
         deltas, tokens, next_entries = [], iter(sampled), iter(entries)
+        now_s = time.perf_counter()
+        self._model.clock.mark(("other", now_s))
+        self._requests.made([item.sequence.request.request_id for item in work if item.samples], now_s)
         self._steps += 1
         for item in work:
             request = item.sequence.request
@@ -167,6 +195,7 @@ class Engine:
                 state.push(token.token_id)
             if finish is not None:
                 del self._sampling[request.request_id]
+                self._requests.end(request.request_id, finish.value, now_s)
             if token is not None or prompt:
                 made = () if token is None else (token.token_id,)
                 logprobs = () if token is None or token.logprobs is None else (token.logprobs,)
@@ -179,9 +208,11 @@ class Engine:
         return self._fail(self._scheduler.expired(), error)
 
     def _fail(self, request_ids: Sequence[str], error: RequestError) -> list[TokenDelta]:
+        now_s, ending = time.perf_counter(), "deadline" if isinstance(error, DeadlineExceeded) else "error"
         for request_id in request_ids:
             self._scheduler.remove(request_id)
             self._sampling.pop(request_id, None)
+            self._requests.end(request_id, ending, now_s)
         return [TokenDelta(request_id, error=error) for request_id in request_ids]
 
 

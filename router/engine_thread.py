@@ -2,15 +2,26 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from router.engine import Engine, EngineStats
+from router.engine import Engine
 from router.errors import ResourceExhausted, Unavailable
+from router.metrics import EngineSnapshot, EngineStats
 from router.request import GenerationRequest, TokenDelta
 
 logger = logging.getLogger(__name__)
 
 Deliver = Callable[[Sequence[TokenDelta]], None]
+
+
+@dataclass(frozen=True)
+class _Arrival:
+    """arrived_s: by time.perf_counter; a request may wait for a step to end before the engine sees it."""
+
+    request: GenerationRequest
+    arrived_s: float
 
 
 class EngineThread:
@@ -25,7 +36,7 @@ class EngineThread:
         self._deliver = deliver
         self._on_crash = on_crash
         self._mail_arrived = threading.Condition()
-        self._mail: list[GenerationRequest | str] = []
+        self._mail: list[_Arrival | str] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -35,9 +46,14 @@ class EngineThread:
         """A snapshot; each number is right by itself."""
         return self._engine.stats
 
+    @property
+    def snapshot(self) -> EngineSnapshot:
+        """Everything that is counted, in the same way; from one thread only."""
+        return self._engine.snapshot
+
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request that `check_request` has passed; a refusal is delivered as its last delta."""
-        self._post(request)
+        self._post(_Arrival(request, time.perf_counter()))
 
     def cancel(self, request_id: str) -> None:
         """Forget a request within one step. Deltas already made may still be delivered."""
@@ -51,11 +67,11 @@ class EngineThread:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _post(self, mail: GenerationRequest | str) -> None:
+    def _post(self, mail: "_Arrival | str") -> None:
         with self._mail_arrived:
             if self._stopping:
-                if isinstance(mail, GenerationRequest):
-                    self._deliver([TokenDelta(mail.request_id, error=Unavailable("the router is stopping"))])
+                if isinstance(mail, _Arrival):
+                    self._deliver([TokenDelta(mail.request.request_id, error=Unavailable("the router is stopping"))])
                 return
             self._mail.append(mail)
             self._mail_arrived.notify()
@@ -77,7 +93,7 @@ class EngineThread:
             mail, self._mail = self._mail, []
         error = Unavailable(reason)
         deltas = self._engine.fail_all(error)
-        deltas += [TokenDelta(item.request_id, error=error) for item in mail if not isinstance(item, str)]
+        deltas += [TokenDelta(item.request.request_id, error=error) for item in mail if not isinstance(item, str)]
         if deltas:
             self._deliver(deltas)
 
@@ -93,14 +109,14 @@ class EngineThread:
             if deltas:
                 self._deliver(deltas)
 
-    def _read(self, mail: Sequence[GenerationRequest | str]) -> list[TokenDelta]:
+    def _read(self, mail: "Sequence[_Arrival | str]") -> list[TokenDelta]:
         refusals = []
         for item in mail:
             if isinstance(item, str):
                 self._engine.cancel(item)
                 continue
             try:
-                self._engine.submit(item)
+                self._engine.submit(item.request, item.arrived_s)
             except ResourceExhausted as error:
-                refusals.append(TokenDelta(item.request_id, error=error))
+                refusals.append(TokenDelta(item.request.request_id, error=error))
         return refusals

@@ -4,6 +4,7 @@ Legend: T tokens of a step, D model width, R rows whose logits are wanted, V voc
 """
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from router.moe import DenseMlp, MoeMlp
 from router.norm import make_norm
 from router.paged_attention import CpuAttention, HeadAttention, PlainAttention, StepPlan, query_temperature
 from router.rope import rope_frequencies, rotations
+from router.step_clock import Phase, StepClock
 from router.weights import WeightReader
 
 
@@ -33,7 +35,10 @@ class Layer:
         weights: WeightReader,
         dispatcher: Dispatcher,
         head_attention: HeadAttention,
+        clock: StepClock,
     ) -> None:
+        self._mark = clock.mark
+        self._mlp_phase: Phase = "dispatch" if config.layers[index].is_moe else "other"
         names = TensorNames(config)
         self._attention_norm = make_norm(
             weights.read(names.layer(index, "input_layernorm.weight")), config.rms_norm_eps
@@ -43,13 +48,15 @@ class Layer:
             weights.read(names.layer(index, "post_attention_layernorm.weight")), config.rms_norm_eps
         )
         self._mlp = (
-            MoeMlp(config, index, weights, dispatcher)
+            MoeMlp(config, index, weights, dispatcher, clock)
             if config.layers[index].is_moe
             else DenseMlp(names.layer(index, "feed_forward"), weights)
         )
 
     def __call__(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
+        self._mark(("attention", perf_counter()))
         x_TD = x_TD + self._attention(self._attention_norm(x_TD), step)
+        self._mark((self._mlp_phase, perf_counter()))
         return x_TD + self._mlp(self._mlp_norm(x_TD))
 
 
@@ -70,10 +77,14 @@ class Model:
         names = TensorNames(config)
         self.config = config
         self.dtype = weights.dtype
+        self.clock = StepClock()
+        self.expert_load = dispatcher.load
         self._device = weights.device
         self._frequencies = rope_frequencies(config).to(weights.device)
         self._embedding_VD = weights.read(names.embedding)
-        self._layers = [Layer(config, index, weights, dispatcher, head_attention) for index in range(config.num_layers)]
+        self._layers = [
+            Layer(config, index, weights, dispatcher, head_attention, self.clock) for index in range(config.num_layers)
+        ]
         self._final_norm = make_norm(weights.read(names.final_norm), config.rms_norm_eps)
         self._lm_head = make_linear(self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head))
 

@@ -3,6 +3,8 @@
 Legend: T tokens, D model width, F MLP width, E experts, A experts chosen per token.
 """
 
+from time import perf_counter
+
 import torch
 
 from checkpoint.config import ModelConfig
@@ -10,6 +12,7 @@ from checkpoint.layout import TensorNames
 from experts.grouped_mlp import swiglu
 from experts.linear import make_linear
 from router.dispatch import Dispatcher
+from router.step_clock import StepClock
 from router.weights import WeightReader
 
 
@@ -38,16 +41,21 @@ def choose_experts(logit_TE: torch.Tensor, experts_per_token: int) -> tuple[torc
 class MoeMlp:
     """shared(x) + sum over the chosen experts of expert(score * x); the experts live on shards."""
 
-    def __init__(self, config: ModelConfig, layer: int, weights: WeightReader, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, weights: WeightReader, dispatcher: Dispatcher, clock: StepClock
+    ) -> None:
         names = TensorNames(config)
         self._layer = layer
         self._experts_per_token = config.experts_per_token
         self._gate = make_linear(weights.read(names.layer(layer, "feed_forward.router.weight")))
         self._shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights)
         self._dispatcher = dispatcher
+        self._mark = clock.mark
 
     def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
         expert_TA, score_TA = choose_experts(self._gate(x_TD), self._experts_per_token)
         handle = self._dispatcher.dispatch(self._layer, x_TD, expert_TA, score_TA)
+        self._mark(("other", perf_counter()))
         shared_TD = self._shared_expert(x_TD)  # while the rows travel and the shards compute
+        self._mark(("expert_wait", perf_counter()))
         return shared_TD + self._dispatcher.combine(handle)

@@ -136,6 +136,10 @@ class Scheduler:
         return self.pool.used_units * self.layout.unit_bytes
 
     @property
+    def kv_bytes_total(self) -> int:
+        return self.pool.num_units * self.layout.unit_bytes
+
+    @property
     def kv_bytes_cached(self) -> int:
         return self.pool.cached_units * self.layout.unit_bytes
 

@@ -1,6 +1,8 @@
 """A real deployment on a local Ray, for tests: tiny checkpoint, free ports, everything else as users get it."""
 
 import socket
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from cluster import launch, ray_runtime
 from cluster.actor_state import ActorState
 from cluster.config import DeploymentConfig, parse_deployment
 from cluster.router_actor import RouterStats
+from tests.loopback import PATIENCE_S
 
 NAMESPACE = "drover-test"
 
@@ -66,6 +69,16 @@ def local_ray() -> Iterator[None]:
         yield
     finally:
         ray_runtime.disconnect()
+
+
+def http_get(deployment: launch.Deployment, path: str) -> tuple[int, str, str]:
+    """Status, content type and text of a GET on the HTTP port."""
+    frontend = deployment.config.frontend
+    try:
+        with urllib.request.urlopen(f"http://{frontend.host}:{frontend.http_port}{path}", timeout=PATIENCE_S) as answer:
+            return answer.status, answer.headers["Content-Type"], answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read().decode()
 
 
 def actor(name: str) -> Any:

@@ -9,7 +9,7 @@ import pytest
 
 from client import Client, ServerUnavailable
 from cluster.launch import Deployment
-from tests.cluster.deployment import deployment_config, local_ray, pid_of, running
+from tests.cluster.deployment import deployment_config, http_get, local_ray, pid_of, running
 from tests.cluster.test_service import wait_until
 from tests.reference import Reference, make_served_reference, prompt
 
@@ -84,11 +84,17 @@ def test_a_frozen_shard_is_noticed_and_joins_again_when_it_thaws(client: Client,
     assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]
 
 
-def test_a_killed_router_ends_its_streams_and_comes_back(client: Client, reference: Reference) -> None:
+def test_a_killed_router_ends_its_streams_and_comes_back(
+    client: Client, deployment: Deployment, reference: Reference
+) -> None:
     stream = client.generate(TOKENS, max_tokens=400, temperature=0)
     next(stream)
     os.kill(pid_of("router-0"), signal.SIGKILL)
     with pytest.raises(ServerUnavailable, match="router-0"):
         list(stream)
+    status, _, page = http_get(deployment, "/metrics")
+    assert status == 503
+    assert page.startswith("# router-0 ")
+    assert 'part="router-0"} 0.0\n' in page
     wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
     assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]

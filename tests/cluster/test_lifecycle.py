@@ -84,6 +84,7 @@ def test_serve_status_generate_stop(deployment_file: Path, marked_environment: d
         assert status["routers"][0]["engine"]["generated_tokens"] == 5
         table = drover("status", "--namespace", "drover-lifecycle").stdout
         assert "router-0" in table
+        assert "prefix hits" in table
         assert "shard-1" in table
 
         again = drover("serve", str(deployment_file))

@@ -13,13 +13,15 @@ from typing import Any
 import grpc
 import pytest
 import ray
+from prometheus_client.parser import text_string_to_metric_families
 
 from client import Client, DeadlineExceeded, InvalidRequest, NotFound, ResourceExhausted
 from cluster.launch import Deployment
+from cluster.metrics_reader import read_page
 from cluster.router_actor import Batch
-from router.engine import EngineStats
+from router.metrics import EngineStats
 from router.request import GenerationRequest, SamplingParams
-from tests.cluster.deployment import actor, deployment_config, local_ray, router_stats, running
+from tests.cluster.deployment import NAMESPACE, actor, deployment_config, http_get, local_ray, router_stats, running
 from tests.command import ROOT, drover, start
 from tests.loopback import PATIENCE_S
 from tests.reference import Reference, make_served_reference, prompt
@@ -191,6 +193,47 @@ def test_a_frontend_that_was_forgotten_while_idle_loses_no_token(client: Client,
     wait_until(lambda: router_stats().frontends == 0)
     deltas = client.generate(HELLO, max_tokens=8, temperature=0, timeout_s=PATIENCE_S)
     assert [token_id for delta in deltas for token_id in delta.token_ids] == reference.greedy(HELLO, 8)[0]
+
+
+def metrics(deployment: Deployment) -> dict[str, float]:
+    """The metrics of the deployment: sums over the label values of each."""
+    status, content_type, text = http_get(deployment, "/metrics")
+    assert status == 200, text
+    assert content_type.startswith("text/plain; version=0.0.4")
+    sums: dict[str, float] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            assert sample.labels["model_name"] == "tiny-scout"
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums
+
+
+def test_metrics_of_the_whole_deployment_on_one_page(deployment: Deployment, client: Client) -> None:
+    before = metrics(deployment)
+    for _ in range(3):
+        assert sum(len(delta.token_ids) for delta in client.generate(HELLO, max_tokens=8, ignore_eos=True)) == 8
+    now = metrics(deployment)
+    more = {name: value - before.get(name, 0.0) for name, value in now.items()}
+    assert now["drover_up"] == 3
+    assert now["drover_shard_linked"] == 2
+    assert more["drover_generation_tokens_total"] == 24
+    assert more["drover_request_success_total"] == more["drover_time_to_first_token_seconds_count"] == 3
+    assert more["drover_inter_token_latency_seconds_count"] == 21
+    assert more["drover_step_phase_seconds_total"] == pytest.approx(more["drover_step_seconds_sum"])
+    assert more["drover_shard_rows_total"] == more["drover_shard_rows_computed_total"] > 0
+    assert now["drover_expert_balancedness"] > 0
+
+
+def test_a_path_that_is_not_there_is_not_found(deployment: Deployment) -> None:
+    status, _, text = http_get(deployment, "/metric")
+    assert (status, text) == (404, "/metric is not here; /metrics is\n")
+
+
+def test_metrics_of_a_router_that_is_away_come_in_time_and_say_so(deployment: Deployment) -> None:
+    page, why_not = read_page("tiny-scout", "router-9", ("shard-0", "shard-9"), NAMESPACE, timeout_s=2.0)
+    assert why_not == "router-9 did not answer within 2 s"
+    up = [line for line in page.decode().splitlines() if line.startswith("drover_up{")]
+    assert [float(line.split()[-1]) for line in up] == [0, 1, 0]
 
 
 def test_health_follows_the_standard(client: Client) -> None:

@@ -241,3 +241,13 @@ def test_failing_all_ends_every_open_stream() -> None:
                 await first_of(streams, name)
 
     in_streams(test)
+
+
+def test_it_tells_what_its_engine_has_counted(model: Model) -> None:
+    async def test() -> None:
+        async with serving(make_engine(model)) as router:
+            await read_all(router, greedy("a", prompt(9), 5))
+            assert router.snapshot.stats.generated_tokens == 5
+            assert router.snapshot.requests.ended["length"] == 1
+
+    run(test())

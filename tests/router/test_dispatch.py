@@ -272,3 +272,20 @@ def test_a_step_given_up_leaves_nothing_behind_in_the_links_that_are_well(group_
             run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
     assert_plain(dispatcher, choose(5, 1, among=range(4)))  # answers come in order: the earlier ones have come, too
     assert len(group_link._awaited) == 0
+
+
+# What it counts.
+
+
+def test_tokens_are_counted_by_expert_and_rows_by_shard_wherever_the_experts_are() -> None:
+    by_expert = ((1,), (0,), (2,), (1,), (0,), (2,), (2,), (0,))
+    dispatcher, links = make_dispatcher(Placement(1, 3, {LAYER: by_expert, OTHER_LAYER: by_expert[::-1]}))
+    expert_TA = torch.tensor([[7, 0], [7, 3], [7, 1], [2, 0]])
+    x_TD = random(4, HIDDEN)
+    for _ in range(2):
+        dispatcher.combine(dispatcher.dispatch(OTHER_LAYER, x_TD, expert_TA, torch.ones(4, 2)))
+    dispatcher.load.end_step()
+    assert dispatcher.load.layers == (LAYER, OTHER_LAYER)
+    assert dispatcher.load.tokens_LE.tolist() == [[0] * EXPERTS, [4, 2, 2, 2, 0, 0, 0, 6]]
+    carried = [sum(sum(rows.counts) for rows in link.carried) for link in links]
+    assert dispatcher.load.rows_of_shard == carried
