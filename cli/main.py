@@ -21,7 +21,6 @@ from collections.abc import Sequence
 
 from checkpoint.errors import DroverError
 from client import ClientError
-from experts.openmp import WAITING_THREADS
 
 # In the order of --help.
 COMMANDS = ("serve", "generate", "chat", "status", "stop", "demo", "checkpoint")
@@ -37,6 +36,8 @@ example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `drover` command line; returns its exit code."""
+    from experts.openmp import WAITING_THREADS  # imports nothing itself, and must come before torch does
+
     for name, value in WAITING_THREADS.items():
         os.environ.setdefault(name, value)
     if isinstance(sys.stdout, io.TextIOWrapper):
