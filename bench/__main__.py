@@ -21,6 +21,7 @@ parts:
   open     Drover with requests of mixed lengths at random times: how many meet their targets
   prefix   Drover with prompts that share a long prefix: what a prefix cache saves
   shards   Drover with 1, 2, 4 and 8 expert shards, 32 streams
+  long     a small model: a prompt of 100,000 tokens beside 8 chats, and how much slower these become
 
 A run of some parts leaves the other parts' figures in the file, unless closed is among them.
 
@@ -33,7 +34,7 @@ examples:
 """
 ROOT = Path(__file__).parents[1]
 SYSTEMS = ("drover", "drover-one-process", "llama.cpp", "vllm")
-PARTS = ("closed", "open", "prefix", "shards")
+PARTS = ("closed", "open", "prefix", "shards", "long")
 MOST_STREAMS = 256
 
 

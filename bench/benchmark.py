@@ -11,6 +11,7 @@ from bench.closed import ClosedRun, closed_runs
 from bench.drover_server import ClusterShape
 from bench.errors import BenchError
 from bench.floor import model_bytes
+from bench.long_prompt import long_prompt_effect
 from bench.machine import alone, bandwidth_bytes_s, busy_cores, describe
 from bench.measure import summary
 from bench.open_loop import Targets, goodput, open_loop
@@ -19,7 +20,7 @@ from bench.systems import DROVER, PEERS, Cluster, Setting, System, make_systems
 from checkpoint.config import ModelConfig
 from checkpoint.layout import count_parameters
 
-PARTS = ("closed", "open", "prefix", "shards")
+PARTS = ("closed", "open", "prefix", "shards", "long")
 SHARD_COUNTS = (1, 2, 4, 8)
 SHARD_STREAMS = 32
 QUIET_CORES = 0.2
@@ -61,6 +62,8 @@ def run(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
         found["prefix"] = _prefix(plan, config, say)
     if "shards" in plan.parts:
         found["shards"] = _shards(plan, config, say)
+    if "long" in plan.parts:
+        found["long_prompt"] = _long(plan, say)
     return found
 
 
@@ -133,6 +136,16 @@ def _prefix(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
         effect = prefix_effect(running, DROVER, "prefix", config.vocab_size)
     cold_ms, warm_ms = effect["cold_ttft_ms_p50"], effect["warm_ttft_ms_p50"]
     say(f"  shared prefix: first token after {cold_ms:.0f} ms the first time, {warm_ms:.0f} ms later")
+    return effect
+
+
+def _long(plan: Plan, say: Say) -> dict[str, Any]:
+    with alone(plan.lock):
+        effect = long_prompt_effect(plan.setting.shape, plan.setting.work)
+    say(
+        f"  a prompt of {effect['prompt_tokens']:,} tokens: first token after {effect['long_ttft_s']:.0f} s; meanwhile "
+        f"the inter-token latency of {effect['chats']} chats is {effect['p99_ratio']:.2f} times as long (p99)"
+    )
     return effect
 
 

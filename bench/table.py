@@ -73,6 +73,14 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         title = f"Shards, {results['shards'][0]['concurrency']} streams"
         tables.append(_table(title, ("shards", "decode tok/s", "ITL ms p50"), body))
     console.print(Group(*tables))
+    if results.get("long_prompt"):
+        long = results["long_prompt"]
+        console.print(
+            f"{DROVER}, {long['prompt_tokens']:,} tokens beside {long['chats']} chats: first token after "
+            f"{long['long_ttft_s']:.0f} s; the chats' inter-token latency p50/p99 goes from "
+            f"{long['alone_itl_ms_p50']:.1f}/{long['alone_itl_ms_p99']:.1f} to "
+            f"{long['beside_itl_ms_p50']:.1f}/{long['beside_itl_ms_p99']:.1f} ms"
+        )
     if results.get("prefix"):
         prefix = results["prefix"]
         console.print(

@@ -57,12 +57,10 @@ class KvCache:
         heads, columns, positions = config.num_kv_heads, config.head_dim, layout.block_tokens
         # Zeros, not whatever was there: a masked position's weight of 0 times NaN would be NaN.
         self.k_UKPC = [
-            torch.zeros(num_units, heads, positions, columns, dtype=dtype, device=device)
-            for _ in range(layout.layers_per_unit)
+            _zeros((num_units, heads, positions, columns), dtype, device) for _ in range(layout.layers_per_unit)
         ]
         self.v_UKCP = [
-            torch.zeros(num_units, heads, columns, positions, dtype=dtype, device=device)
-            for _ in range(layout.layers_per_unit)
+            _zeros((num_units, heads, columns, positions), dtype, device) for _ in range(layout.layers_per_unit)
         ]
         self.layout = layout
         self.num_kv_heads = heads
@@ -113,3 +111,11 @@ class KvCache:
         k_KSC = self.k_UKPC[index][blocks].transpose(0, 1).flatten(1, 2)[:, :num_keys]
         v_KSC = self.v_UKCP[index][blocks].permute(1, 0, 3, 2).contiguous().flatten(1, 2)[:, :num_keys]
         return k_KSC, v_KSC
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # Of pages that the system zeroes when they are first touched: torch would touch them all now.
+    count = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(count, np.uint8)).view(dtype).view(shape)

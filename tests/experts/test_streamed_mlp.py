@@ -1,0 +1,89 @@
+"""Experts with few rows, streamed, against the plain twin; and that what cannot be streamed is not."""
+
+import pytest
+import torch
+
+from experts import streamed_mlp as streaming
+from experts.grouped_mlp import GroupedMlp, even_parts, grouped_mlp, grouped_mlp_reference, make_expert
+from experts.linear import make_linear
+
+D, F = 128, 192
+needs_the_instruction = pytest.mark.skipif(
+    not streaming._is_supported(), reason="this processor has no AVX512-BF16; it never uses these loops"
+)
+
+
+def weights(experts: int, dtype: torch.dtype = torch.bfloat16) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    gate_up = torch.randn(experts, D, 2 * F, generator=generator) * D**-0.5
+    down = torch.randn(experts, F, D, generator=generator) * F**-0.5
+    return gate_up.to(dtype), down.to(dtype)
+
+
+def rows(count: int) -> torch.Tensor:
+    return torch.randn(count, D, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+
+@needs_the_instruction
+@pytest.mark.parametrize("counts", [[1], [2], [3], [4], [1, 4, 2, 3, 1]], ids=str)
+def test_streamed_rows_match_the_slow_twin(counts: list[int]) -> None:
+    gate_up_EDF2, down_EFD = weights(len(counts))
+    experts = [make_expert(g, d) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
+    assert all(expert.streams for expert in experts)
+    x_ND, expert_N = rows(sum(counts)), torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    y_ND = streaming.streamed_mlp(x_ND, [e.gate_up for e in experts], [e.down for e in experts], counts)
+    exact_ND = grouped_mlp_reference(x_ND.float(), gate_up_EDF2.float(), down_EFD.float(), expert_N)
+    assert (y_ND - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
+
+
+@needs_the_instruction
+def test_a_row_gets_the_same_whatever_rows_stand_beside_it() -> None:
+    gate_up_EDF2, down_EFD = weights(1)
+    expert = make_expert(gate_up_EDF2[0], down_EFD[0])
+    x_ND = rows(4)
+    together = grouped_mlp(x_ND, [expert], [4])
+    apart = torch.cat([grouped_mlp(x_D[None], [expert], [1]) for x_D in x_ND])
+    assert torch.equal(together, apart)
+
+
+@needs_the_instruction
+def test_experts_with_few_and_with_many_rows_keep_their_order() -> None:
+    counts = [1, 40, 2, 2, 9, 1]
+    gate_up_EDF2, down_EFD = weights(len(counts))
+    experts = [make_expert(g, d) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
+    x_ND, expert_N = rows(sum(counts)), torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    exact_ND = grouped_mlp_reference(x_ND.float(), gate_up_EDF2.float(), down_EFD.float(), expert_N)
+    assert (grouped_mlp(x_ND, experts, counts) - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
+
+
+@pytest.mark.parametrize("num_experts", [5, 6, 11])
+def test_several_cores_give_what_one_gives(num_experts: int) -> None:
+    gate_up_EDF2, down_EFD = weights(num_experts)
+    experts = [make_expert(g, d) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
+    counts = [1 + i % 3 for i in range(num_experts)]
+    x_ND = rows(sum(counts))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        y_ND = GroupedMlp(2)(x_ND, experts, counts)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(y_ND, GroupedMlp(1)(x_ND, experts, counts))
+
+
+@pytest.mark.parametrize("shape", [(100, 64), (128, 63)], ids=["outputs", "inputs"])
+def test_odd_shapes_are_left_to_onednn(shape: tuple[int, int]) -> None:
+    assert not streaming.streams(make_linear(torch.zeros(shape, dtype=torch.bfloat16)))
+
+
+def test_fp32_is_left_to_onednn() -> None:
+    assert not streaming.streams(make_linear(torch.zeros(128, 64)))
+
+
+@pytest.mark.parametrize(
+    ("costs", "parts", "bounds"),
+    [([1, 1, 1, 3], 2, [0, 3, 4]), ([1] * 6, 3, [0, 2, 4, 6]), ([5], 2, [0, 1, 1]), ([9, 1, 1], 2, [0, 1, 3])],
+)
+def test_cores_get_even_parts(costs: list[int], parts: int, bounds: list[int]) -> None:
+    assert even_parts(costs, parts) == bounds
