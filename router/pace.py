@@ -1,4 +1,4 @@
-"""How many prompt tokens a step may carry, so that prompts do not hold up the streams that run beside them.
+"""How many tokens of long prompts a step may carry, so that these do not hold up the streams that run beside them.
 
 Plain Python without a clock of its own: the engine says how long each step took.
 """
@@ -19,52 +19,48 @@ class PrefillPace:
     Example: decoding alone takes 10 ms, max_slowdown is 2. A step with 256 prompt tokens takes 50 ms; 40 ms went to
     prompts where 10 may, so the next one carries 64.
     max_step_tokens: of any step; while nothing decodes, prompts get all of it.
-    burst_s: so much time prompts may take at full speed before they are paced. A burst of short prompts is then over
-    soon, instead of taking everybody's time in small pieces, each of which reads all weights. It is saved up again
-    while streams decode alone, and used again once half of it is there.
     """
 
     max_step_tokens: int
     max_slowdown: float
-    burst_s: float = 0.0
     _prompt_tokens: float = field(init=False)
     _decode_s: float | None = None
     _mixed_steps: int = 0
-    _saved_s: float = field(init=False)
-    _is_paced: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self._prompt_tokens = float(self.max_step_tokens)
-        self._saved_s = self.burst_s
-        self._is_paced = self.burst_s <= 0
 
     def prompt_tokens(self, decoding: int) -> int:
         """Prompt tokens that the next step may carry besides `decoding` tokens of running streams."""
         room = self.max_step_tokens - decoding
-        if not decoding or not self._is_paced:
+        if not decoding:
             return room
         if self._decode_s is None or self._mixed_steps >= REMEASURE_STEPS:
             return 0
         return min(room, int(self._prompt_tokens))
 
-    def record(self, decoding: int, prompt_tokens: int, seconds: float) -> None:
-        """A step with so many decoding sequences and prompt tokens took so long."""
+    def record(self, decoding: int, prompt_tokens: int, seconds: float, other_tokens: int = 0) -> None:
+        """A step with so many decoding sequences and prompt tokens took so long.
+
+        other_tokens: of prompts that are not paced. With these it tells nothing of the paced ones' share, and how long
+        decoding takes at most.
+        """
         if not decoding:
+            return
+        if other_tokens:
+            self._mixed_steps += 1
+            if not prompt_tokens and self._mixed_steps >= REMEASURE_STEPS:
+                # Short prompts come all the time, so decoding is never seen alone: it takes at most so long.
+                self._mixed_steps, self._decode_s = 0, self._decode_s or seconds
             return
         if not prompt_tokens:
             self._mixed_steps = 0
             known = self._decode_s
             self._decode_s = seconds if known is None else known + SMOOTHING * (seconds - known)
-            self._saved_s = min(self.burst_s, self._saved_s + (self.max_slowdown - 1.0) * seconds)
-            self._is_paced = self._is_paced and (self.burst_s <= 0 or self._saved_s < self.burst_s / 2)
-            return
-        spent = max(seconds - (self._decode_s or 0.0), 1e-9)
-        if not self._is_paced:
-            self._saved_s -= spent
-            self._is_paced = self._saved_s <= 0
             return
         self._mixed_steps += 1
         assert self._decode_s is not None
+        spent = max(seconds - self._decode_s, 1e-9)
         allowed = (self.max_slowdown - 1.0) * self._decode_s
         if spent < allowed and prompt_tokens < self._prompt_tokens / 2:
             return  # the rest of a prompt, quickly done: it does not tell what a full share would take

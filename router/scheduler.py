@@ -18,8 +18,9 @@ from router.kv_layout import KvLayout
 from router.pace import PrefillPace
 from router.request import FinishReason, GenerationRequest
 
-# Prompts may hold up running streams for so long at once, see PrefillPace.
-PROMPT_BURST_S = 2.0
+# So much of a prompt is computed as fast as the step's budget allows; what follows is paced (see PrefillPace). Short
+# prompts are then done without delay, and no long one holds up the others for long.
+UNPACED_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SchedulerLimits:
     """max_step_tokens: tokens in one step, prompts and decoding together; also the most rows a link must carry
     per expert chosen. kv_bytes: KV cache of all running sequences together. prefix_cache: keep the blocks of ended
     requests for others that begin the same. prefill_slowdown: how many times as long a step of decoding sequences may
-    take in the long run because of prompts that are computed beside them (see PrefillPace); none means that only
+    take because of long prompts (beyond UNPACED_TOKENS) that are computed beside them; none means that only
     max_step_tokens bounds prompts."""
 
     max_running: int
@@ -108,7 +109,7 @@ class Scheduler:
     def __post_init__(self) -> None:
         self.pool = BlockPool(self.limits.kv_bytes // self.layout.unit_bytes)
         self._pace = (
-            PrefillPace(self.limits.max_step_tokens, self.limits.prefill_slowdown, PROMPT_BURST_S)
+            PrefillPace(self.limits.max_step_tokens, self.limits.prefill_slowdown)
             if self.limits.prefill_slowdown is not None
             else None
         )
@@ -197,16 +198,19 @@ class Scheduler:
             if budget and sequence.row >= 0 and self._make_room(sequence, 1, planned):
                 planned[sequence.request.request_id] = (sequence, 1)
                 budget -= 1
-        if self._pace is not None:
-            budget = min(budget, self._pace.prompt_tokens(len(planned)))
+        paced_budget = budget if self._pace is None else min(budget, self._pace.prompt_tokens(len(planned)))
         for sequence in [s for s in by_age if not s.is_decoding]:
             if budget and sequence.row >= 0:
                 to_chunk_end = self.layout.chunk_tokens - sequence.computed % self.layout.chunk_tokens
                 wanted = min(len(sequence.token_ids) - sequence.computed, budget, to_chunk_end)
-                length = self._make_room(sequence, wanted, planned)
+                is_paced = sequence.computed >= UNPACED_TOKENS
+                if is_paced:
+                    wanted = min(wanted, paced_budget)
+                length = self._make_room(sequence, wanted, planned) if wanted else 0
                 if length:
                     planned[sequence.request.request_id] = (sequence, length)
                     budget -= length
+                    paced_budget -= length if is_paced else 0
         return [self._work(sequence, length) for sequence, length in planned.values()]
 
     def advance(self, work: Work, token_id: int | None, eos_token_ids: frozenset[int]) -> FinishReason | None:
@@ -236,7 +240,9 @@ class Scheduler:
             decoding = sum(
                 work.length == 1 and work.first >= len(work.sequence.request.prompt_token_ids) for work in works
             )
-            self._pace.record(decoding, sum(work.length for work in works) - decoding, seconds)
+            paced = sum(work.length for work in works if work.length > 1 and work.first >= UNPACED_TOKENS)
+            others = sum(work.length for work in works) - decoding - paced
+            self._pace.record(decoding, paced, seconds, others)
 
     def _work(self, sequence: SequenceState, length: int) -> Work:
         assert sequence.blocks is not None

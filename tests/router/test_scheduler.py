@@ -94,19 +94,37 @@ def timed_step(scheduler: Scheduler, ms_per_token: float) -> list[tuple[str, int
     return [(work.sequence.request.request_id, work.length) for work in works]
 
 
-def test_prompts_beside_streams_are_paced_by_how_long_steps_took() -> None:
+def test_long_prompts_beside_streams_are_paced_by_how_long_steps_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.scheduler.UNPACED_TOKENS", 0)
     scheduler = make_scheduler(max_step_tokens=60, prefill_slowdown=20.0)
-    scheduler.add(request("decoding", 2, max_tokens=20))
-    timed_step(scheduler, ms_per_token=100.0)
+    scheduler.add(request("decoding", 2))
+    timed_step(scheduler, ms_per_token=1.0)
     scheduler.add(request("prompt", 300))
-    steps = [timed_step(scheduler, ms_per_token=100.0) for _ in range(5)]
+    steps = [timed_step(scheduler, ms_per_token=1.0) for _ in range(3)]
     assert steps == [
-        [("decoding", 1), ("prompt", 59)],  # as many as fit into a step: a burst of 2 s may be had at once
         [("decoding", 1)],  # how long does that take without prompts?
+        [("decoding", 1), ("prompt", 59)],  # as many as fit into a step: too many, as is seen now
         [("decoding", 1), ("prompt", 5)],  # (the attention chunk ends here)
-        [("decoding", 1), ("prompt", 59)],  # as many as fit: too many, as is seen now
-        [("decoding", 1), ("prompt", 5)],
     ]
+
+
+def test_only_what_a_prompt_has_beyond_its_beginning_is_paced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.scheduler.UNPACED_TOKENS", 64)
+    scheduler = make_scheduler(max_step_tokens=65, prefill_slowdown=2.0)
+    scheduler.add(request("decoding", 2, max_tokens=40))
+    timed_step(scheduler, ms_per_token=1.0)
+    scheduler.add(request("long", 300))
+    steps = [timed_step(scheduler, ms_per_token=1.0) for _ in range(3)]
+    scheduler.add(request("short", 30))
+    steps.append(timed_step(scheduler, ms_per_token=1.0))
+    assert steps[:3] == [
+        [("decoding", 1), ("long", 64)],  # its beginning
+        [("decoding", 1)],  # how long does that take without prompts?
+        [("decoding", 1), ("long", 64)],  # too many, as is seen now
+    ]
+    [_, (name, taken), short] = steps[3]
+    assert (name, short) == ("long", ("short", 30))
+    assert taken < 20
 
 
 # Memory.
