@@ -10,7 +10,7 @@ import torch
 from checkpoint.layout import TensorNames
 from checkpoint.tensors import Checkpoint
 from experts.errors import ShardRefused
-from experts.grouped_mlp import Expert, GroupedMlp, make_expert
+from experts.grouped_mlp import Expert, GroupedMlp, grouped_mlp, make_expert
 
 
 class ExpertShard:
@@ -72,7 +72,8 @@ def load_shard(
     Reads expert by expert, so that a shard never holds a layer twice. on_bytes: called with each piece's size.
     threads: see ExpertShard.
     """
-    names, slots = TensorNames(checkpoint.config), {}
+    names = TensorNames(checkpoint.config)
+    slots: dict[tuple[int, int], Expert] = {}
     for layer, experts in experts_of.items():
         for expert in experts:
             gate_up_DF2, down_FD = (
@@ -80,4 +81,7 @@ def load_shard(
                 for name in (names.expert_gate_up(layer), names.expert_down(layer))
             )
             slots[layer, expert] = make_expert(gate_up_DF2, down_FD)
+    if slots:  # what has to be compiled is compiled now, and not in a request
+        x_ND = torch.zeros(1, checkpoint.config.hidden_size, dtype=dtype, device=device)
+        grouped_mlp(x_ND, [next(iter(slots.values()))], [1])
     return ExpertShard(placement_version, slots, threads if device.type == "cpu" else 1)

@@ -29,25 +29,32 @@ def streams(linear: Linear) -> bool:
     return (
         isinstance(linear, OneDnnLinear)
         and linear.dtype == torch.bfloat16
-        and linear.outputs % COLUMN == 0
-        and linear.inputs % 2 == 0
         and linear.address % 64 == 0
         and _is_supported()
+        and _is_packed_as_expected(linear.outputs, linear.inputs)
     )
 
 
 @cache
 def _is_supported() -> bool:
-    """Whether this processor has the instruction, and oneDNN packs as is expected: [O / 64, I / 2, 64, 2]."""
-    if not llvmlite.binding.get_host_cpu_features().get("avx512bf16"):
+    """Whether this processor has the instruction."""
+    try:
+        return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
+    except RuntimeError:  # LLVM does not know this system
         return False
-    numbers_OI = torch.arange(128 * 64, dtype=torch.int16).view(128, 64)
+
+
+@cache
+def _is_packed_as_expected(outputs: int, inputs: int) -> bool:
+    """Whether oneDNN packs weights of this shape as [O / 64, I / 2, 64, 2], without padding; looked up in memory."""
+    if outputs % COLUMN or inputs % 32:  # it pads inputs to whole tiles of 32
+        return False
+    numbers_OI = (torch.arange(outputs * inputs) % 2**15).to(torch.int16).view(outputs, inputs)
     linear = make_linear(numbers_OI.view(torch.bfloat16))
     assert isinstance(linear, OneDnnLinear)
-    size = numbers_OI.numel() * 2
-    packed = torch.frombuffer(bytearray(ctypes.string_at(linear.address, size)), dtype=torch.int16)
-    expected = numbers_OI.view(2, COLUMN, 32, 2).permute(0, 2, 1, 3)
-    return torch.equal(packed.view(2, 32, COLUMN, 2), expected)
+    packed = torch.frombuffer(bytearray(ctypes.string_at(linear.address, 2 * outputs * inputs)), dtype=torch.int16)
+    expected = numbers_OI.view(outputs // COLUMN, COLUMN, inputs // 2, 2).permute(0, 2, 1, 3)
+    return torch.equal(packed.view(expected.shape), expected)
 
 
 def streamed_mlp(

@@ -129,7 +129,7 @@ def attend(begin, end, q_NHC, k_UKPC, v_UKCP, block_NB, keys_N, scale, out_NHC):
                     weight_sum[g] = weight_sum[g] * shrink[g] + s
                 for c in range(columns):
                     y0 = y1 = y2 = y3 = np.float32(0)
-                    for p in range(positions):
+                    for p in range(seen):  # what lies beyond may be anything, even NaN
                         x = to_float(v_UKCP[unit, k, c, p])
                         y0 += weight[0, p] * x
                         y1 += weight[1, p] * x

@@ -55,9 +55,13 @@ class Layer:
 
     def __call__(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
         self._mark(("attention", perf_counter()))
-        x_TD = x_TD + self._attention(self._attention_norm(x_TD), step)
+        x_TD = self.attend(x_TD, step)
         self._mark((self._mlp_phase, perf_counter()))
         return x_TD + self._mlp(self._mlp_norm(x_TD))
+
+    def attend(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
+        """The first half, which needs no shard."""
+        return x_TD + self._attention(self._attention_norm(x_TD), step)
 
 
 class Model:
@@ -87,6 +91,18 @@ class Model:
         ]
         self._final_norm = make_norm(weights.read(names.final_norm), config.rms_norm_eps)
         self._lm_head = make_linear(self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head))
+        self._warm_up()
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Run one token's attention and norms: what has to be compiled is compiled now, and not in a request."""
+        layout = KvLayout.of(self.config, self.dtype.itemsize)
+        cache = self.new_cache(layout, 1, 1)  # every block table begins with unit 0
+        step = self._plan([Span(0, 0, 1)], cache)
+        x_TD = self._embedding_VD[:1]
+        for layer in self._layers:
+            x_TD = layer.attend(x_TD, step)
+        self.logits(x_TD)
 
     def new_cache(self, layout: KvLayout, num_units: int, max_sequences: int) -> KvCache:
         """An empty KV cache of num_units units for up to max_sequences sequences at once."""
@@ -101,15 +117,18 @@ class Model:
         token_ids: the spans' tokens, one span after the other. The tokens' keys and values are stored in `cache`, whose
         block tables must have room for them. Raises ShardUnavailable, after which the same step may be run again.
         """
-        positions = np.concatenate([np.arange(s.first_position, s.first_position + s.length) for s in spans])
-        assert len(positions) == len(token_ids)
-        position_T = torch.from_numpy(positions).to(self._device)
-        temperature_T = query_temperature(self.config, position_T) if self.config.attn_temperature_tuning else None
-        step = StepPlan(spans, rotations(self._frequencies, position_T), temperature_T, cache, cache.plan(spans))
+        assert sum(span.length for span in spans) == len(token_ids)
+        step = self._plan(spans, cache)
         x_TD = F.embedding(torch.tensor(token_ids, device=self._device), self._embedding_VD)
         for layer in self._layers:
             x_TD = layer(x_TD, step)
         return x_TD[torch.tensor(rows, dtype=torch.int64, device=self._device)]
+
+    def _plan(self, spans: Sequence[Span], cache: KvCache) -> StepPlan:
+        positions = np.concatenate([np.arange(s.first_position, s.first_position + s.length) for s in spans])
+        position_T = torch.from_numpy(positions).to(self._device)
+        temperature_T = query_temperature(self.config, position_T) if self.config.attn_temperature_tuning else None
+        return StepPlan(spans, rotations(self._frequencies, position_T), temperature_T, cache, cache.plan(spans))
 
     @torch.inference_mode()
     def logits(self, x_RD: torch.Tensor) -> torch.Tensor:

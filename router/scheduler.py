@@ -162,6 +162,7 @@ class Scheduler:
                 retry_after_s=self._ends.seconds_per_end(now_s),
             )
         if request.timeout_s is not None:
+            self._forget_ended()
             heapq.heappush(self._expiring, (now_s + request.timeout_s, request.request_id))
         if not self._waiting and not self._running:
             self._ends.begin(now_s)
@@ -177,6 +178,7 @@ class Scheduler:
         if sequence is None:
             return False
         self._give_back(sequence)
+        self._ends.count(self.clock())
         return True
 
     def expired(self) -> list[str]:
@@ -231,7 +233,6 @@ class Scheduler:
             finish = FinishReason.LENGTH
         if finish is not None:
             self.remove(sequence.request.request_id)
-            self._ends.count(self.clock())
         return finish
 
     def record_step(self, works: list[Work], seconds: float) -> None:
@@ -243,6 +244,13 @@ class Scheduler:
             paced = sum(work.length for work in works if work.length > 1 and work.first >= UNPACED_TOKENS)
             others = sum(work.length for work in works) - decoding - paced
             self._pace.record(decoding, paced, seconds, others)
+
+    def _forget_ended(self) -> None:
+        # Requests seldom live until their timeout; what is left of them must not pile up.
+        if len(self._expiring) > 2 * (len(self._running) + len(self._waiting)) + 16:
+            alive = [(at_s, name) for at_s, name in self._expiring if name in self._running or name in self._waiting]
+            heapq.heapify(alive)
+            self._expiring = alive
 
     def _work(self, sequence: SequenceState, length: int) -> Work:
         assert sequence.blocks is not None

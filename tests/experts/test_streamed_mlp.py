@@ -8,6 +8,7 @@ from experts.grouped_mlp import GroupedMlp, even_parts, grouped_mlp, grouped_mlp
 from experts.linear import make_linear
 
 D, F = 128, 192
+NARROW_F = 48  # a width that oneDNN pads
 needs_the_instruction = pytest.mark.skipif(
     not streaming._is_supported(), reason="this processor has no AVX512-BF16; it never uses these loops"
 )
@@ -56,6 +57,18 @@ def test_experts_with_few_and_with_many_rows_keep_their_order() -> None:
     assert (grouped_mlp(x_ND, experts, counts) - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
 
 
+def test_a_width_that_onednn_pads_is_computed_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    gate_up_DF2 = (torch.randn(D, 2 * NARROW_F, generator=generator) * D**-0.5).bfloat16()
+    down_FD = (torch.randn(NARROW_F, D, generator=generator) * NARROW_F**-0.5).bfloat16()
+    x_ND = rows(2)
+    exact_ND = grouped_mlp_reference(
+        x_ND.float(), gate_up_DF2.float()[None], down_FD.float()[None], torch.zeros(2, dtype=torch.int64)
+    )
+    y_ND = grouped_mlp(x_ND, [make_expert(gate_up_DF2, down_FD)], [2])
+    assert (y_ND - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
+
+
 @pytest.mark.parametrize("num_experts", [5, 6, 11])
 def test_several_cores_give_what_one_gives(num_experts: int) -> None:
     gate_up_EDF2, down_EFD = weights(num_experts)
@@ -72,7 +85,7 @@ def test_several_cores_give_what_one_gives(num_experts: int) -> None:
     assert torch.equal(y_ND, GroupedMlp(1)(x_ND, experts, counts))
 
 
-@pytest.mark.parametrize("shape", [(100, 64), (128, 63)], ids=["outputs", "inputs"])
+@pytest.mark.parametrize("shape", [(100, 64), (128, 63), (128, 48)], ids=["outputs", "odd inputs", "padded inputs"])
 def test_odd_shapes_are_left_to_onednn(shape: tuple[int, int]) -> None:
     assert not streaming.streams(make_linear(torch.zeros(shape, dtype=torch.bfloat16)))
 
