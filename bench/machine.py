@@ -64,7 +64,7 @@ def alone(lock: Path | None) -> Iterator[None]:
 def busy_cores(seconds: float = 1.0) -> float:
     """How many cores are at work now, while the benchmark itself waits; 0 where /proc/stat does not tell."""
     before = _busy_s()
-    time.sleep(seconds)
+    time.sleep(seconds)  # the interval that is measured
     return (_busy_s() - before) / seconds
 
 

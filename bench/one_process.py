@@ -73,7 +73,7 @@ def run(engine: Engine, link: CountingLink, requests: list[Request]) -> tuple[li
             sampling = SamplingParams(request.max_tokens, temperature=0.0, ignore_eos=True)
             engine.submit(GenerationRequest(request_id, tuple(request.token_ids), sampling))
         if not engine.has_work:
-            time.sleep(waiting[-1][0] - now_s)
+            time.sleep(waiting[-1][0] - now_s)  # arrival times are the benchmark's input, not a wait for something
             continue
         deltas = engine.step()
         now_s = time.perf_counter() - began_s

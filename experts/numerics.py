@@ -87,7 +87,7 @@ _BF16X32 = ir.VectorType(_BFloat(), 32)
 
 
 def _column_product(num_rows):
-    """An intrinsic: the products of num_rows rows with one column of packed weights (see `linear.PACKED_COLUMN`)."""
+    """An intrinsic: the products of num_rows rows with one column of packed weights (64 outputs)."""
 
     @intrinsic
     def column_product(typing_context, weights, pairs, x, x_stride, out, out_stride):

@@ -238,10 +238,9 @@ class Scheduler:
     def record_step(self, works: list[Work], seconds: float) -> None:
         """How long the step that computed `works` took; prompts are paced by it."""
         if self._pace is not None:
-            decoding = sum(
-                work.length == 1 and work.first >= len(work.sequence.request.prompt_token_ids) for work in works
-            )
-            paced = sum(work.length for work in works if work.length > 1 and work.first >= UNPACED_TOKENS)
+            prompts = [w for w in works if w.length > 1 or w.first < len(w.sequence.request.prompt_token_ids)]
+            decoding = len(works) - len(prompts)
+            paced = sum(work.length for work in prompts if work.first >= UNPACED_TOKENS)
             others = sum(work.length for work in works) - decoding - paced
             self._pace.record(decoding, paced, seconds, others)
 

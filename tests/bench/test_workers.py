@@ -53,7 +53,9 @@ def test_a_worker_takes_along_what_it_started(tmp_path: Path) -> None:
     with Worker("echo", [sys.executable, "-c", source + ECHO], tmp_path / "log"):
         process = Path(f"/proc/{child.read_text()}")
         assert process.exists()
-    while process.exists() and "Z" not in (process / "stat").read_text():
+    deadline_s = time.monotonic() + 20.0
+    while process.exists() and "Z" not in (process / "stat").read_text():  # nobody is told when a grandchild ends
+        assert time.monotonic() < deadline_s
         time.sleep(0.01)
 
 
