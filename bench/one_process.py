@@ -6,12 +6,14 @@ python -m bench.one_process CHECKPOINT THREADS MAX_STREAMS
 import dataclasses
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 
 from bench.worker import Request, Run, Stream, serve_jobs
 from checkpoint.tensors import Checkpoint
+from experts.cores import settle
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
@@ -92,7 +94,8 @@ def main() -> None:
 
     def start() -> Run:
         engine, link = load(Path(sys.argv[1]), limits)
-        return lambda requests: run(engine, link, requests)
+        thread = ThreadPoolExecutor(1, "engine", settle, (torch.get_num_threads(),))  # as EngineThread does
+        return lambda requests: thread.submit(run, engine, link, requests).result()
 
     serve_jobs(start)
 

@@ -3,15 +3,14 @@
 Legend: N rows (one per token and chosen expert), D model width, F expert width, E experts.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
-from typing import Any
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 
+from experts.cores import Cores
 from experts.linear import Linear, make_linear
 from experts.streamed_mlp import MAX_ROWS, streamed_mlp, streams
 
@@ -27,11 +26,11 @@ class Expert:
     down: Linear
     streams: bool
 
-
-def make_expert(gate_up_DF2: torch.Tensor, down_FD: torch.Tensor) -> Expert:
-    """From the checkpoint's layout, [in, out], to the device's."""
-    gate_up, down = make_linear(gate_up_DF2.t()), make_linear(down_FD.t())
-    return Expert(gate_up, down, streams(gate_up) and streams(down))
+    @classmethod
+    def of(cls, gate_up_F2D: torch.Tensor, down_DF: torch.Tensor) -> "Expert":
+        """From weights that lie as [out, in]."""
+        gate_up, down = make_linear(gate_up_F2D), make_linear(down_DF)
+        return cls(gate_up, down, streams(gate_up, down))
 
 
 def swiglu(gate_up_NF2: torch.Tensor) -> torch.Tensor:
@@ -40,61 +39,92 @@ def swiglu(gate_up_NF2: torch.Tensor) -> torch.Tensor:
     return F.silu(gate_NF) * up_NF
 
 
-def grouped_mlp(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
-    """y_ND: the first counts[0] rows through experts[0], the next counts[1] through experts[1], and so on.
+@dataclass(frozen=True)
+class _Group:
+    """Rows first..first+count-1 belong to `expert`."""
 
-    sum(counts) must be N. Each expert's weights are streamed from memory once, however many rows it has.
-    """
-    assert sum(counts) == len(x_ND), f"{sum(counts)} rows in groups, {len(x_ND)} given"
-    parts, row = [x_ND[:0]], 0
-    by_kind = groupby(zip(experts, counts, strict=True), lambda pair: pair[0].streams and pair[1] <= MAX_ROWS)
-    for is_streamed, pairs in by_kind:
-        some, some_counts = zip(*pairs, strict=True)
-        rows = sum(some_counts)
-        parts.append((_streamed if is_streamed else _in_turn)(x_ND[row : row + rows], some, some_counts))
-        row += rows
-    return torch.cat(parts)
+    expert: Expert
+    first: int
+    count: int
 
-
-def _streamed(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
-    return streamed_mlp(x_ND, [expert.gate_up for expert in experts], [expert.down for expert in experts], counts)
-
-
-def _in_turn(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
-    # What is done to each expert's few rows costs as much for one as for all: it is done for all at once.
-    gate_up = [expert.gate_up(rows) for expert, rows in zip(experts, x_ND.split(list(counts)), strict=True)]
-    h_NF = swiglu(torch.cat(gate_up))
-    return torch.cat([expert.down(rows) for expert, rows in zip(experts, h_NF.split(list(counts)), strict=True)])
+    @property
+    def rows(self) -> slice:
+        return slice(self.first, self.first + self.count)
 
 
 class GroupedMlp:
-    """`grouped_mlp` on several processor cores.
+    """y_ND: the first counts[0] rows of x_ND through experts[0], the next counts[1] through experts[1], and so on.
 
-    With many experts, each core takes some of them, so that no core waits for another at the end of each product. With
-    few experts, all cores share each.
+    Each expert's weights are streamed from memory once, however many rows it has. With many experts, each core takes
+    some of them, so that no core waits for another at the end of each product; with few, all cores share each.
     """
 
-    def __init__(self, threads: int) -> None:
-        """threads: cores to use; must be torch's number of threads where this is called."""
-        self._threads = threads
-        self._others = ThreadPoolExecutor(max(1, threads - 1), "experts", torch.set_num_threads, (1,))
+    def __init__(self, cores: Cores) -> None:
+        """cores: as many as torch has threads where this is called."""
+        self._cores = cores
 
     def __call__(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
-        if self._threads == 1 or len(experts) < 3 * self._threads:
-            return grouped_mlp(x_ND, experts, counts)
-        bounds = even_parts([_EXPERT_COST_ROWS + count for count in counts], self._threads)
-        parts, row = [], 0
-        for begin, end in pairwise(bounds):
-            rows = sum(counts[begin:end])
-            parts.append((x_ND[row : row + rows], experts[begin:end], counts[begin:end]))
-            row += rows
-        others = [self._others.submit(_inference, grouped_mlp, *part) for part in parts[1:]]
+        assert sum(counts) == len(x_ND), f"{sum(counts)} rows in groups, {len(x_ND)} given"
+        few: list[_Group] = []
+        many: list[_Group] = []
+        row = 0
+        for expert, count in zip(experts, counts, strict=True):
+            if count:
+                (few if expert.streams and count <= MAX_ROWS else many).append(_Group(expert, row, count))
+            row += count
+        if len(many) == 1 and not few:
+            expert = many[0].expert
+            return expert.down(swiglu(expert.gate_up(x_ND)))
+        y_ND = torch.empty_like(x_ND)
+        if few:
+            streamed_mlp(
+                self._cores,
+                x_ND,
+                [group.expert.gate_up for group in few],
+                [group.expert.down for group in few],
+                [group.first for group in few],
+                [group.count for group in few],
+                y_ND,
+            )
+        if many:
+            self._compute_many(x_ND, many, y_ND)
+        return y_ND
+
+    def _compute_many(self, x_ND: torch.Tensor, groups: Sequence[_Group], y_ND: torch.Tensor) -> None:
+        threads = self._cores.threads
+        if threads == 1 or len(groups) < 3 * threads:
+            _put(y_ND, groups, _in_turn(x_ND, groups))
+            return
+        bounds = even_parts([_EXPERT_COST_ROWS + group.count for group in groups], threads)
+        parts = [groups[begin:end] for begin, end in pairwise(bounds) if begin < end]
+
+        @torch.inference_mode()  # a mode is a thread's own
+        def work() -> None:
+            while parts:
+                try:
+                    part = parts.pop()
+                except IndexError:  # another thread was faster
+                    return
+                _put(y_ND, part, _in_turn(x_ND, part))
+
         torch.set_num_threads(1)
         try:
-            first = grouped_mlp(*parts[0])
+            self._cores.run(work, len(parts))
         finally:
-            torch.set_num_threads(self._threads)
-        return torch.cat([first, *(other.result() for other in others)])
+            torch.set_num_threads(threads)
+
+
+def _in_turn(x_ND: torch.Tensor, groups: Sequence[_Group]) -> torch.Tensor:
+    """The groups' results, one after the other."""
+    # What is done to each expert's few rows costs as much for one as for all: it is done for all at once.
+    h_NF = swiglu(torch.cat([group.expert.gate_up(x_ND[group.rows]) for group in groups]))
+    split = h_NF.split([group.count for group in groups])
+    return torch.cat([group.expert.down(rows) for group, rows in zip(groups, split, strict=True)])
+
+
+def _put(y_ND: torch.Tensor, groups: Sequence[_Group], results_ND: torch.Tensor) -> None:
+    for group, rows in zip(groups, results_ND.split([group.count for group in groups]), strict=True):
+        y_ND[group.rows] = rows
 
 
 # Streaming one expert's weights takes as long as computing so many rows with them.
@@ -110,11 +140,6 @@ def even_parts(costs: Sequence[int], num_parts: int) -> list[int]:
             bounds.append(index)
         so_far += cost
     return bounds + [len(costs)] * (num_parts + 1 - len(bounds))
-
-
-@torch.inference_mode()
-def _inference(work: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
-    return work(*arguments)  # a mode is a thread's own
 
 
 def grouped_mlp_reference(

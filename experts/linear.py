@@ -38,8 +38,25 @@ class OneDnnLinear:
         self.address: int = torch.ops.mkldnn.data_ptr(self._packed)
 
     def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
+        weights = self.outputs * self.inputs
+        if weights > _WEIGHT_WORTH_SEVERAL_THREADS or len(x_NI) * weights > _WORTH_SEVERAL_THREADS:
+            return self._product(x_NI)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return self._product(x_NI)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _product(self, x_NI: torch.Tensor) -> torch.Tensor:
         y_NO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, self._packed, None, "none", [], "")
         return y_NO
+
+
+# A smaller product, with a smaller weight, takes 20-40 us on one thread, and little less on two; but where other
+# processes use the cores, two may wait for each other much longer (0.2-3 ms).
+_WORTH_SEVERAL_THREADS = 2**24
+_WEIGHT_WORTH_SEVERAL_THREADS = 2**19
 
 
 def _onednn_supports(dtype: torch.dtype) -> bool:

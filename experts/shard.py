@@ -9,8 +9,9 @@ import torch
 
 from checkpoint.layout import TensorNames
 from checkpoint.tensors import Checkpoint
+from experts.cores import Cores
 from experts.errors import ShardRefused
-from experts.grouped_mlp import Expert, GroupedMlp, grouped_mlp, make_expert
+from experts.grouped_mlp import Expert, GroupedMlp
 
 
 class ExpertShard:
@@ -20,7 +21,7 @@ class ExpertShard:
         """threads: processor cores to compute with; torch's number of threads."""
         self.placement_version = placement_version
         self._slots = dict(slots)
-        self._grouped_mlp = GroupedMlp(threads)
+        self._grouped_mlp = GroupedMlp(Cores(threads, "experts"))
         self.rows_computed = 0
         """Rows (token, expert pairs) computed so far."""
 
@@ -80,8 +81,8 @@ def load_shard(
                 checkpoint.read_rows(name, expert, expert + 1, dtype, on_bytes)[0].to(device)
                 for name in (names.expert_gate_up(layer), names.expert_down(layer))
             )
-            slots[layer, expert] = make_expert(gate_up_DF2, down_FD)
+            slots[layer, expert] = Expert.of(gate_up_DF2.t(), down_FD.t())
     if slots:  # what has to be compiled is compiled now, and not in a request
         x_ND = torch.zeros(1, checkpoint.config.hidden_size, dtype=dtype, device=device)
-        grouped_mlp(x_ND, [next(iter(slots.values()))], [1])
+        GroupedMlp(Cores(1, "warm up"))(x_ND, [next(iter(slots.values()))], [1])
     return ExpertShard(placement_version, slots, threads if device.type == "cpu" else 1)

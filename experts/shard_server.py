@@ -9,6 +9,7 @@ import threading
 
 import torch
 
+from experts.cores import settle
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, ShardRefused
 from experts.process_group import Pair, RowChannel
@@ -69,6 +70,7 @@ class ShardServer:
         self._thread.join(10.0)
 
     def _compute(self) -> None:
+        settle(torch.get_num_threads())
         while (item := self._requests.get()) is not None:
             endpoint, request = item
             if endpoint.down_reason is not None:

@@ -10,19 +10,20 @@ P positions of a block, B blocks of a sequence, C = head_dim columns.
 """
 
 import numpy as np
-from numba import njit
 
+from experts.compiled import compiled
+from experts.counters import take
 from experts.numerics import FAST, exp_of_negative, from_float, to_float
 
 _LANES = 4  # query heads that share one reading of a key or value
 _LOWEST = np.float32(-1e30)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-def rms_norm(begin, end, x_TD, weight_D, eps, out_TD):
-    """out = x / rms(x) * weight for rows begin..end-1; rounded before the weight is applied, as in RmsNorm."""
+@compiled(fastmath=FAST)
+def rms_norm(x_TD, weight_D, eps, out_TD):
+    """out = x / rms(x) * weight for each row; rounded before the weight is applied, as in PlainNorm."""
     columns, like = x_TD.shape[1], x_TD[0, 0]
-    for t in range(begin, end):
+    for t in range(len(x_TD)):
         squares = np.float32(0)
         for d in range(columns):
             x = to_float(x_TD[t, d])
@@ -33,19 +34,21 @@ def rms_norm(begin, end, x_TD, weight_D, eps, out_TD):
             out_TD[t, d] = from_float(normed * to_float(weight_D[d]), like)
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-def prepare(
-    begin, end, qkv_TJC, kv_heads, rotates, rotation_TC, norm_eps, temperature_T, unit_T, slot_T, k_UKPC, v_UKCP
-):
-    """Turn, norm and temper the queries and keys of tokens begin..end-1 in place, and store their keys and values.
+@compiled(fastmath=FAST)
+def prepare(counter, qkv_TJC, kv_heads, rotates, rotation_TC, norm_eps, temperature_T, unit_T, slot_T, k_UKPC, v_UKCP):
+    """Turn, norm and temper the queries and keys of all tokens in place, and store their keys and values.
 
+    counter: the next token; several threads that share it share the work.
     rotation_TC: cosine and sine of pair i in columns 2i and 2i+1; used if `rotates`. norm_eps: of the RMS norm over
     each query's and key's columns, or 0 for no norm. temperature_T: factor on the queries, or empty for none.
     """
     heads, columns = qkv_TJC.shape[1] - 2 * kv_heads, qkv_TJC.shape[2]
     like = qkv_TJC[0, 0, 0]
     x = np.empty(columns, np.float32)
-    for t in range(begin, end):
+    while True:
+        t = take(counter)
+        if t >= len(qkv_TJC):
+            return
         for j in range(heads + kv_heads):
             for c in range(columns):
                 x[c] = to_float(qkv_TJC[t, j, c])
@@ -73,12 +76,12 @@ def prepare(
                 v_UKCP[unit, k, c, slot] = qkv_TJC[t, heads + kv_heads + k, c]
 
 
-@njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
-def attend(begin, end, q_NHC, k_UKPC, v_UKCP, block_NB, keys_N, scale, out_NHC):
+@compiled(fastmath=FAST)
+def attend(counter, q_NHC, k_UKPC, v_UKCP, block_NB, keys_N, scale, out_NHC):
     """out_NHC[n] = softmax(q_n k^T * scale) v over the first keys_N[n] positions of blocks block_NB[n].
 
-    begin, end: which of the N * K pairs (span, key/value head) to do. One pass over the blocks with a running maximum
-    (Milakov, Gimelshein 2018), so nothing of the length of the sequence is stored.
+    counter: the next of the N * K pairs (span, key/value head); several threads that share it share the work. One pass
+    over the blocks with a running maximum (Milakov, Gimelshein 2018), so nothing of a sequence's length is stored.
     """
     kv_heads, positions, columns = k_UKPC.shape[1:]
     group = q_NHC.shape[1] // kv_heads
@@ -88,7 +91,10 @@ def attend(begin, end, q_NHC, k_UKPC, v_UKCP, block_NB, keys_N, scale, out_NHC):
     highest = np.empty(_LANES, np.float32)
     weight_sum = np.empty(_LANES, np.float32)
     shrink = np.empty(_LANES, np.float32)
-    for pair in range(begin, end):
+    while True:
+        pair = take(counter)
+        if pair >= len(q_NHC) * kv_heads:
+            return
         n, k = pair // kv_heads, pair % kv_heads
         keys = keys_N[n]
         for first in range(0, group, _LANES):

@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from experts.cores import settle
 from router.engine import Engine
 from router.errors import ResourceExhausted, Unavailable
 from router.metrics import EngineSnapshot, EngineStats
@@ -77,6 +80,7 @@ class EngineThread:
             self._mail_arrived.notify()
 
     def _run(self) -> None:
+        settle(torch.get_num_threads())
         try:
             self._serve()
         except Exception:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
+from experts.cores import Cores
 from experts.linear import make_linear
 from router.attention import Attention
 from router.dispatch import Dispatcher
@@ -35,6 +36,7 @@ class Layer:
         weights: WeightReader,
         dispatcher: Dispatcher,
         head_attention: HeadAttention,
+        cores: Cores,
         clock: StepClock,
     ) -> None:
         self._mark = clock.mark
@@ -48,9 +50,9 @@ class Layer:
             weights.read(names.layer(index, "post_attention_layernorm.weight")), config.rms_norm_eps
         )
         self._mlp = (
-            MoeMlp(config, index, weights, dispatcher, clock)
+            MoeMlp(config, index, weights, dispatcher, cores, clock)
             if config.layers[index].is_moe
-            else DenseMlp(names.layer(index, "feed_forward"), weights)
+            else DenseMlp(names.layer(index, "feed_forward"), weights, cores)
         )
 
     def __call__(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
@@ -75,9 +77,10 @@ class Model:
         head_attention: HeadAttention | None = None,
     ) -> None:
         """head_attention: none takes the fastest that supports the weights' device and dtype."""
+        cores = Cores(torch.get_num_threads(), "model")
         if head_attention is None:
             is_cpu = CpuAttention.supports(weights.dtype, weights.device)
-            head_attention = CpuAttention(torch.get_num_threads()) if is_cpu else PlainAttention()
+            head_attention = CpuAttention(cores) if is_cpu else PlainAttention()
         names = TensorNames(config)
         self.config = config
         self.dtype = weights.dtype
@@ -87,7 +90,8 @@ class Model:
         self._frequencies = rope_frequencies(config).to(weights.device)
         self._embedding_VD = weights.read(names.embedding)
         self._layers = [
-            Layer(config, index, weights, dispatcher, head_attention, self.clock) for index in range(config.num_layers)
+            Layer(config, index, weights, dispatcher, head_attention, cores, self.clock)
+            for index in range(config.num_layers)
         ]
         self._final_norm = make_norm(weights.read(names.final_norm), config.rms_norm_eps)
         self._lm_head = make_linear(self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head))

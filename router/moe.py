@@ -9,7 +9,8 @@ import torch
 
 from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
-from experts.grouped_mlp import swiglu
+from experts.cores import Cores
+from experts.grouped_mlp import Expert, GroupedMlp
 from experts.linear import make_linear
 from router.dispatch import Dispatcher
 from router.step_clock import StepClock
@@ -17,16 +18,16 @@ from router.weights import WeightReader
 
 
 class DenseMlp:
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """SwiGLU, down(silu(gate(x)) * up(x)): an expert that every token goes to."""
 
-    def __init__(self, prefix: str, weights: WeightReader) -> None:
+    def __init__(self, prefix: str, weights: WeightReader, cores: Cores) -> None:
         """prefix: the tensor name up to `.gate_proj.weight`."""
         gate_up = [weights.read(f"{prefix}.{which}_proj.weight") for which in ("gate", "up")]
-        self._gate_up = make_linear(torch.cat(gate_up))
-        self._down = make_linear(weights.read(f"{prefix}.down_proj.weight"))
+        self._expert = Expert.of(torch.cat(gate_up), weights.read(f"{prefix}.down_proj.weight"))
+        self._mlp = GroupedMlp(cores)
 
     def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self._down(swiglu(self._gate_up(x_TD)))
+        return self._mlp(x_TD, [self._expert], [len(x_TD)])
 
 
 def choose_experts(logit_TE: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,13 +43,19 @@ class MoeMlp:
     """shared(x) + sum over the chosen experts of expert(score * x); the experts live on shards."""
 
     def __init__(
-        self, config: ModelConfig, layer: int, weights: WeightReader, dispatcher: Dispatcher, clock: StepClock
+        self,
+        config: ModelConfig,
+        layer: int,
+        weights: WeightReader,
+        dispatcher: Dispatcher,
+        cores: Cores,
+        clock: StepClock,
     ) -> None:
         names = TensorNames(config)
         self._layer = layer
         self._experts_per_token = config.experts_per_token
         self._gate = make_linear(weights.read(names.layer(layer, "feed_forward.router.weight")))
-        self._shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights)
+        self._shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights, cores)
         self._dispatcher = dispatcher
         self._mark = clock.mark
 

@@ -43,5 +43,5 @@ class CpuNorm:
 
     def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
         out_TD = torch.empty_like(x_TD)
-        rms_norm(0, len(x_TD), as_numpy(x_TD), self._weight, self._eps, as_numpy(out_TD))
+        rms_norm(as_numpy(x_TD), self._weight, self._eps, as_numpy(out_TD))
         return out_TD

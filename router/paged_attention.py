@@ -8,7 +8,6 @@ queries of one key/value head, C = head_dim columns.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from checkpoint.config import ModelConfig
+from experts.cores import Cores
 from experts.numerics import as_numpy
 from router.cpu_kernels import attend, prepare
 from router.kv_cache import KvCache, Span, TablePlan
@@ -137,14 +137,10 @@ def _unfold(out_KQC: torch.Tensor, num_tokens: int) -> torch.Tensor:
 
 
 class CpuAttention:
-    """Single tokens read keys and values where they lie; a span of a prompt copies its past together once.
+    """Single tokens read keys and values where they lie; a span of a prompt copies its past together once."""
 
-    threads: at most so many at once.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(max(1, threads - 1), thread_name_prefix="attention")
+    def __init__(self, cores: Cores) -> None:
+        self._cores = cores
 
     @staticmethod
     def supports(dtype: torch.dtype, device: torch.device) -> bool:
@@ -167,8 +163,8 @@ class CpuAttention:
         self._share(
             num_tokens,
             qkv.size,
-            lambda begin, end: prepare(
-                begin, end, qkv, kv_heads, rules.uses_rope, rotation, eps, temperature, unit_T, slot_T, k_pool, v_pool
+            lambda counter: prepare(
+                counter, qkv, kv_heads, rules.uses_rope, rotation, eps, temperature, unit_T, slot_T, k_pool, v_pool
             ),
         )
         out_THC = torch.empty(num_tokens, heads, columns, dtype=qkv_TJC.dtype)
@@ -178,8 +174,8 @@ class CpuAttention:
             self._share(
                 singles * kv_heads,
                 int(plan.keys_N[:singles].sum()) * (heads + kv_heads) * columns // 2,
-                lambda begin, end: attend(
-                    begin, end, qkv[:, :heads], k_pool, v_pool, plan.blocks_NB, plan.keys_N, scale, out
+                lambda counter: attend(
+                    counter, qkv[:singles, :heads], k_pool, v_pool, plan.blocks_NB, plan.keys_N, scale, out
                 ),
             )
         begin = singles
@@ -192,13 +188,10 @@ class CpuAttention:
             begin = rows.stop
         return out_THC
 
-    def _share(self, count: int, numbers: int, work: Callable[[int, int], None]) -> None:
-        """work(begin, end) for all of `count` items, in several threads if it reads or writes many numbers."""
-        threads = min(self._threads, count, 1 + numbers // WORTH_A_THREAD)
-        others = [self._pool.submit(work, count * i // threads, count * (i + 1) // threads) for i in range(1, threads)]
-        work(0, count // threads)
-        for other in others:
-            other.result()
+    def _share(self, count: int, numbers: int, work: Callable[[np.ndarray], None]) -> None:
+        """work(counter) for `count` items, on several cores if it reads or writes many numbers."""
+        counter = np.zeros(1, np.int64)
+        self._cores.run(lambda: work(counter), min(count, 1 + numbers // WORTH_A_THREAD))
 
 
 def span_attention(

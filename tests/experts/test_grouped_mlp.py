@@ -8,10 +8,12 @@ import torch.nn.functional as F
 from transformers import Llama4TextConfig
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 
-from experts.grouped_mlp import grouped_mlp, grouped_mlp_reference, make_expert, swiglu
+from experts.cores import Cores
+from experts.grouped_mlp import Expert, GroupedMlp, grouped_mlp_reference, swiglu
 from experts.linear import make_linear
 
 EXPERTS, HIDDEN, WIDTH = 5, 24, 40
+ONE_CORE = Cores(1, "test")
 COUNTS = {
     "even": [3, 3, 3, 3, 3],
     "uneven": [1, 7, 2, 30, 4],
@@ -41,8 +43,10 @@ def expert_of_rows(counts: Sequence[int]) -> torch.Tensor:
 
 def ours(module: Llama4TextExperts, x_ND: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
     dtype = x_ND.dtype
-    experts = [make_expert(module.gate_up_proj[e].to(dtype), module.down_proj[e].to(dtype)) for e in range(EXPERTS)]
-    return grouped_mlp(x_ND, experts, counts)
+    experts = [
+        Expert.of(module.gate_up_proj[e].to(dtype).t(), module.down_proj[e].to(dtype).t()) for e in range(EXPERTS)
+    ]
+    return GroupedMlp(ONE_CORE)(x_ND, experts, counts)
 
 
 def transformers_result(module: Llama4TextExperts, x_ND: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:

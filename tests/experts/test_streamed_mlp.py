@@ -1,14 +1,18 @@
 """Experts with few rows, streamed, against the plain twin; and that what cannot be streamed is not."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 
 from experts import streamed_mlp as streaming
-from experts.grouped_mlp import GroupedMlp, even_parts, grouped_mlp, grouped_mlp_reference, make_expert
+from experts.cores import Cores
+from experts.grouped_mlp import Expert, GroupedMlp, even_parts, grouped_mlp_reference
 from experts.linear import make_linear
 
 D, F = 128, 192
 NARROW_F = 48  # a width that oneDNN pads
+ONE_CORE = Cores(1, "test")
 needs_the_instruction = pytest.mark.skipif(
     not streaming._is_supported(), reason="this processor has no AVX512-BF16; it never uses these loops"
 )
@@ -27,12 +31,15 @@ def rows(count: int) -> torch.Tensor:
 
 @needs_the_instruction
 @pytest.mark.parametrize("counts", [[1], [2], [3], [4], [1, 4, 2, 3, 1]], ids=str)
-def test_streamed_rows_match_the_slow_twin(counts: list[int]) -> None:
+@pytest.mark.parametrize("cores", [1, 2, 3])
+def test_streamed_rows_match_the_slow_twin(counts: list[int], cores: int) -> None:
     gate_up_EDF2, down_EFD = weights(len(counts))
-    experts = [make_expert(g, d) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
+    experts = [Expert.of(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
     assert all(expert.streams for expert in experts)
     x_ND, expert_N = rows(sum(counts)), torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    y_ND = streaming.streamed_mlp(x_ND, [e.gate_up for e in experts], [e.down for e in experts], counts)
+    y_ND, first_rows = torch.empty_like(x_ND), [0, *accumulate(counts)][:-1]
+    layers = [e.gate_up for e in experts], [e.down for e in experts]
+    streaming.streamed_mlp(Cores(cores, "test"), x_ND, *layers, first_rows, counts, y_ND)
     exact_ND = grouped_mlp_reference(x_ND.float(), gate_up_EDF2.float(), down_EFD.float(), expert_N)
     assert (y_ND - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
 
@@ -40,10 +47,10 @@ def test_streamed_rows_match_the_slow_twin(counts: list[int]) -> None:
 @needs_the_instruction
 def test_a_row_gets_the_same_whatever_rows_stand_beside_it() -> None:
     gate_up_EDF2, down_EFD = weights(1)
-    expert = make_expert(gate_up_EDF2[0], down_EFD[0])
+    expert = Expert.of(gate_up_EDF2[0].t(), down_EFD[0].t())
     x_ND = rows(4)
-    together = grouped_mlp(x_ND, [expert], [4])
-    apart = torch.cat([grouped_mlp(x_D[None], [expert], [1]) for x_D in x_ND])
+    together = GroupedMlp(ONE_CORE)(x_ND, [expert], [4])
+    apart = torch.cat([GroupedMlp(ONE_CORE)(x_D[None], [expert], [1]) for x_D in x_ND])
     assert torch.equal(together, apart)
 
 
@@ -51,10 +58,10 @@ def test_a_row_gets_the_same_whatever_rows_stand_beside_it() -> None:
 def test_experts_with_few_and_with_many_rows_keep_their_order() -> None:
     counts = [1, 40, 2, 2, 9, 1]
     gate_up_EDF2, down_EFD = weights(len(counts))
-    experts = [make_expert(g, d) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
+    experts = [Expert.of(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
     x_ND, expert_N = rows(sum(counts)), torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     exact_ND = grouped_mlp_reference(x_ND.float(), gate_up_EDF2.float(), down_EFD.float(), expert_N)
-    assert (grouped_mlp(x_ND, experts, counts) - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
+    assert (GroupedMlp(ONE_CORE)(x_ND, experts, counts) - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
 
 
 def test_a_width_that_onednn_pads_is_computed_right() -> None:
@@ -65,33 +72,35 @@ def test_a_width_that_onednn_pads_is_computed_right() -> None:
     exact_ND = grouped_mlp_reference(
         x_ND.float(), gate_up_DF2.float()[None], down_FD.float()[None], torch.zeros(2, dtype=torch.int64)
     )
-    y_ND = grouped_mlp(x_ND, [make_expert(gate_up_DF2, down_FD)], [2])
+    y_ND = GroupedMlp(ONE_CORE)(x_ND, [Expert.of(gate_up_DF2.t(), down_FD.t())], [2])
     assert (y_ND - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
 
 
 @pytest.mark.parametrize("num_experts", [5, 6, 11])
 def test_several_cores_give_what_one_gives(num_experts: int) -> None:
     gate_up_EDF2, down_EFD = weights(num_experts)
-    experts = [make_expert(g, d) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
+    experts = [Expert.of(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
     counts = [1 + i % 3 for i in range(num_experts)]
     x_ND = rows(sum(counts))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        y_ND = GroupedMlp(2)(x_ND, experts, counts)
+        y_ND = GroupedMlp(Cores(2, "test"))(x_ND, experts, counts)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(y_ND, GroupedMlp(1)(x_ND, experts, counts))
+    assert torch.equal(y_ND, GroupedMlp(ONE_CORE)(x_ND, experts, counts))
 
 
 @pytest.mark.parametrize("shape", [(100, 64), (128, 63), (128, 48)], ids=["outputs", "odd inputs", "padded inputs"])
 def test_odd_shapes_are_left_to_onednn(shape: tuple[int, int]) -> None:
-    assert not streaming.streams(make_linear(torch.zeros(shape, dtype=torch.bfloat16)))
+    outputs, inputs = shape
+    gate_up = make_linear(torch.zeros(2 * outputs, inputs, dtype=torch.bfloat16))
+    assert not streaming.streams(gate_up, make_linear(torch.zeros(inputs, outputs, dtype=torch.bfloat16)))
 
 
 def test_fp32_is_left_to_onednn() -> None:
-    assert not streaming.streams(make_linear(torch.zeros(128, 64)))
+    assert not streaming.streams(make_linear(torch.zeros(128, 64)), make_linear(torch.zeros(64, 64)))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from experts.endpoint import Liveness
 from experts.errors import LinkDown
 from experts.group_link import GroupLink
-from experts.grouped_mlp import grouped_mlp_reference, make_expert
+from experts.grouped_mlp import Expert, grouped_mlp_reference
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import Placement, even_placement
 from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
@@ -35,7 +35,7 @@ GATE_UP_EDF2, DOWN_EFD = random(EXPERTS, HIDDEN, 2 * WIDTH, seed=1) * 0.3, rando
 def make_shard(placement: Placement, number: int) -> ExpertShard:
     """Layer numbers are in the weights, so that rows sent to a wrong layer come back wrong."""
     slots = {
-        (layer, expert): make_expert(GATE_UP_EDF2[expert] * layer, DOWN_EFD[expert])
+        (layer, expert): Expert.of((GATE_UP_EDF2[expert] * layer).t(), DOWN_EFD[expert].t())
         for layer, experts in placement.experts_of(number).items()
         for expert in experts
     }

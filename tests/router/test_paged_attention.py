@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from checkpoint.config import parse_config
+from experts.cores import Cores
 from router.block_table import TableEntry
 from router.kv_cache import KvCache, Span
 from router.kv_layout import KvLayout
@@ -78,7 +79,7 @@ def test_blocks_read_in_place_give_what_copied_ones_give(
 ) -> None:
     monkeypatch.setattr("router.paged_attention.WORTH_A_THREAD", 1)
     played = []
-    for attention in (PlainAttention(), CpuAttention(threads)):
+    for attention in (PlainAttention(), CpuAttention(Cores(threads, "test"))):
         cache = make_cache(heads_per_kv, dtype, head_dim=8)
         outs = play(attention, layer, rules, cache, 2 * heads_per_kv)
         played.append([*outs, *cache.k_UKPC, *cache.v_UKCP])
@@ -91,16 +92,16 @@ def test_the_two_are_told_apart_by_a_wrong_block() -> None:
     right, wrong = (make_cache(4, torch.float32, 8) for _ in range(2))
     for row in (0, 2):
         wrong.assign(row, [TableEntry(0, 1, (0,))])
-    outs = [play(CpuAttention(1), 3, rules, cache, heads) for cache in (right, wrong)]
+    outs = [play(CpuAttention(Cores(1, "test")), 3, rules, cache, heads) for cache in (right, wrong)]
     assert not torch.allclose(outs[0][-1], outs[1][-1], atol=1e-3)
 
 
 def test_a_weight_of_exactly_zero_does_not_let_garbage_through() -> None:
     """A block's unused places may hold anything that another sequence left there."""
     cache = make_cache(4, torch.float32, 8)
-    clean = play(CpuAttention(1), 0, RULES["rope"], cache, 8)
+    clean = play(CpuAttention(Cores(1, "test")), 0, RULES["rope"], cache, 8)
     dirty = make_cache(4, torch.float32, 8)
     for pool in (*dirty.k_UKPC, *dirty.v_UKCP):
         pool.fill_(float("nan"))
-    for a, b in zip(clean, play(CpuAttention(1), 0, RULES["rope"], dirty, 8), strict=True):
+    for a, b in zip(clean, play(CpuAttention(Cores(1, "test")), 0, RULES["rope"], dirty, 8), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
