@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.workload import PARTS
 from checkpoint.errors import DroverError
 
 DESCRIPTION = """\
@@ -34,7 +35,6 @@ examples:
 """
 ROOT = Path(__file__).parents[1]
 SYSTEMS = ("drover", "drover-one-process", "llama.cpp", "vllm")
-PARTS = ("closed", "open", "prefix", "shards", "long")
 MOST_STREAMS = 256
 
 

@@ -20,7 +20,6 @@ from bench.systems import DROVER, PEERS, Cluster, Setting, System, make_systems
 from checkpoint.config import ModelConfig
 from checkpoint.layout import count_parameters
 
-PARTS = ("closed", "open", "prefix", "shards", "long")
 SHARD_COUNTS = (1, 2, 4, 8)
 SHARD_STREAMS = 32
 QUIET_CORES = 0.2

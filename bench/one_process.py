@@ -17,9 +17,8 @@ from experts.cores import settle
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
-from frontend.one_process import LIMITS
 from router.dispatch import Dispatcher
-from router.engine import Engine
+from router.engine import DEFAULT_LIMITS, Engine
 from router.model import Model
 from router.request import GenerationRequest, SamplingParams
 from router.scheduler import SchedulerLimits
@@ -90,7 +89,7 @@ def run(engine: Engine, link: CountingLink, requests: list[Request]) -> tuple[li
 def main() -> None:
     torch.set_num_threads(int(sys.argv[2]))
     # But for the number of streams and the queue, what a deployment file's defaults say.
-    limits = dataclasses.replace(LIMITS, max_running=int(sys.argv[3]), max_waiting=4096)
+    limits = dataclasses.replace(DEFAULT_LIMITS, max_running=int(sys.argv[3]), max_waiting=4096)
 
     def start() -> Run:
         engine, link = load(Path(sys.argv[1]), limits)

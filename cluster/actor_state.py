@@ -21,20 +21,22 @@ class Phase(str, Enum):
 @dataclass(frozen=True)
 class ActorState:
     """bytes_done of bytes_total checkpoint bytes are read. pid: of the actor's process on its node.
-    error: why, when the phase is FAILED."""
+    error: why, when the phase is FAILED. waits_for: what keeps an actor LOADING that has read its weights."""
 
     pid: int
     phase: Phase
     bytes_done: int
     bytes_total: int
     error: str = ""
+    waits_for: str = ""
 
     @property
     def summary(self) -> str:
         if self.phase is Phase.FAILED:
             return f"failed: {self.error}"
         if self.phase is Phase.LOADING:
-            return f"loading, {self.bytes_done} of {self.bytes_total} bytes"
+            waiting = f", waiting for {self.waits_for}" if self.waits_for else ""
+            return f"loading, {self.bytes_done} of {self.bytes_total} bytes{waiting}"
         return "ready"
 
 
@@ -44,6 +46,7 @@ class LoadProgress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._phase, self._done, self._total, self._error = Phase.LOADING, 0, 0, ""
+        self._waits_for: Callable[[], str] | None = None
 
     def run(self, load: Callable[[], None]) -> None:
         """Run `load` and remember how it ended."""
@@ -65,9 +68,18 @@ class LoadProgress:
         with self._lock:
             self._done += count
 
+    def wait(self, wait: Callable[[], None], waits_for: Callable[[], str]) -> None:
+        """Call `wait`; until it returns, states say what is waited for, as `waits_for` tells it then."""
+        with self._lock:
+            self._waits_for = waits_for
+        wait()
+        with self._lock:
+            self._waits_for = None
+
     def state(self) -> ActorState:
         with self._lock:
-            return ActorState(os.getpid(), self._phase, self._done, self._total, self._error)
+            waits_for = self._waits_for() if self._waits_for else ""
+            return ActorState(os.getpid(), self._phase, self._done, self._total, self._error, waits_for)
 
     def _finish(self, phase: Phase, error: str = "") -> None:
         with self._lock:

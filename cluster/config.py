@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from checkpoint.errors import DroverError
+from router.engine import DEFAULT_LIMITS
 from router.memory import KvBudget
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -39,16 +40,14 @@ class RayConfig(_Section):
 
 
 class PartConfig(_Section):
-    """What one actor gets. cpus, gpus: reserved in Ray. threads: of torch; none means `cpus` rounded up."""
+    """What one actor gets. cpus, gpus: reserved in Ray. threads: to compute with; none means the machine's cores, of
+    which the router uses all, and shards on one machine, which compute at the same time, an equal part each: router
+    and shards take turns."""
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
     threads: Annotated[int, Field(ge=1)] | None = None
     device: Literal["cpu", "cuda"] = "cpu"
-
-    @property
-    def num_threads(self) -> int:
-        return self.threads or max(1, -int(-self.cpus // 1))
 
     @model_validator(mode="after")
     def _cuda_needs_a_gpu(self) -> "PartConfig":
@@ -88,23 +87,23 @@ class LinksConfig(_Section):
 class EngineConfig(_Section):
     """max_running: requests computed at once. max_waiting: requests in the queue; one more is refused.
     max_step_tokens: tokens in one step. kv_bytes: KV cache of all running requests together; kv_share: the same as a
-    share of what is free on the router's device once its weights are loaded. Without either, 1 GiB.
+    share of what is free on the router's device once router and shards are loaded. Without either, 1 GiB.
     prefix_cache: keep the KV cache of ended requests for others that begin the same. prefill_slowdown: a step of
     running streams may take so many times as long because of prompts computed beside them; none sets no limit.
     max_context_tokens: prompt and completion together; none means what the model allows."""
 
-    max_running: Annotated[int, Field(ge=1)] = 64
-    max_waiting: Annotated[int, Field(ge=1)] = 256
-    max_step_tokens: Annotated[int, Field(ge=1, le=65536)] = 1024
+    max_running: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_running
+    max_waiting: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_waiting
+    max_step_tokens: Annotated[int, Field(ge=1, le=65536)] = DEFAULT_LIMITS.max_step_tokens
     kv_bytes: Bytes | None = None
     kv_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    prefix_cache: bool = True
-    prefill_slowdown: Annotated[float, Field(gt=1)] | None = 2.0
+    prefix_cache: bool = DEFAULT_LIMITS.prefix_cache
+    prefill_slowdown: Annotated[float, Field(gt=1)] | None = DEFAULT_LIMITS.prefill_slowdown
     max_context_tokens: Annotated[int, Field(ge=2)] | None = None
 
     @property
     def kv_budget(self) -> KvBudget:
-        return KvBudget(share=self.kv_share) if self.kv_share is not None else KvBudget(self.kv_bytes or 2**30)
+        return KvBudget(self.kv_bytes, self.kv_share)
 
     @model_validator(mode="after")
     def _one_budget(self) -> "EngineConfig":

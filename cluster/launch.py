@@ -2,8 +2,9 @@
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -200,8 +201,17 @@ def _reserve(config: DeploymentConfig) -> Any:
     return group
 
 
+def _nodes_of_bundles(group: Any) -> list[str]:
+    """Where Ray has put the router's bundle and each shard's."""
+    nodes: dict[int, str] = ray.util.placement_group_table(group)["bundles_to_node_id"]
+    return [nodes[bundle] for bundle in sorted(nodes)]
+
+
 def _create_actors(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> dict[str, Any]:
     router, shards = router_spec(config, checkpoint), shard_specs(config, checkpoint)
+    _, *shard_nodes = _nodes_of_bundles(group)
+    on_node = Counter(shard_nodes)
+    shards = [replace(shard, neighbours=on_node[node]) for shard, node in zip(shards, shard_nodes, strict=True)]
     actors = {router.name: _create(RouterActor, router, config, config.router, group, 0)}
     for index, shard in enumerate(shards):
         actors[shard.name] = _create(ShardActor, shard, config, config.shards, group, 1 + index)
@@ -221,7 +231,7 @@ def _create(
         # Threads of a shard's actor, or coroutines of a router's: every frontend has a pull waiting there.
         "max_concurrency": 8 if cls is ShardActor else 1000,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(part.num_threads)} | WAITING_THREADS},
+        "runtime_env": {"env_vars": WAITING_THREADS},
     }
     return ray.remote(cls).options(**options).remote(spec)
 
@@ -230,6 +240,7 @@ def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: floa
     loading = dict(actors)
     for name in loading:
         progress.loading(name, None)
+    summaries: dict[str, str] = {}
     while loading:
         for name, actor in list(loading.items()):
             try:
@@ -240,14 +251,16 @@ def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: floa
                 # Ray would start it again and again; what kills it in loading (memory, mostly) would kill it each time.
                 raise StartError(f"{name} died while starting: {_first_line(error)}") from None
             progress.loading(name, state)
+            summaries[name] = state.summary
             if state.phase is Phase.FAILED:
                 raise StartError(f"{name} failed to start: {state.error}")
             if state.phase is Phase.READY:
                 del loading[name]
-        if loading and time.monotonic() > deadline:
-            raise StartError(f"{', '.join(loading)} did not load in time (start_timeout_s)")
         if loading:
             time.sleep(POLL_S)
+        if loading and time.monotonic() > deadline:
+            late = "; ".join(f"{name} is {summaries[name]}" for name in loading)
+            raise StartError(f"not all was loaded in time (start_timeout_s): {late}")
 
 
 def _wait_until(missing: Callable[[], str], deadline: float, what: str) -> None:

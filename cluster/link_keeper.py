@@ -69,8 +69,14 @@ class LinkKeeper:
         self._router_name, self._device = router_name, device
         self._host = ray.util.get_node_ip_address()
         self._store = LinkStore(self._host)
+        self._was_linked = [threading.Event() for _ in shard_names]
         for index, name in enumerate(shard_names):
             threading.Thread(target=self._keep, args=(index, name), name=f"keep {name}", daemon=True).start()
+
+    def wait_until_all_were_linked(self) -> None:
+        """Return once every shard has been linked, be it down again by now: it has loaded its weights."""
+        for was_linked in self._was_linked:
+            was_linked.wait()
 
     def _keep(self, index: int, shard_name: str) -> None:
         """Form the shard's link whenever it is down, for as long as the process lives."""
@@ -78,6 +84,7 @@ class LinkKeeper:
             link_name = f"{self._router_name}--{shard_name}--{generation}"
             self._dispatcher.links[index] = link = self._form(index, shard_name, link_name)
             logger.info("link %s formed", link_name)
+            self._was_linked[index].set()
             link.wait_until_down()
             link.close()
             self._store.forget(link_name)

@@ -17,9 +17,7 @@ TIMEOUT_S = 3.0
 RAY_TIMEOUT_S = 6.0
 
 
-async def page_in_time(
-    model_name: str, router_name: str, shard_names: Sequence[str], namespace: str
-) -> tuple[bytes, str]:
+async def page_in_time(model_name: str, router_name: str, shard_names: Sequence[str], namespace: str) -> bytes:
     """`read_page` without blocking the event loop, and within RAY_TIMEOUT_S even if Ray's head is away."""
     reading = asyncio.to_thread(read_page, model_name, router_name, shard_names, namespace)
     try:
@@ -27,13 +25,13 @@ async def page_in_time(
     except asyncio.TimeoutError:
         nobody = [ShardReport(name, None) for name in shard_names]
         page = render(model_name, [RouterReport(router_name, None, shard_names)], nobody)
-        return page, f"Ray did not answer within {RAY_TIMEOUT_S:g} s"
+        return _comment(f"Ray did not answer within {RAY_TIMEOUT_S:g} s") + page
 
 
 def read_page(
     model_name: str, router_name: str, shard_names: Sequence[str], namespace: str, timeout_s: float = TIMEOUT_S
-) -> tuple[bytes, str]:
-    """The page, and why the router is not on it (else empty). Blocks for at most about timeout_s, whoever is away."""
+) -> bytes:
+    """The page; if the router is not on it, its first line says why. Takes at most about timeout_s, whoever is away."""
     answers = _ask([(router_name, "metrics"), *((name, "stats") for name in shard_names)], namespace, timeout_s)
     counted: RouterMetrics | None = answers.get(router_name)
     down = frozenset(counted.down) if counted else frozenset()
@@ -41,10 +39,16 @@ def read_page(
     # A shard that has not loaded yet answers, and holds no expert.
     held = {name: answers[name] for name in shard_names if name in answers and answers[name].experts_held}
     shards = [ShardReport(name, held[name].rows_computed if name in held else None) for name in shard_names]
-    why = f"{router_name} did not answer within {timeout_s:g} s" if counted is None else ""
-    if counted is not None and counted.engine is None:
-        why = f"{router_name} has not loaded its model yet"
-    return render(model_name, [router], shards), why
+    page = render(model_name, [router], shards)
+    if counted is None:
+        return _comment(f"{router_name} did not answer within {timeout_s:g} s") + page
+    if counted.engine is None:
+        return _comment(f"{router_name} has not loaded its model yet") + page
+    return page
+
+
+def _comment(text: str) -> bytes:
+    return f"# {text}\n".encode()
 
 
 def _ask(calls: Sequence[tuple[str, str]], namespace: str, timeout_s: float) -> dict[str, Any]:

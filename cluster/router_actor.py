@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,15 +23,15 @@ import torch
 from checkpoint.tensors import Checkpoint
 from cluster.actor_state import ActorState, LoadProgress
 from cluster.link_keeper import LinkKeeper, LinkSettings, NoLink
+from experts.cores import share_of_cores
 from experts.placement import Placement
 from frontend.router_client import Readiness
 from router.dispatch import Dispatcher
 from router.engine import Engine
 from router.engine_thread import EngineThread
 from router.errors import Unavailable
-from router.kv_layout import KvLayout
 from router.memory import KvBudget, free_bytes
-from router.metrics import EngineSnapshot, EngineStats
+from router.metrics import CANCELLED, EngineSnapshot, EngineStats
 from router.model import Model
 from router.request import GenerationRequest, TokenDelta
 from router.scheduler import SchedulerLimits
@@ -46,7 +46,7 @@ RATE_WINDOW_S = 10
 @dataclass(frozen=True)
 class RouterSpec:
     """What a router actor is to run. shard_names: actor names, by shard number. limits: but for kv_bytes, which
-    kv_budget says once the weights are loaded."""
+    kv_budget says once the weights are loaded, for a share those of the shards too."""
 
     name: str
     namespace: str
@@ -55,7 +55,7 @@ class RouterSpec:
     shard_names: tuple[str, ...]
     dtype: torch.dtype
     device: str
-    threads: int
+    threads: int | None
     limits: SchedulerLimits
     kv_budget: KvBudget
     max_context_tokens: int | None
@@ -112,7 +112,7 @@ class RouterActor:
     """An asyncio actor; the engine has a thread of its own, and so has loading."""
 
     def __init__(self, spec: RouterSpec) -> None:
-        torch.set_num_threads(spec.threads)
+        torch.set_num_threads(spec.threads or share_of_cores(1))
         self._spec = spec
         self._progress = LoadProgress()
         self._dispatcher = Dispatcher(spec.placement, [NoLink("not linked yet")] * len(spec.shard_names))
@@ -133,8 +133,8 @@ class RouterActor:
         """Ready once the model is loaded and every shard is linked."""
         if self._engine is None:
             return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
-        down = self._down()
-        return Readiness(not down, "; ".join(f"{name}: {reason}" for name, reason in down.items()))
+        unlinked = self._unlinked()
+        return Readiness(not unlinked, unlinked)
 
     async def stats(self) -> RouterStats:
         engine = self._engine.stats if self._engine else None
@@ -159,11 +159,11 @@ class RouterActor:
             self._frontend_of[request.request_id] = frontend_id
             self._engine.submit(request)
 
-    async def cancel(self, request_ids: Sequence[str]) -> None:
-        """Forget requests within one step; unknown ones are ignored."""
-        for request_id in request_ids:
+    async def cancel(self, ending_of: Mapping[str, str]) -> None:
+        """Forget requests within one step; unknown ones are ignored. ending_of: how each is counted, by its id."""
+        for request_id, ending in ending_of.items():
             if self._frontend_of.pop(request_id, None) is not None and self._engine is not None:
-                self._engine.cancel(request_id)
+                self._engine.cancel(request_id, ending)
 
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
@@ -200,6 +200,9 @@ class RouterActor:
     def _down(self) -> dict[str, str]:
         return {self._spec.shard_names[shard]: reason for shard, reason in self._dispatcher.down_reasons().items()}
 
+    def _unlinked(self) -> str:
+        return "; ".join(f"{name}: {reason}" for name, reason in self._down().items())
+
     def _attend_to_the_loop(self) -> None:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
@@ -216,7 +219,7 @@ class RouterActor:
                 open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
                 if open_requests:
                     logger.warning("%s has gone; its %d requests are cancelled", frontend_id, len(open_requests))
-                    await self.cancel(open_requests)
+                    await self.cancel(dict.fromkeys(open_requests, CANCELLED))
             await asyncio.sleep(1.0)
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
@@ -250,8 +253,9 @@ class RouterActor:
             spec.name,
             device,
         )
-        layout = KvLayout.of(checkpoint.config, spec.dtype.itemsize)
-        kv_bytes = spec.kv_budget.resolve(layout, free_bytes(device), router_bytes(checkpoint))
+        if spec.kv_budget.share is not None:  # a shard on this machine that still loads has not taken its memory yet
+            self._progress.wait(self._keeper.wait_until_all_were_linked, self._unlinked)
+        kv_bytes = spec.kv_budget.resolve(model.kv_layout, free_bytes(device), router_bytes(checkpoint))
         # A router without its engine is worth nothing; when its process ends, Ray starts a new one.
         self._engine = EngineThread(
             Engine(model, replace(spec.limits, kv_bytes=kv_bytes), spec.max_context_tokens),

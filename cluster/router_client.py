@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 import ray
 
 from frontend.router_client import DeltaStreams, Readiness
 from router.errors import Unavailable
+from router.metrics import CANCELLED
 from router.request import GenerationRequest, RequestLimits, TokenDelta
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class RayRouterClient:
         self._receipt = -1  # of no batch
         self._puller: asyncio.Task[None] | None = None
         self._to_submit: list[GenerationRequest] = []
-        self._to_cancel: list[str] = []
+        self._to_cancel: dict[str, str] = {}  # request id -> how it is counted
         self._mailer: asyncio.Task[None] | None = None
         self._router: ray.actor.ActorHandle | None = None
 
@@ -47,7 +48,9 @@ class RayRouterClient:
             return Readiness(False, self._down(error))
         return readiness
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def generate(
+        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
+    ) -> AsyncGenerator[TokenDelta, None]:
         self._streams.open(request.request_id)
         self._open += 1
         finished = False
@@ -60,7 +63,7 @@ class RayRouterClient:
             self._streams.close(request.request_id)
             self._open -= 1
             if not finished:
-                self._cancel(request.request_id)
+                self._cancel(request.request_id, ending())
 
     def _submit(self, request: GenerationRequest) -> None:
         self._to_submit.append(request)
@@ -68,9 +71,9 @@ class RayRouterClient:
         if self._puller is None or self._puller.done():
             self._puller = asyncio.create_task(self._pull_while_open())
 
-    def _cancel(self, request_id: str) -> None:
+    def _cancel(self, request_id: str, ending: str) -> None:
         # Runs in a generator that is being closed, where nothing may be awaited.
-        self._to_cancel.append(request_id)
+        self._to_cancel[request_id] = ending
         self._mail()
 
     def _mail(self) -> None:
@@ -81,7 +84,7 @@ class RayRouterClient:
         """Everything posted while one call is under way goes with the next."""
         while self._to_submit or self._to_cancel:
             requests, self._to_submit = self._to_submit, []
-            cancelled, self._to_cancel = self._to_cancel, []
+            cancelled, self._to_cancel = self._to_cancel, {}
             try:
                 router = self._handle()
                 if requests:
@@ -90,7 +93,7 @@ class RayRouterClient:
                     await router.cancel.remote(cancelled)
             except (Unavailable, ray.exceptions.RayError) as error:
                 self._fail(error)
-                self._to_cancel = cancelled + self._to_cancel  # goes with the next mail, should the router still live
+                self._to_cancel = cancelled | self._to_cancel  # goes with the next mail, should the router still live
                 return
 
     async def _pull_while_open(self) -> None:

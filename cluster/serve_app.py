@@ -98,9 +98,8 @@ class Frontend:
         if request.method not in ("GET", "HEAD"):
             return Response("only GET\n", 405, {"Allow": "GET, HEAD"}, media_type="text/plain")
         spec = self._spec
-        page, why_not = await page_in_time(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
-        if why_not:
-            return Response(b"# " + why_not.encode() + b"\n" + page, 503, media_type="text/plain")
+        page = await page_in_time(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
+        # Also without a router: Prometheus drops a page with another status, and with it who is up and who is not.
         return Response(page, headers={"Content-Type": CONTENT_TYPE})
 
 

@@ -12,6 +12,7 @@ from checkpoint.errors import DroverError
 from checkpoint.tensors import Checkpoint
 from cluster.actor_state import ActorState, LoadProgress
 from cluster.link_invitation import LinkInvitation
+from experts.cores import share_of_cores
 from experts.process_group import SHARD_RANK
 from experts.shard import load_shard, shard_bytes
 from experts.shard_server import ShardServer
@@ -21,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What a shard actor is to hold. experts_of: layer -> experts."""
+    """What a shard actor is to hold. experts_of: layer -> experts. threads: none means an equal part of its machine's
+    cores for each of the `neighbours`, the shards there, itself included."""
 
     name: str
     checkpoint: Path
@@ -29,7 +31,8 @@ class ShardSpec:
     experts_of: Mapping[int, Sequence[int]]
     dtype: torch.dtype
     device: str
-    threads: int
+    threads: int | None
+    neighbours: int = 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class ShardActor:
     """Loads in a thread of its own, so that `state` answers meanwhile. Threaded: calls run side by side."""
 
     def __init__(self, spec: ShardSpec) -> None:
-        torch.set_num_threads(spec.threads)
+        torch.set_num_threads(spec.threads or share_of_cores(spec.neighbours))
         self._spec = spec
         self._progress = LoadProgress()
         self._server: ShardServer | None = None
@@ -78,6 +81,6 @@ class ShardActor:
             spec.dtype,
             device,
             self._progress.add_bytes,
-            spec.threads,
+            torch.get_num_threads(),
         )
         self._server = ShardServer(shard, device)

@@ -31,7 +31,7 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
         shard_names=_shard_names(config),
         dtype=dtype,
         device=config.router.device,
-        threads=config.router.num_threads,
+        threads=config.router.threads,
         limits=SchedulerLimits(
             engine.max_running,
             engine.max_waiting,
@@ -69,7 +69,7 @@ def shard_specs(config: DeploymentConfig, checkpoint: Checkpoint) -> list[ShardS
             experts_of=placement.experts_of(index),
             dtype=_dtype(config, checkpoint),
             device=config.shards.device,
-            threads=config.shards.num_threads,
+            threads=config.shards.threads,
         )
         for index, name in enumerate(_shard_names(config))
     ]

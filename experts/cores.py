@@ -36,18 +36,25 @@ class Cores:
 
 
 def settle(threads: int) -> None:
-    """Keep this thread on one core and torch's other threads on the others, if `threads` are as many as the cores.
+    """Let torch compute with `threads` threads in this one; if they are as many as the cores, give each a core.
 
-    To be called once, at the beginning of a thread of ours that computes. Linux puts a thread that it wakes on a core
-    that is idle at that instant; where several processes take turns at the cores, that was often its partner's: beside
-    a shard's, two threads of a router then shared one core for milliseconds.
+    To be called once, at the beginning of a thread of ours that computes: torch's own number of threads holds for the
+    thread that set it, and for those that begin to compute before another thread sets it again. Linux puts a thread
+    that it wakes on a core that is idle at that instant; where several processes take turns at the cores, that was
+    often its partner's: beside a shard's, two threads of a router then shared one core for milliseconds.
     """
+    torch.set_num_threads(threads)
     others = _cores_of_others(threads)
     if not others:
         return
     os.sched_setaffinity(0, others)
     torch.ones(threads * 2**17).neg_()  # begins torch's other threads, which inherit where they may run
     os.sched_setaffinity(0, _CORES[:1])
+
+
+def share_of_cores(sharers: int) -> int:
+    """How many of this machine's cores each of `sharers` processes should compute with, that do so at the same time."""
+    return max(1, (len(_CORES) or os.cpu_count() or 1) // sharers)
 
 
 def _cores_of_others(threads: int) -> set[int]:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from experts.cores import Cores
 from experts.linear import Linear, make_linear
-from experts.streamed_mlp import MAX_ROWS, streamed_mlp, streams
+from experts.streamed_linear import MAX_ROWS
+from experts.streamed_mlp import streamed_mlp, streams
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class ExpertShard:
         """threads: processor cores to compute with; torch's number of threads."""
         self.placement_version = placement_version
         self._slots = dict(slots)
+        self.threads = threads
         self._grouped_mlp = GroupedMlp(Cores(threads, "experts"))
         self.rows_computed = 0
         """Rows (token, expert pairs) computed so far."""

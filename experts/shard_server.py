@@ -70,7 +70,7 @@ class ShardServer:
         self._thread.join(10.0)
 
     def _compute(self) -> None:
-        settle(torch.get_num_threads())
+        settle(self.shard.threads)
         while (item := self._requests.get()) is not None:
             endpoint, request = item
             if endpoint.down_reason is not None:

@@ -22,8 +22,10 @@ from frontend.stop_strings import StopStrings
 from frontend.tokenizer import Tokenizer
 from protos.drover.v1 import inference_pb2 as pb
 from router.errors import InvalidArgument, NotFound
+from router.metrics import CANCELLED
 from router.request import (
     DEFAULT_MAX_TOKENS,
+    FinishReason,
     GenerationRequest,
     RequestLimits,
     SamplingParams,
@@ -180,7 +182,12 @@ class InferenceService:
 
     async def _stream(self, request: GenerationRequest, answer: Answer) -> AsyncGenerator[pb.GenerateResponse, None]:
         """One answer's messages; when it has finished, or this is closed, the router's work for it ends."""
-        async with aclosing(self._router.generate(request)) as deltas:
+
+        def ending() -> str:
+            """What the router counts if it does not end the answer itself: a stop string, or a client that left."""
+            return FinishReason.STOP.value if answer.finished else CANCELLED
+
+        async with aclosing(self._router.generate(request, ending)) as deltas:
             async for delta in deltas:
                 if delta.error is not None:
                     raise delta.error

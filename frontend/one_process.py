@@ -7,12 +7,14 @@ import asyncio
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from checkpoint.config import ModelConfig
+from checkpoint.layout import tensor_specs
 from checkpoint.tensors import Checkpoint
 from experts.link import LocalLink
 from experts.placement import even_placement
@@ -24,15 +26,14 @@ from frontend.health import HealthService
 from frontend.router_client import InProcessRouter
 from frontend.tokenizer import Tokenizer
 from router.dispatch import Dispatcher
-from router.engine import Engine
+from router.engine import DEFAULT_LIMITS, Engine
+from router.memory import KvBudget, free_bytes
 from router.model import Model
 from router.paged_attention import HeadAttention
-from router.scheduler import SchedulerLimits
 from router.weights import WeightReader
 
 CPU = torch.device("cpu")
-# The defaults of a deployment file, which deploy/local.yaml shows.
-LIMITS = SchedulerLimits(max_running=64, max_waiting=256, max_step_tokens=1024, kv_bytes=2**30, prefill_slowdown=2.0)
+DEFAULT_BUDGET = KvBudget()
 # Nothing can end the engine amid a step, and a large model's longest step takes a while.
 STOP_S = 60.0
 
@@ -42,19 +43,21 @@ class _Left(Exception):
 
 
 @contextmanager
-def serve_checkpoint(directory: Path, *, threads: int | None = None) -> Iterator[str]:
+def serve_checkpoint(
+    directory: Path, *, threads: int | None = None, kv_budget: KvBudget = DEFAULT_BUDGET
+) -> Iterator[str]:
     """Load a Llama 4 directory and serve it from a thread of its own; gives the address, "127.0.0.1:port".
 
     However the block ends, also before it began, the server, the engine and the thread have then stopped, after the
     step or the read at hand; calls that still run are cancelled.
     The model has the directory's name. threads: of torch, in the whole process; none leaves them as they are.
-    Raises CheckpointError, DroverError.
+    Raises CheckpointError, NoRoom, DroverError.
     """
     address: Future[str] = Future()
     leaving: Future[None] = Future()
     with ThreadPoolExecutor(1, thread_name_prefix="serving") as thread:
         try:
-            serving = thread.submit(lambda: asyncio.run(_serve(directory, threads, address, leaving)))
+            serving = thread.submit(lambda: asyncio.run(_serve(directory, threads, kv_budget, address, leaving)))
             either: tuple[Future[Any], ...] = (address, serving)
             wait(either, return_when=FIRST_COMPLETED)
             if not address.done():
@@ -89,7 +92,9 @@ def load_model(
     return Model(config, weights, Dispatcher(placement, links), head_attention)
 
 
-async def _serve(directory: Path, threads: int | None, address: Future[str], leaving: "Future[None]") -> None:
+async def _serve(
+    directory: Path, threads: int | None, kv_budget: KvBudget, address: Future[str], leaving: "Future[None]"
+) -> None:
     """Load, tell `address`, and serve until `leaving` is done."""
 
     def stay(_: int) -> None:
@@ -103,7 +108,9 @@ async def _serve(directory: Path, threads: int | None, address: Future[str], lea
     tokenizer, chat_template = Tokenizer.open(directory), ChatTemplate.open(directory)
     dtype: torch.dtype = getattr(torch, checkpoint.config.dtype)
     model = load_model(checkpoint, checkpoint.config, dtype, on_bytes=stay)
-    router = InProcessRouter(Engine(model, LIMITS))
+    weight_bytes = sum(checkpoint.entries[name].nbytes for name in tensor_specs(checkpoint.config))
+    kv_bytes = kv_budget.resolve(model.kv_layout, free_bytes(CPU), weight_bytes)
+    router = InProcessRouter(Engine(model, replace(DEFAULT_LIMITS, kv_bytes=kv_bytes)))
     try:
         card = ModelCard.of(directory.resolve().name, checkpoint.config, checkpoint.config.dtype)
         service = InferenceService(card, tokenizer, chat_template, router)

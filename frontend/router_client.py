@@ -4,14 +4,14 @@
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from router.engine import Engine
 from router.engine_thread import EngineThread
 from router.errors import RequestError
-from router.metrics import EngineSnapshot
+from router.metrics import CANCELLED, EngineSnapshot
 from router.request import GenerationRequest, RequestLimits, TokenDelta
 
 
@@ -32,10 +32,13 @@ class RouterClient(Protocol):
         """Whether every part that a request needs is up. Never raises."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+    def generate(
+        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
+    ) -> AsyncGenerator[TokenDelta, None]:
         """The request's deltas, as they are made; ends after the one with a finish_reason.
 
-        Closing or cancelling the generator frees the request's work within one step.
+        Closing or cancelling the generator frees the request's work within one step. ending: then asked, once, how the
+        request is to be counted, one of router/metrics.py's ENDINGS.
         Raises ResourceExhausted, Unavailable (see router/errors.py).
         """
         ...
@@ -98,7 +101,9 @@ class InProcessRouter:
         """Everything that the engine counts; from the event loop's thread."""
         return self._engine.snapshot
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def generate(
+        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
+    ) -> AsyncGenerator[TokenDelta, None]:
         self._streams.open(request.request_id)
         finished = False
         try:
@@ -109,7 +114,7 @@ class InProcessRouter:
         finally:
             self._streams.close(request.request_id)
             if not finished:
-                self._engine.cancel(request.request_id)
+                self._engine.cancel(request.request_id, ending())
 
     def close(self, timeout_s: float = 10.0) -> None:
         """Stop the engine after the step at hand."""

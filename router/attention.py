@@ -7,7 +7,8 @@ import torch
 
 from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
-from experts.linear import make_linear
+from experts.cores import Cores
+from experts.streamed_linear import make_streamed
 from router.kv_layout import LayerPlace
 from router.paged_attention import HeadAttention, HeadRules, StepPlan
 from router.weights import WeightReader
@@ -16,15 +17,17 @@ from router.weights import WeightReader
 class Attention:
     """One layer's attention, from normed hidden states to the projection's output."""
 
-    def __init__(self, config: ModelConfig, layer: int, weights: WeightReader, head_attention: HeadAttention) -> None:
+    def __init__(
+        self, config: ModelConfig, layer: int, weights: WeightReader, head_attention: HeadAttention, cores: Cores
+    ) -> None:
         names = TensorNames(config)
         self._layer = layer
         self._head_dim = config.head_dim
         self._rules = HeadRules.of(config, layer)
         self._head_attention = head_attention
         qkv = [weights.read(names.layer(layer, f"self_attn.{which}_proj.weight")) for which in "qkv"]
-        self._qkv = make_linear(torch.cat(qkv))
-        self._o = make_linear(weights.read(names.layer(layer, "self_attn.o_proj.weight")))
+        self._qkv = make_streamed(torch.cat(qkv), cores)
+        self._o = make_streamed(weights.read(names.layer(layer, "self_attn.o_proj.weight")), cores)
 
     def __call__(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
         qkv_TJC = self._qkv(x_TD).unflatten(-1, (-1, self._head_dim))

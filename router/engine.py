@@ -8,17 +8,23 @@ from checkpoint.config import ModelConfig
 from router.dispatch import ShardUnavailable
 from router.errors import DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
 from router.kv_cache import Span
-from router.kv_layout import MAX_BLOCK_TOKENS, KvLayout
+from router.kv_layout import KvLayout
 from router.logprobs import token_logprobs
-from router.metrics import STEP_BOUNDS_S, EngineSnapshot, EngineStats, Histogram, RequestMetrics
+from router.memory import DEFAULT_KV_BYTES
+from router.metrics import CANCELLED, STEP_BOUNDS_S, EngineSnapshot, EngineStats, Histogram, RequestMetrics
 from router.model import Model
 from router.request import GenerationRequest, RequestLimits, TokenDelta, TokenLogprobs
 from router.sampler import SampledToken, sample
 from router.sampling_state import SamplingState
-from router.scheduler import Scheduler, SchedulerLimits, Work
+from router.scheduler import Scheduler, SchedulerLimits
+from router.sequence import Work
 
 logger = logging.getLogger(__name__)
 
+# What a deployment file that says nothing else gets, and a checkpoint that is served without one.
+DEFAULT_LIMITS = SchedulerLimits(
+    max_running=64, max_waiting=256, max_step_tokens=1024, kv_bytes=DEFAULT_KV_BYTES, prefill_slowdown=2.0
+)
 # Logits of a prompt that exist at once. 64 rows of 202,048 in fp32 are 52 MB.
 PROMPT_LOGIT_ROWS = 64
 
@@ -31,14 +37,15 @@ class Engine:
         model: Model,
         limits: SchedulerLimits,
         max_context_tokens: int | None = None,
-        max_block_tokens: int = MAX_BLOCK_TOKENS,
+        layout: KvLayout | None = None,
     ) -> None:
         """max_context_tokens: prompt and completion together; none means all positions that the model has.
-        max_block_tokens: see KvLayout."""
+        layout: of the KV cache; none means the model's."""
         self.request_limits = request_limits(model.config, max_context_tokens)
+        self.threads = model.threads
         self._model = model
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
-        layout = KvLayout.of(model.config, model.dtype.itemsize, max_block_tokens)
+        layout = layout or model.kv_layout
         self._scheduler = Scheduler(limits, layout, time.monotonic)
         self._cache = model.new_cache(layout, self._scheduler.pool.num_units, limits.max_running)
         self._sampling: dict[str, SamplingState] = {}
@@ -96,17 +103,21 @@ class Engine:
             request.sampling, request.prompt_token_ids, self._eos_token_ids
         )
 
-    def cancel(self, request_id: str) -> None:
-        """Forget a request and free its memory; no delta follows. One that has just ended is ignored."""
+    def cancel(self, request_id: str, ending: str = CANCELLED) -> None:
+        """Forget a request and free its memory; no delta follows. One that has just ended is ignored.
+
+        ending: how it is counted, one of ENDINGS.
+        """
         self._scheduler.remove(request_id)
         self._sampling.pop(request_id, None)
-        self._requests.end(request_id, "cancelled", time.perf_counter())
+        self._requests.end(request_id, ending, time.perf_counter())
 
     def step(self) -> list[TokenDelta]:
         """Run one step and return what it added to each request, or why requests had to end."""
         deltas = self._expire()
         clock = self._model.clock
         clock.start()
+        self._model.expert_load.start_step()
         work = self._scheduler.schedule()
         if not work:
             return deltas

@@ -6,12 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from experts.cores import settle
 from router.engine import Engine
 from router.errors import ResourceExhausted, Unavailable
-from router.metrics import EngineSnapshot, EngineStats
+from router.metrics import CANCELLED, EngineSnapshot, EngineStats
 from router.request import GenerationRequest, TokenDelta
 
 logger = logging.getLogger(__name__)
@@ -27,6 +25,17 @@ class _Arrival:
     arrived_s: float
 
 
+@dataclass(frozen=True)
+class _Cancellation:
+    """See Engine.cancel."""
+
+    request_id: str
+    ending: str
+
+
+_Mail = _Arrival | _Cancellation
+
+
 class EngineThread:
     """The engine's only caller. Mail is read between steps, so a cancellation takes effect within one step.
 
@@ -39,7 +48,7 @@ class EngineThread:
         self._deliver = deliver
         self._on_crash = on_crash
         self._mail_arrived = threading.Condition()
-        self._mail: list[_Arrival | str] = []
+        self._mail: list[_Mail] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -58,9 +67,9 @@ class EngineThread:
         """Queue a request that `check_request` has passed; a refusal is delivered as its last delta."""
         self._post(_Arrival(request, time.perf_counter()))
 
-    def cancel(self, request_id: str) -> None:
-        """Forget a request within one step. Deltas already made may still be delivered."""
-        self._post(request_id)
+    def cancel(self, request_id: str, ending: str = CANCELLED) -> None:
+        """Forget a request within one step, and count it as `ending`. Deltas already made may still be delivered."""
+        self._post(_Cancellation(request_id, ending))
 
     def stop(self, timeout_s: float) -> bool:
         """End after the step at hand; whether it ended in time. Requests that are left end as unavailable."""
@@ -70,7 +79,7 @@ class EngineThread:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _post(self, mail: "_Arrival | str") -> None:
+    def _post(self, mail: _Mail) -> None:
         with self._mail_arrived:
             if self._stopping:
                 if isinstance(mail, _Arrival):
@@ -80,7 +89,7 @@ class EngineThread:
             self._mail_arrived.notify()
 
     def _run(self) -> None:
-        settle(torch.get_num_threads())
+        settle(self._engine.threads)
         try:
             self._serve()
         except Exception:
@@ -97,7 +106,7 @@ class EngineThread:
             mail, self._mail = self._mail, []
         error = Unavailable(reason)
         deltas = self._engine.fail_all(error)
-        deltas += [TokenDelta(item.request.request_id, error=error) for item in mail if not isinstance(item, str)]
+        deltas += [TokenDelta(item.request.request_id, error=error) for item in mail if isinstance(item, _Arrival)]
         if deltas:
             self._deliver(deltas)
 
@@ -113,11 +122,11 @@ class EngineThread:
             if deltas:
                 self._deliver(deltas)
 
-    def _read(self, mail: "Sequence[_Arrival | str]") -> list[TokenDelta]:
+    def _read(self, mail: Sequence[_Mail]) -> list[TokenDelta]:
         refusals = []
         for item in mail:
-            if isinstance(item, str):
-                self._engine.cancel(item)
+            if isinstance(item, _Cancellation):
+                self._engine.cancel(item.request_id, item.ending)
                 continue
             try:
                 self._engine.submit(item.request, item.arrived_s)

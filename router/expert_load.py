@@ -58,14 +58,14 @@ class ExpertLoadSummary:
 class ExpertLoad:
     """Tokens by (layer, expert), and rows by shard, since the start and recently.
 
-    `count` and `end_step` belong to the engine's thread, everything else to any one thread; each number is right by
-    itself.
+    `start_step`, `count` and `end_step` belong to the engine's thread, everything else to any one thread; each number
+    is right by itself.
     """
 
     def __init__(self, placement: Placement, clock: Callable[[], float] = time.monotonic) -> None:
         self.layers = tuple(placement.shards_of)
         self.rows_of_shard = [0] * placement.num_shards
-        """(token, expert) pairs sent to each shard since the start."""
+        """(token, expert) pairs sent to each shard since the start, also by steps that failed."""
         self._clock = clock
         num_experts = max((len(by_expert) for by_expert in placement.shards_of.values()), default=0)
         self.tokens_LE: Counts = np.zeros((len(self.layers), num_experts), dtype=np.int64)
@@ -81,8 +81,12 @@ class ExpertLoad:
         self._hot: tuple[int, ...] = ()
         self._hot_since_s = -math.inf
 
+    def start_step(self) -> None:
+        """A step begins. What an earlier one has counted that failed, and so had no `end_step`, is dropped."""
+        self._step.clear()
+
     def end_step(self) -> None:
-        """Take in what the step has counted; called after each, by the thread that counts."""
+        """Take in what the step has counted; called after each that did not fail, by the thread that counts."""
         for layer, tokens, place_E in self._step:
             counted_E = self._tokens_of[layer]
             counted_E += tokens[place_E]

@@ -11,7 +11,8 @@ from router.expert_load import ExpertLoadSummary
 from router.step_clock import Phase
 
 # How a request can end: the values of FinishReason, and what else may happen to it.
-ENDINGS = ("stop", "length", "cancelled", "deadline", "refused", "error")
+CANCELLED = "cancelled"
+ENDINGS = ("stop", "length", CANCELLED, "deadline", "refused", "error")
 
 # Upper bounds of buckets, in seconds. A token takes from below a millisecond (a tiny model) to seconds (a large one
 # beside long prompts); a request from one token of it to many minutes.

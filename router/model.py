@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
 from experts.cores import Cores
-from experts.linear import make_linear
+from experts.streamed_linear import make_streamed
 from router.attention import Attention
 from router.dispatch import Dispatcher
 from router.kv_cache import KvCache, Span
@@ -45,7 +45,7 @@ class Layer:
         self._attention_norm = make_norm(
             weights.read(names.layer(index, "input_layernorm.weight")), config.rms_norm_eps
         )
-        self._attention = Attention(config, index, weights, head_attention)
+        self._attention = Attention(config, index, weights, head_attention, cores)
         self._mlp_norm = make_norm(
             weights.read(names.layer(index, "post_attention_layernorm.weight")), config.rms_norm_eps
         )
@@ -84,9 +84,11 @@ class Model:
         names = TensorNames(config)
         self.config = config
         self.dtype = weights.dtype
+        self.kv_layout = KvLayout.of(config, weights.dtype.itemsize)
         self.clock = StepClock()
         self.expert_load = dispatcher.load
         self._device = weights.device
+        self.threads = cores.threads
         self._frequencies = rope_frequencies(config).to(weights.device)
         self._embedding_VD = weights.read(names.embedding)
         self._layers = [
@@ -94,14 +96,14 @@ class Model:
             for index in range(config.num_layers)
         ]
         self._final_norm = make_norm(weights.read(names.final_norm), config.rms_norm_eps)
-        self._lm_head = make_linear(self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head))
+        lm_head_VD = self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head)
+        self._lm_head = make_streamed(lm_head_VD, cores)
         self._warm_up()
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
         """Run one token's attention and norms: what has to be compiled is compiled now, and not in a request."""
-        layout = KvLayout.of(self.config, self.dtype.itemsize)
-        cache = self.new_cache(layout, 1, 1)  # every block table begins with unit 0
+        cache = self.new_cache(self.kv_layout, 1, 1)  # every block table begins with unit 0
         step = self._plan([Span(0, 0, 1)], cache)
         x_TD = self._embedding_VD[:1]
         for layer in self._layers:

@@ -11,12 +11,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from router.block_table import BlockTable, PrefixKeys, TableEntry
+from router.block_table import BlockTable, PrefixKeys
 from router.blocks import BlockPool
+from router.end_rate import EndRate
 from router.errors import ResourceExhausted
 from router.kv_layout import KvLayout
 from router.pace import PrefillPace
 from router.request import FinishReason, GenerationRequest
+from router.sequence import SequenceState, Work
 
 # So much of a prompt is computed as fast as the step's budget allows; what follows is paced (see PrefillPace). Short
 # prompts are then done without delay, and no long one holds up the others for long.
@@ -37,53 +39,6 @@ class SchedulerLimits:
     kv_bytes: int
     prefix_cache: bool = True
     prefill_slowdown: float | None = None
-
-
-@dataclass(eq=False)
-class SequenceState:
-    """A request on its way.
-
-    number: of its arrival. computed: how many of token_ids are in the KV cache. While it runs, it has a row of its own
-    among the block tables, and blocks.
-    cached_tokens: prompt tokens that it found in the prefix cache when it was first started.
-    awaited: the key of a block that another is computing, and before which it had better not start.
-    """
-
-    number: int
-    request: GenerationRequest
-    token_ids: list[int]
-    keys: PrefixKeys
-    computed: int = 0
-    row: int = -1
-    blocks: BlockTable | None = None
-    cached_tokens: int | None = None
-    awaited: bytes | None = None
-
-    @property
-    def generated(self) -> int:
-        return len(self.token_ids) - len(self.request.prompt_token_ids)
-
-    @property
-    def is_decoding(self) -> bool:
-        # A prompt of one token is no decoding: a stream of these could keep an older, longer prompt waiting for ever.
-        return self.generated > 0 and len(self.token_ids) - self.computed == 1
-
-
-@dataclass(frozen=True)
-class Work:
-    """Tokens first..first+length-1 of a sequence. samples: the last of them is followed by a new token.
-
-    new_entries: what changed in the sequence's block tables since its last work.
-    """
-
-    sequence: SequenceState
-    first: int
-    length: int
-    new_entries: tuple[TableEntry, ...]
-
-    @property
-    def samples(self) -> bool:
-        return self.first + self.length == len(self.sequence.token_ids)
 
 
 @dataclass
@@ -117,7 +72,9 @@ class Scheduler:
         self._arrivals = 0
         self._being_computed: set[bytes] = set()  # keys of prompt blocks that running requests are about to publish
         self._expiring: list[tuple[float, str]] = []  # a heap
-        self._ends = _EndRate(self.clock())
+        self._ends = EndRate(self.clock())
+        # The sequence at the head that did not fit, and the units that were spare then: not tried again with as many.
+        self._found_no_room: tuple[SequenceState, int] | None = None
 
     @property
     def num_waiting(self) -> int:
@@ -153,7 +110,8 @@ class Scheduler:
         if units > self.pool.num_units:
             raise ResourceExhausted(
                 f"prompt and max_tokens come to {positions} tokens, whose KV cache needs "
-                f"{units * self.layout.unit_bytes} bytes; the server has {self.limits.kv_bytes} (engine.kv_bytes)"
+                f"{units * self.layout.unit_bytes} bytes; the server has {self.limits.kv_bytes} "
+                "(engine.kv_bytes or engine.kv_share)"
             )
         now_s = self.clock()
         if len(self._waiting) >= self.limits.max_waiting:
@@ -193,27 +151,26 @@ class Scheduler:
     def schedule(self) -> list[Work]:
         """The next step's work, decoding sequences first; empty if there is nothing to do."""
         self._admit()
-        planned: dict[str, tuple[SequenceState, int]] = {}
-        budget = self.limits.max_step_tokens
+        plan = _Plan(self.limits.max_step_tokens)
         by_age = sorted(self._running.values(), key=lambda s: s.number)
         for sequence in [s for s in by_age if s.is_decoding]:
-            if budget and sequence.row >= 0 and self._make_room(sequence, 1, planned):
-                planned[sequence.request.request_id] = (sequence, 1)
-                budget -= 1
-        paced_budget = budget if self._pace is None else min(budget, self._pace.prompt_tokens(len(planned)))
+            if plan.tokens_left and sequence.row >= 0 and self._make_room(sequence, 1, plan):
+                plan.put(sequence, 1)
+        paced_left = plan.tokens_left
+        if self._pace is not None:
+            paced_left = min(paced_left, self._pace.prompt_tokens(len(plan.lengths)))
         for sequence in [s for s in by_age if not s.is_decoding]:
-            if budget and sequence.row >= 0:
+            if plan.tokens_left and sequence.row >= 0:
                 to_chunk_end = self.layout.chunk_tokens - sequence.computed % self.layout.chunk_tokens
-                wanted = min(len(sequence.token_ids) - sequence.computed, budget, to_chunk_end)
+                wanted = min(len(sequence.token_ids) - sequence.computed, plan.tokens_left, to_chunk_end)
                 is_paced = sequence.computed >= UNPACED_TOKENS
                 if is_paced:
-                    wanted = min(wanted, paced_budget)
-                length = self._make_room(sequence, wanted, planned) if wanted else 0
+                    wanted = min(wanted, paced_left)
+                length = self._make_room(sequence, wanted, plan) if wanted else 0
                 if length:
-                    planned[sequence.request.request_id] = (sequence, length)
-                    budget -= length
-                    paced_budget -= length if is_paced else 0
-        return [self._work(sequence, length) for sequence, length in planned.values()]
+                    plan.put(sequence, length)
+                    paced_left -= length if is_paced else 0
+        return [self._work(sequence, length) for sequence, length in plan.lengths.items()]
 
     def advance(self, work: Work, token_id: int | None, eos_token_ids: frozenset[int]) -> FinishReason | None:
         """Record that `work` is done and, if it samples, which token came of it; a finished request is forgotten."""
@@ -263,48 +220,48 @@ class Scheduler:
         for sequence in list(self._waiting.values()):
             if len(self._running) >= self.limits.max_running:
                 return
-            started = self._start(sequence)
-            if started is None:
+            if sequence.awaited in self._being_computed:
                 continue
-            if not started:
+            spare = self._spare_units()
+            if self._running and self._found_no_room == (sequence, spare):
                 return
-
-    def _start(self, sequence: SequenceState) -> bool | None:
-        """Whether the sequence runs now; False if there is no room for its prompt, None if it had better wait."""
-        if sequence.awaited in self._being_computed:
-            return None
-        blocks = BlockTable(self.layout, self.pool, sequence.keys, publishes=self.limits.prefix_cache)
-        if self._shares_prefixes(sequence):
-            sequence.computed = blocks.adopt_prefix(sequence.token_ids)
-            sequence.awaited = self._key_to_await(sequence)
-            if sequence.awaited is not None:
+            blocks, found = BlockTable(self.layout, self.pool, sequence.keys, publishes=self.limits.prefix_cache), 0
+            if self._shares_prefixes(sequence):
+                found = blocks.adopt_prefix(sequence.token_ids)
+                sequence.awaited = self._key_to_await(sequence, found)
+                if sequence.awaited is not None:
+                    blocks.release()
+                    continue
+            # Room for the whole prompt and the first new token. What was found has been taken out of what is spare.
+            needed = self.layout.units(len(sequence.token_ids) + 1) - blocks.units
+            if self._running and self._spare_units() < needed:
                 blocks.release()
-                sequence.computed = 0
-                return None
-        # Room for the whole prompt and the first new token, besides what started prompts still have to take.
-        positions = len(sequence.token_ids) + 1
-        needed = self.layout.units(positions) - blocks.units
+                self._found_no_room = (sequence, spare)
+                return
+            self._start(sequence, blocks, found)
+
+    def _spare_units(self) -> int:
+        """Units that may be taken, besides those that started prompts still have to take."""
         promised = sum(
             max(0, self.layout.units(len(s.token_ids)) - s.blocks.units)
             for s in self._running.values()
             if s.blocks is not None and not s.is_decoding
         )
-        if self._running and self.pool.available_units - promised < needed:
-            blocks.release()
-            sequence.computed = 0
-            return False
-        request = sequence.request
+        return self.pool.available_units - promised
+
+    def _start(self, sequence: SequenceState, blocks: BlockTable, found: int) -> None:
+        """Let the sequence run. found: how many of its tokens are in `blocks` already."""
+        sequence.computed = found
         if self._shares_prefixes(sequence):
             if sequence.cached_tokens is None:
-                self.counters.prefix_queried_tokens += len(request.prompt_token_ids)
-                self.counters.prefix_hit_tokens += sequence.computed
+                self.counters.prefix_queried_tokens += len(sequence.request.prompt_token_ids)
+                self.counters.prefix_hit_tokens += found
             self._being_computed.update(self._keys_to_come(sequence))
         if sequence.cached_tokens is None:
-            sequence.cached_tokens = sequence.computed
+            sequence.cached_tokens = found
         sequence.blocks, sequence.row = blocks, self._free_rows.pop()
-        del self._waiting[request.request_id]
-        self._running[request.request_id] = sequence
-        return True
+        del self._waiting[sequence.request.request_id]
+        self._running[sequence.request.request_id] = sequence
 
     def _shares_prefixes(self, sequence: SequenceState) -> bool:
         return self.limits.prefix_cache and sequence.request.sampling.prompt_logprobs is None
@@ -313,9 +270,9 @@ class Scheduler:
         done, full = (count // self.layout.block_tokens for count in (sequence.computed, len(sequence.token_ids)))
         return sequence.keys.of(sequence.token_ids, full)[done:]
 
-    def _key_to_await(self, sequence: SequenceState) -> bytes | None:
+    def _key_to_await(self, sequence: SequenceState, found: int) -> bytes | None:
         # The last one, so that the look-up is not repeated, for every waiting request, with every block that is done.
-        done, full = (n // self.layout.block_tokens for n in (sequence.computed, len(sequence.token_ids) - 1))
+        done, full = (n // self.layout.block_tokens for n in (found, len(sequence.token_ids) - 1))
         awaited = None
         for key in sequence.keys.of(sequence.token_ids, full)[done:]:
             if key not in self._being_computed:
@@ -323,7 +280,7 @@ class Scheduler:
             awaited = key
         return awaited
 
-    def _make_room(self, sequence: SequenceState, length: int, planned: dict[str, tuple[SequenceState, int]]) -> int:
+    def _make_room(self, sequence: SequenceState, length: int, plan: "_Plan") -> int:
         """Blocks for the sequence's next `length` tokens, taken from younger ones if need be; how many have room."""
         assert sequence.blocks is not None
         while True:
@@ -334,7 +291,7 @@ class Scheduler:
             if youngest is sequence:
                 return 0  # it waits for those before it, and keeps what it has as long as they do not need it
             self._preempt(youngest)
-            planned.pop(youngest.request.request_id, None)
+            plan.drop(youngest)
 
     def _preempt(self, sequence: SequenceState) -> None:
         request_id = sequence.request.request_id
@@ -355,21 +312,16 @@ class Scheduler:
         sequence.row = -1
 
 
-class _EndRate:
-    """How often requests end, for telling those that are refused when to come again."""
+class _Plan:
+    """A step in the making. lengths: how many tokens of each sequence are in it; tokens_left: how many more may be."""
 
-    def __init__(self, now_s: float) -> None:
-        self._last_s = now_s
-        self._per_end_s = 1.0
+    def __init__(self, max_tokens: int) -> None:
+        self.lengths: dict[SequenceState, int] = {}
+        self.tokens_left = max_tokens
 
-    def begin(self, now_s: float) -> None:
-        """There is a request again: the time without any tells nothing."""
-        self._last_s = now_s
+    def put(self, sequence: SequenceState, length: int) -> None:
+        self.lengths[sequence] = length
+        self.tokens_left -= length
 
-    def count(self, now_s: float) -> None:
-        self._per_end_s += 0.1 * (now_s - self._last_s - self._per_end_s)
-        self._last_s = now_s
-
-    def seconds_per_end(self, now_s: float) -> float:
-        """Seconds until the next request ends, as far as the last ones tell."""
-        return max(self._per_end_s, now_s - self._last_s, 0.001)
+    def drop(self, sequence: SequenceState) -> None:
+        self.tokens_left += self.lengths.pop(sequence, 0)

@@ -12,6 +12,7 @@ from checkpoint.tokenizer_files import byte_letters
 from frontend.chat_template import ChatTemplate
 from frontend.router_client import Readiness
 from frontend.tokenizer import Tokenizer
+from router.metrics import CANCELLED
 from router.request import FinishReason, GenerationRequest, RequestLimits, TokenDelta
 
 BOS, EOS = 256, 257
@@ -49,6 +50,7 @@ class FakeRouter:
 
     requests: those that reached the router, oldest first.
     closed: set when a stream's generator ended or was closed, which is where a real router frees its work.
+    endings: how those streams are to be counted that were closed before the script had ended them.
     """
 
     def __init__(self, script: Script | None = None, *, max_context_tokens: int = 1000) -> None:
@@ -56,6 +58,7 @@ class FakeRouter:
         self.ready = True
         self.requests: list[GenerationRequest] = []
         self.closed = threading.Event()
+        self.endings: list[str] = []
         self._limits = RequestLimits(vocab_size=VOCAB_SIZE, max_context_tokens=max_context_tokens)
 
     async def limits(self) -> RequestLimits:
@@ -64,12 +67,18 @@ class FakeRouter:
     async def readiness(self) -> Readiness:
         return Readiness(self.ready, "" if self.ready else "a test said so")
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+    async def generate(
+        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
+    ) -> AsyncGenerator[TokenDelta, None]:
         self.requests.append(request)
+        finished = False
         try:
             async for delta in self.script(request):
+                finished = delta.is_last
                 yield delta
         finally:
+            if not finished:
+                self.endings.append(ending())
             self.closed.set()
 
 

@@ -106,7 +106,8 @@ def test_the_client_needs_grpc_and_protos_only() -> None:
 
 
 def test_the_scheduler_and_policies_are_plain_python() -> None:
-    router = [ROOT / "router" / f"{name}.py" for name in ("scheduler", "blocks", "block_table", "kv_layout", "pace")]
+    names = ("scheduler", "sequence", "blocks", "block_table", "kv_layout", "pace", "end_rate")
+    router = [ROOT / "router" / f"{name}.py" for name in names]
     plain = [*router, ROOT / "experts" / "placement.py", *tracked_sources("cluster/policy")]
     for source in plain:
         for module in imports_of(source):

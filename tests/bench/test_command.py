@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as command
-from bench.benchmark import PARTS
 from bench.systems import NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -47,8 +46,8 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str, capsys: pytest.C
     assert capsys.readouterr().err.startswith(f"bench: error: {said}")
 
 
-def test_the_lists_of_names_are_those_of_the_code() -> None:
-    assert (command.SYSTEMS, command.PARTS) == (NAMES, PARTS)
+def test_the_list_of_names_is_that_of_the_code() -> None:
+    assert command.SYSTEMS == NAMES
 
 
 @pytest.mark.parametrize("module", ["bench", "bench.plot"])

@@ -105,7 +105,7 @@ def test_a_file_without_results_is_told(content: str | None, tmp_path: Path) -> 
 
 def test_the_deployment_is_a_valid_one() -> None:
     config = parse_deployment(deployment(Path("/models/mini"), ClusterShape(1, 8, 1), 64, 9000, 8000))
-    assert (config.shards.count, config.router.num_threads, config.engine.max_running) == (8, 1, 64)
+    assert (config.shards.count, config.router.threads, config.engine.max_running) == (8, 1, 64)
 
 
 def test_the_shipped_results_are_complete() -> None:

@@ -89,6 +89,17 @@ def test_a_checkpoint_gives_the_models_own_tokens(checkpoint: Path) -> None:
     assert (answer["token_ids"], answer["finish_reason"]) == (expected, "length")
 
 
+def test_a_checkpoint_that_leaves_no_room_for_the_kv_cache_is_refused_without_a_trace(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = "import router.memory as m, cli.main; m.DEFAULT_KV_BYTES = 2**50; raise SystemExit(cli.main.main())"
+    monkeypatch.setattr(command, "DROVER", [sys.executable, "-c", program])
+    done = drover("generate", "Hi", "--checkpoint", str(checkpoint))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("drover: error: the default of engine.kv_bytes asks for 1048576.00 GiB of KV cache")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("more", [(), ("--json", "--model", "drover-demo")], ids=["text", "json"])
 def test_the_embedded_model_answers_where_no_server_is(
     silent_address: str, set_defaults: SetDefaults, more: tuple[str, ...]

@@ -1,5 +1,6 @@
 """A deployment file is read once, validated once and frozen; every error names the key, the value and what is valid."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from checkpoint.tensors import Checkpoint
 from cluster.config import SECTIONS, ConfigError, DeploymentConfig, load_deployment, parse_deployment
+from cluster.specs import router_spec
+from router.engine import DEFAULT_LIMITS
+from router.memory import KvBudget
 from tests.command import ROOT
 
 LOCAL = ROOT / "deploy" / "local.yaml"
@@ -26,6 +31,21 @@ def test_the_shipped_file_shows_the_defaults() -> None:
         for key, value in shown[section].items():
             assert defaults[section][key] == value, f"{section}.{key}"
     assert set(shown) <= set(DeploymentConfig.model_fields)
+
+
+def test_a_file_that_says_nothing_is_served_as_a_checkpoint_without_a_file() -> None:
+    checkpoint = ROOT / "demo" / "drover-demo"
+    spec = router_spec(parse_deployment({"checkpoint": str(checkpoint)}), Checkpoint.open(checkpoint))
+    assert replace(spec.limits, kv_bytes=DEFAULT_LIMITS.kv_bytes) == DEFAULT_LIMITS
+    assert spec.kv_budget == KvBudget()
+
+
+def test_the_kv_cache_is_as_large_as_the_key_says_that_was_set() -> None:
+    budgets = [
+        parse_deployment({"checkpoint": "a", "engine": engine}).engine.kv_budget
+        for engine in ({"kv_bytes": 5}, {"kv_share": 0.5})
+    ]
+    assert budgets == [KvBudget(bytes=5), KvBudget(share=0.5)]
 
 
 def test_a_relative_checkpoint_is_relative_to_the_file(tmp_path: Path) -> None:
@@ -69,6 +89,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a port out of range": ({"frontend": {"grpc_port": 70000}}, "frontend.grpc_port is 70000"),
     "the same port twice": ({"frontend": {"http_port": 9000}}, "grpc_port and http_port are both 9000"),
     "steps too small": ({"engine": {"max_step_tokens": 8}}, "max_step_tokens is 8; it must be at least max_running"),
+    "two budgets": ({"engine": {"kv_bytes": 1, "kv_share": 0.5}}, "engine: kv_bytes and kv_share are both set"),
+    "a share that is all": ({"engine": {"kv_share": 1.0}}, "engine.kv_share is 1.0: input should be less than 1"),
     "a section that is a list": ({"engine": [1]}, "engine is [1]"),
 }
 

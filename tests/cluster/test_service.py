@@ -19,6 +19,7 @@ from client import Client, DeadlineExceeded, InvalidRequest, NotFound, ResourceE
 from cluster.launch import Deployment
 from cluster.metrics_reader import read_page
 from cluster.router_actor import Batch
+from frontend.tokenizer import Tokenizer
 from router.metrics import EngineStats
 from router.request import GenerationRequest, SamplingParams
 from tests.cluster.deployment import NAMESPACE, actor, deployment_config, http_get, local_ray, router_stats, running
@@ -157,6 +158,27 @@ def test_a_cancelled_request_frees_its_work(client: Client) -> None:
     assert engine_stats().kv_bytes_used == 0
 
 
+def endings(deployment: Deployment) -> dict[str, float]:
+    """How many requests ended how, as the metrics page tells."""
+    families = text_string_to_metric_families(http_get(deployment, "/metrics")[2])
+    samples = [s for family in families for s in family.samples if s.name == "drover_request_success_total"]
+    return {sample.labels["finished_reason"]: sample.value for sample in samples}
+
+
+def test_a_request_is_counted_as_its_client_saw_it_end(client: Client, deployment: Deployment) -> None:
+    tokenizer = Tokenizer.open(deployment.config.checkpoint)
+    letters = dict.fromkeys(tokenizer.encode("abcdefghij ", add_bos=False), 60.0)  # it writes nothing else
+    before = endings(deployment)
+    *_, last = client.generate(HELLO, max_tokens=300, seed=5, logit_bias=letters, stop=["a"])
+    assert (last.finish_reason, last.stop_string) == ("stop", "a")
+    with client.generate(HELLO, max_tokens=300, seed=5, logit_bias=letters) as stream:
+        next(stream)
+    wait_until(lambda: engine_stats().running == 0)
+    after = endings(deployment)
+    more = {ending: after[ending] - before[ending] for ending in after}
+    assert {ending: count for ending, count in more.items() if count} == {"stop": 1, "cancelled": 1}
+
+
 def test_a_client_that_dies_frees_its_work(deployment: Deployment) -> None:
     arguments = ("generate", "hello", "--max-tokens", "300", "--address", deployment.address)
     with start(*arguments) as process:
@@ -230,10 +252,10 @@ def test_a_path_that_is_not_there_is_not_found(deployment: Deployment) -> None:
 
 
 def test_metrics_of_a_router_that_is_away_come_in_time_and_say_so(deployment: Deployment) -> None:
-    page, why_not = read_page("tiny-scout", "router-9", ("shard-0", "shard-9"), NAMESPACE, timeout_s=2.0)
-    assert why_not == "router-9 did not answer within 2 s"
-    up = [line for line in page.decode().splitlines() if line.startswith("drover_up{")]
-    assert [float(line.split()[-1]) for line in up] == [0, 1, 0]
+    page = read_page("tiny-scout", "router-9", ("shard-0", "shard-9"), NAMESPACE, timeout_s=2.0).decode()
+    assert page.startswith("# router-9 did not answer within 2 s\n")
+    up = [s for family in text_string_to_metric_families(page) for s in family.samples if s.name == "drover_up"]
+    assert [(s.labels["part"], s.value) for s in up] == [("router-9", 0), ("shard-0", 1), ("shard-9", 0)]
 
 
 def test_health_follows_the_standard(client: Client) -> None:

@@ -9,12 +9,13 @@ from experts import streamed_mlp as streaming
 from experts.cores import Cores
 from experts.grouped_mlp import Expert, GroupedMlp, even_parts, grouped_mlp_reference
 from experts.linear import make_linear
+from experts.streamed_linear import is_supported, make_streamed
 
 D, F = 128, 192
 NARROW_F = 48  # a width that oneDNN pads
 ONE_CORE = Cores(1, "test")
 needs_the_instruction = pytest.mark.skipif(
-    not streaming._is_supported(), reason="this processor has no AVX512-BF16; it never uses these loops"
+    not is_supported(), reason="this processor has no AVX512-BF16; it never uses these loops"
 )
 
 
@@ -109,3 +110,22 @@ def test_fp32_is_left_to_onednn() -> None:
 )
 def test_cores_get_even_parts(costs: list[int], parts: int, bounds: list[int]) -> None:
     assert even_parts(costs, parts) == bounds
+
+
+@needs_the_instruction
+@pytest.mark.parametrize("outputs", [4096, 4160, 2**13 + 64], ids=str)
+@pytest.mark.parametrize("num_rows", [0, 1, 3, 4, 5])
+@pytest.mark.parametrize("cores", [1, 3])
+def test_a_streamed_linear_gives_what_onednn_gives(outputs: int, num_rows: int, cores: int) -> None:
+    inputs = 576
+    weight_OI = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x_NI = torch.randn(num_rows, inputs, generator=torch.Generator().manual_seed(1)).bfloat16()
+    linear = make_streamed(weight_OI, Cores(cores, "test"))
+    assert type(linear) is not type(make_linear(weight_OI))
+    exact_NO = x_NI.double() @ weight_OI.double().t()
+    torch.testing.assert_close(linear(x_NI).double(), exact_NO, rtol=0.005, atol=0.01)
+
+
+def test_a_small_weight_is_not_worth_streaming() -> None:
+    weight_OI = torch.zeros(64, 64, dtype=torch.bfloat16)
+    assert type(make_streamed(weight_OI, ONE_CORE)) is type(make_linear(weight_OI))

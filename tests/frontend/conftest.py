@@ -26,4 +26,5 @@ def stub(router: FakeRouter, channel: grpc.Channel) -> inference_pb2_grpc.Infere
     router.script = says("Hello!")
     router.requests.clear()
     router.closed.clear()
+    router.endings.clear()
     return inference_pb2_grpc.InferenceStub(channel)

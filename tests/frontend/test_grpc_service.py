@@ -184,6 +184,7 @@ def test_cancelling_a_call_closes_the_routers_stream(router, stub) -> None:
     assert next(call).text == "Hel"
     call.cancel()
     assert router.closed.wait(PATIENCE_S)
+    assert router.endings == ["cancelled"]
 
 
 def test_a_passed_deadline_closes_the_routers_stream(router, stub) -> None:

@@ -49,6 +49,11 @@ def tokens_in(deltas: list[TokenDelta]) -> list[int]:
     return [token_id for delta in deltas for token_id in delta.token_ids]
 
 
+def ended(router: InProcessRouter) -> dict[str, int]:
+    """How many requests ended how, the barrier of `answers_after` among them."""
+    return {ending: count for ending, count in router.snapshot.requests.ended.items() if count}
+
+
 async def answers_after(router: InProcessRouter) -> None:
     """Let the engine answer another request: it has then read all earlier mail, and done what that said."""
     await read_all(router, greedy("barrier", prompt(3), 1))
@@ -87,6 +92,19 @@ def test_closing_a_stream_frees_its_work(model: Model) -> None:
             await stream.aclose()
             await answers_after(router)
             assert (engine.stats.kv_bytes_used, engine.stats.running) == (0, 0)
+
+    run(test())
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "stop"])
+def test_a_closed_stream_is_counted_as_its_reader_says(model: Model, ending: str) -> None:
+    async def test() -> None:
+        async with serving(make_engine(model)) as router:
+            stream = router.generate(greedy("a", prompt(9), ENDLESS), lambda: ending)
+            await anext(stream)
+            await stream.aclose()
+            await answers_after(router)
+            assert ended(router) == {ending: 1, "length": 1}
 
     run(test())
 

@@ -14,6 +14,7 @@ from checkpoint.errors import CheckpointError
 from client import Client, ClientError, ServerUnavailable
 from frontend import one_process
 from frontend.one_process import serve_checkpoint
+from router.memory import KvBudget, NoRoom
 from tests.loopback import PATIENCE_S
 from tests.one_process import greedy, load_model
 from tests.reference import VOCAB_SIZE, make_served_reference, prompt
@@ -122,6 +123,13 @@ def test_an_interrupt_while_the_weights_are_read_ends_the_reading(
     with pytest.raises(KeyboardInterrupt), serve_checkpoint(directory):
         raise AssertionError("it served")
     assert time.monotonic() - began_s < PATIENCE_S
+
+
+def test_a_checkpoint_that_leaves_no_room_for_the_kv_cache_is_refused_with_the_arithmetic(directory: Path) -> None:
+    arithmetic = r"engine\.kv_bytes asks for 1048576\.00 GiB of KV cache, but .* are free beside .* of weights"
+    budget = KvBudget(bytes=2**50)
+    with pytest.raises(NoRoom, match=arithmetic), serve_checkpoint(directory, kv_budget=budget):
+        raise AssertionError("it served")
 
 
 def test_what_is_no_checkpoint_is_refused(directory: Path, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_a_stop_string_ends_the_answer_and_the_routers_work(router, stub) -> Non
     assert (last.finish_reason, last.stop_string) == (pb.FINISH_REASON_STOP, "The end")
     assert last.usage == pb.Usage(prompt_tokens=3, completion_tokens=len("So it is. The end"))
     assert router.closed.wait(PATIENCE_S)
+    assert router.endings == ["stop"]
 
 
 def test_a_stop_string_ends_its_own_answer_only(router, stub) -> None:
@@ -133,6 +134,7 @@ def test_a_stop_string_ends_its_own_answer_only(router, stub) -> None:
     responses = generate(stub, n=2, stop=[" "])
     texts = ["".join(r.text for r in responses if r.index == index) for index in range(2)]
     assert texts == ["a", "abc"]
+    assert router.endings == ["stop"]  # the other one was ended by the router
 
 
 def test_a_stop_token_is_named(router, stub) -> None:

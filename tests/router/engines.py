@@ -11,7 +11,8 @@ from router.errors import ResourceExhausted
 from router.kv_layout import KvLayout
 from router.model import Model
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
-from router.scheduler import Scheduler, SchedulerCounters, SchedulerLimits, Work
+from router.scheduler import Scheduler, SchedulerCounters, SchedulerLimits
+from router.sequence import Work
 from tests.reference import prompt
 
 NUM_SHARDS = 3
@@ -33,7 +34,7 @@ def make_engine(
     layout = KvLayout.of(model.config, model.dtype.itemsize, max_block_tokens)
     kv_bytes = layout.units(kv_positions) * layout.unit_bytes
     limits = SchedulerLimits(max_running, max_waiting, max_step_tokens, kv_bytes, prefix_cache)
-    engine = Engine(model, limits, max_block_tokens=max_block_tokens)
+    engine = Engine(model, limits, layout=layout)
     if clock is not None:
         engine._scheduler.clock = clock
     return engine

@@ -120,6 +120,18 @@ def test_once_the_link_is_replaced_the_engine_goes_on(
     assert {request.request_id: tokens_of(deltas, request.request_id) for request in COMPANY} == greedy_tokens
 
 
+def test_a_broken_steps_tokens_are_no_expert_load(reference: Reference, links: list[Link], broken: BrokenLink) -> None:
+    engine, dispatcher = make_fragile(reference.directory, links)
+    dispatcher.links[1] = broken
+    engine.submit(greedy("lost", prompt(20)))
+    run_to_end(engine)
+    dispatcher.links[1] = links[1]
+    engine.submit(greedy("served", prompt(5), 1))
+    run_to_end(engine)
+    experts_per_token = Checkpoint.open(reference.directory).config.experts_per_token
+    assert set(dispatcher.load.tokens_LE.sum(axis=1).tolist()) == {5 * experts_per_token}
+
+
 def test_whoever_waits_for_a_prefix_that_is_never_computed_computes_it(
     reference: Reference, links: list[Link], broken: BrokenLink
 ) -> None:

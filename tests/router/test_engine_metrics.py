@@ -74,19 +74,20 @@ def test_prefixes_found_are_counted_in_tokens(own_model: Model) -> None:
 
 def test_each_way_to_end_is_told_apart(own_model: Model) -> None:
     clock = FakeClock()
-    engine = make_engine(own_model, max_waiting=4, clock=clock)
+    engine = make_engine(own_model, max_waiting=5, clock=clock)
     eos = greedy("stops", prompt(5), 12, stop_token_ids=frozenset(range(own_model.config.vocab_size)))
     late = GenerationRequest("late", prompt(5), SamplingParams(12), timeout_s=1.0)
-    for request in (eos, late, greedy("leaves", prompt(5)), greedy("fails", prompt(5))):
+    for request in (eos, late, *(greedy(name, prompt(5)) for name in ("leaves", "has its stop string", "fails"))):
         engine.submit(request)
     with pytest.raises(ResourceExhausted):
         engine.submit(greedy("refused", prompt(5)))
     engine.step()
     engine.cancel("leaves")
+    engine.cancel("has its stop string", "stop")
     clock.now_s += 2.0
     assert isinstance(engine.step()[0].error, DeadlineExceeded)
     engine.fail_all(Unavailable("the test is over"))
-    expected = {"stop": 1, "deadline": 1, "cancelled": 1, "error": 1, "refused": 1}
+    expected = {"stop": 2, "deadline": 1, "cancelled": 1, "error": 1, "refused": 1}
     assert endings(engine.snapshot) == expected
 
 

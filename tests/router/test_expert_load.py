@@ -57,6 +57,15 @@ def test_every_token_is_counted_for_its_layer_and_expert() -> None:
     assert load.tokens_LE.sum() == 8
 
 
+def test_what_a_step_has_counted_that_failed_is_dropped() -> None:
+    load, _ = make_load()
+    load.start_step()
+    load.count((1, only(9, 100), np.arange(EXPERTS)))
+    load.start_step()
+    count(load, 3, only(17, 5))
+    assert load.tokens_LE[1, 17] == load.tokens_LE.sum() == 5
+
+
 def test_load_fades_with_time_whoever_looks_and_however_often() -> None:
     once, clock = make_load()
     count(once, 1, only(0, 1000))

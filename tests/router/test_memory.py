@@ -1,5 +1,6 @@
-"""The KV cache's budget: bytes or a share, whole units, and a refusal that shows the arithmetic."""
+"""The KV cache's budget: bytes or a share, whole units, and a refusal that shows the arithmetic; and what is free."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,11 +9,14 @@ import torch
 
 from checkpoint.config import parse_config
 from router.kv_layout import KvLayout
-from router.memory import KvBudget, NoRoom, _cgroup_bytes_left, free_bytes
+from router.memory import DEFAULT_KV_BYTES, KvBudget, NoRoom, free_bytes
 
 SCOUT = parse_config({"architectures": ["Llama4ForCausalLM"]}, "the defaults, which are Scout's")
 LAYOUT = KvLayout.of(replace(SCOUT, attention_chunk_size=8192), bytes_per_value=2)
 GIB = 2**30
+CPU = torch.device("cpu")
+MACHINE = "MemTotal: 9 kB\nMemAvailable: 8192 kB\n"
+MACHINE_BYTES = 8192 * 1024
 
 
 def test_bytes_are_taken_as_they_are_but_for_the_last_unit() -> None:
@@ -25,34 +29,134 @@ def test_a_share_is_of_what_is_free() -> None:
     assert 2 * GIB - LAYOUT.unit_bytes < kv_bytes <= 2 * GIB
 
 
-def test_more_than_is_free_is_refused_with_the_arithmetic() -> None:
-    with pytest.raises(
-        NoRoom,
-        match=r"engine\.kv_bytes asks for 9\.00 GiB of KV cache, but 8\.00 GiB are free beside the router's weights "
-        r"\(34\.50 GiB\)",
-    ):
-        KvBudget(bytes=9 * GIB).resolve(LAYOUT, free_bytes=8 * GIB, weight_bytes=int(34.5 * GIB))
-
-
-@pytest.mark.parametrize("budget", [KvBudget(bytes=1000), KvBudget(share=0.5)], ids=["bytes", "share"])
-def test_less_than_one_block_is_refused_with_the_arithmetic(budget: KvBudget) -> None:
-    least = LAYOUT.units(1) * LAYOUT.unit_bytes
-    with pytest.raises(NoRoom, match=rf"a single block of 64 tokens needs {least} bytes"):
-        budget.resolve(LAYOUT, free_bytes=2000, weight_bytes=GIB)
-
-
-def test_this_machine_has_some_memory_left() -> None:
-    assert 2**20 < free_bytes(torch.device("cpu")) < 2**50
+def test_without_bytes_or_share_it_is_the_default() -> None:
+    resolved = [b.resolve(LAYOUT, free_bytes=8 * GIB, weight_bytes=GIB) for b in (KvBudget(), KvBudget(GIB))]
+    assert resolved[0] == resolved[1]
+    assert DEFAULT_KV_BYTES == GIB
 
 
 @pytest.mark.parametrize(
-    ("limit", "used", "left"), [("3000", "1000", 2000), ("3000", "4000", 0), ("max", "1", 2**63 - 1)]
+    ("budget", "asked"),
+    [
+        (KvBudget(bytes=9 * GIB), r"engine\.kv_bytes asks for 9\.00 GiB of KV cache, but 512\.00 MiB are free"),
+        (KvBudget(), r"the default of engine\.kv_bytes asks for 1\.00 GiB of KV cache, but 512\.00 MiB are free"),
+    ],
+    ids=["bytes", "default"],
 )
-def test_a_cgroups_limit_counts(tmp_path: Path, limit: str, used: str, left: int) -> None:
-    (tmp_path / "memory.max").write_text(limit + "\n")
-    (tmp_path / "memory.current").write_text(used + "\n")
-    assert _cgroup_bytes_left(tmp_path) == left
+def test_more_than_is_free_is_refused_with_the_arithmetic(budget: KvBudget, asked: str) -> None:
+    with pytest.raises(NoRoom, match=f"^{asked} beside 34\\.50 GiB of weights"):
+        budget.resolve(LAYOUT, free_bytes=GIB // 2, weight_bytes=int(34.5 * GIB))
 
 
-def test_without_a_cgroup_there_is_no_limit(tmp_path: Path) -> None:
-    assert _cgroup_bytes_left(tmp_path) == 2**63 - 1
+@pytest.mark.parametrize(
+    ("budget", "asked"),
+    [
+        (KvBudget(bytes=1000), r"engine\.kv_bytes comes to 1000 bytes"),
+        (KvBudget(share=0.25), r"engine\.kv_share of 0\.25 comes to 500 bytes"),
+    ],
+    ids=["bytes", "share"],
+)
+def test_less_than_one_block_is_refused_with_the_arithmetic(budget: KvBudget, asked: str) -> None:
+    least = LAYOUT.units(1) * LAYOUT.unit_bytes
+    assert least == 12 * 2**20  # of Scout's 48 layers, at 64 positions
+    with pytest.raises(
+        NoRoom,
+        match=rf"^{asked} of KV cache; a single block of 64 tokens needs 12\.00 MiB, and 2000 bytes are free beside "
+        r"1\.00 GiB of weights$",
+    ):
+        budget.resolve(LAYOUT, free_bytes=2000, weight_bytes=GIB)
+
+
+def test_where_nobody_tells_what_is_free_bytes_are_believed_and_a_share_is_refused() -> None:
+    assert KvBudget(bytes=LAYOUT.unit_bytes * 8).resolve(LAYOUT, None, weight_bytes=GIB) == LAYOUT.unit_bytes * 8
+    with pytest.raises(NoRoom, match=r"engine\.kv_share is 0\.5, but .* set engine\.kv_bytes instead"):
+        KvBudget(share=0.5).resolve(LAYOUT, None, weight_bytes=GIB)
+
+
+def test_this_machine_has_some_memory_left() -> None:
+    free = free_bytes(CPU)
+    assert free is not None
+    assert 2**20 < free < 2**50
+
+
+def system(root: Path, groups: str = "", meminfo: str = MACHINE) -> Path:
+    """A root with MACHINE_BYTES available. groups: of this process, as /proc/self/cgroup lists them."""
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/meminfo").write_text(meminfo)
+    (root / "proc/self/cgroup").write_text(groups)
+    return root
+
+
+def make_v2(root: Path, path: str, limit: str, used: int, inactive_file: int = 0) -> None:
+    group = root / "sys/fs/cgroup" / path
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "memory.max").write_text(f"{limit}\n")
+    (group / "memory.current").write_text(f"{used}\n")
+    (group / "memory.stat").write_text(f"anon 7\nfile 8\ninactive_file {inactive_file}\nactive_file 9\n")
+
+
+def make_v1(root: Path, path: str, limit: int, used: int, inactive_file: int = 0) -> None:
+    group = root / "sys/fs/cgroup/memory" / path
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (group / "memory.usage_in_bytes").write_text(f"{used}\n")
+    (group / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {inactive_file}\n")
+
+
+@pytest.mark.parametrize("groups", ["", "0::/\n", "0::/a.slice\n", "3:cpuset:/a\n4:memory:/a\n0::/\n"])
+def test_without_a_limit_it_is_what_the_machine_has(tmp_path: Path, groups: str) -> None:
+    assert free_bytes(CPU, system(tmp_path, groups)) == MACHINE_BYTES
+
+
+def test_a_cgroup_that_leaves_more_than_the_machine_has_does_not_count(tmp_path: Path) -> None:
+    make_v2(tmp_path, "", str(2 * MACHINE_BYTES), 1)
+    assert free_bytes(CPU, system(tmp_path, "0::/\n")) == MACHINE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "inactive_file", "left"),
+    [
+        ("3000", 1000, 0, 2000),
+        ("3000", 2900, 2400, 2500),  # page cache that is not in use is as good as free
+        ("3000", 100, 400, 3000),  # the two files are not read at the same moment
+        ("3000", 4000, 0, 0),
+        ("max", 1000, 0, MACHINE_BYTES),
+    ],
+)
+def test_a_cgroup_leaves_its_limit_but_for_its_working_set(
+    tmp_path: Path, limit: str, used: int, inactive_file: int, left: int
+) -> None:
+    make_v2(tmp_path, "", limit, used, inactive_file)
+    assert free_bytes(CPU, system(tmp_path, "0::/\n")) == left
+
+
+def test_a_cgroup_of_version_1_counts_too(tmp_path: Path) -> None:
+    make_v1(tmp_path, "docker/abc", 3000, 2900, 2400)
+    make_v1(tmp_path, "", 2**63 - 4096, 10**9)
+    assert free_bytes(CPU, system(tmp_path, "9:name=systemd:/\n4:cpu,memory:/docker/abc\n0::/\n")) == 2500
+
+
+def test_a_container_finds_its_limit_at_the_mount_though_its_path_is_the_hosts(tmp_path: Path) -> None:
+    make_v1(tmp_path, "", 3000, 1000)
+    assert free_bytes(CPU, system(tmp_path, "4:memory:/docker/abc\n")) == 2000
+
+
+@pytest.mark.parametrize(("slice_limit", "scope_limit", "left"), [("2500", "9000", 1500), ("9000", "2500", 1600)])
+def test_of_nested_cgroups_the_tightest_limit_wins(
+    tmp_path: Path, slice_limit: str, scope_limit: str, left: int
+) -> None:
+    make_v2(tmp_path, "user.slice", slice_limit, 1000)
+    make_v2(tmp_path, "user.slice/session.scope", scope_limit, 900)
+    make_v2(tmp_path, "user.slice/another.scope", "100", 90)
+    assert free_bytes(CPU, system(tmp_path, "0::/user.slice/session.scope\n")) == left
+
+
+def test_without_meminfo_it_is_the_pages_that_are_unused(tmp_path: Path) -> None:
+    free = free_bytes(CPU, tmp_path)
+    assert free is not None
+    assert 2**20 < free < 2**50
+
+
+def test_a_system_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(os.sysconf_names, "SC_AVPHYS_PAGES")
+    assert free_bytes(CPU, tmp_path) is None

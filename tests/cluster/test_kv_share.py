@@ -1,0 +1,87 @@
+"""`engine.kv_share` is of what router and shards leave free: the router looks when every shard has loaded."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from checkpoint.tensors import Checkpoint
+from client import Client
+from cluster import launch, ray_runtime
+from cluster.actor_state import ActorState, Phase
+from cluster.config import DeploymentConfig
+from cluster.router_actor import RouterActor, RouterSpec
+from cluster.shard_actor import ShardActor, ShardSpec
+from cluster.specs import router_spec, shard_specs
+from tests.cluster.deployment import NAMESPACE, Silent, deployment_config, local_ray, router_stats, running
+from tests.cluster.test_service import wait_until
+from tests.loopback import PATIENCE_S
+from tests.reference import make_served_reference, prompt
+
+SHARE = 0.01
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_served_reference(tmp_path_factory.mktemp("scout"), "scout").directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray(directory: Path) -> Iterator[None]:
+    with local_ray():
+        ray_runtime.connect(deployment_config(directory).ray)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    yield
+    launch.stop(NAMESPACE)
+
+
+def config_of(directory: Path, **engine: Any) -> DeploymentConfig:
+    return deployment_config(directory, engine=engine)
+
+
+def create(cls: type, spec: RouterSpec | ShardSpec) -> Any:
+    options = {"name": spec.name, "namespace": NAMESPACE, "lifetime": "detached", "num_cpus": 0.1}
+    return ray.remote(cls).options(**options).remote(spec)
+
+
+def state_of(router: Any) -> ActorState:
+    state: ActorState = ray.get(router.state.remote(), timeout=PATIENCE_S)
+    return state
+
+
+def test_the_router_waits_for_its_shards_and_says_so(directory: Path) -> None:
+    config, checkpoint = config_of(directory, kv_share=SHARE), Checkpoint.open(directory)
+    router = create(RouterActor, router_spec(config, checkpoint))
+    waiting = ", waiting for shard-0: there is no such actor; shard-1: there is no such actor"
+    wait_until(lambda: state_of(router).summary.endswith(waiting))
+    assert (state_of(router).phase, router_stats().engine) == (Phase.LOADING, None)
+    with pytest.raises(launch.StartError, match=r"\(start_timeout_s\): router-0 is loading, .*, waiting for shard-0"):
+        launch._wait_for_weights({"router-0": router}, Silent(), time.monotonic() + 1.0)
+
+    for spec in shard_specs(config, checkpoint):
+        create(ShardActor, spec)
+    wait_until(lambda: state_of(router).summary == "ready")
+    engine = router_stats().engine
+    assert engine is not None
+    assert 0 < engine.kv_bytes_total <= SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_with_bytes_it_waits_for_nobody(directory: Path) -> None:
+    config = config_of(directory, kv_bytes=2**20)
+    router = create(RouterActor, router_spec(config, Checkpoint.open(directory)))
+    wait_until(lambda: state_of(router).phase is Phase.READY)
+
+
+def test_a_deployment_with_a_share_starts_and_answers(directory: Path) -> None:
+    with running(config_of(directory, kv_share=SHARE)) as deployment, Client(deployment.address) as client:
+        *_, last = client.generate(prompt(6), max_tokens=5, timeout_s=PATIENCE_S)
+    assert last.usage is not None
+    assert last.usage.completion_tokens == 5
