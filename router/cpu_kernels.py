@@ -149,3 +149,22 @@ def attend(counter, q_NHC, k_UKPC, v_UKCP, block_NB, keys_N, scale, out_NHC):
                 h = k * group + first + g
                 for c in range(columns):
                     out_NHC[n, h, c] = from_float(total[g, c] / weight_sum[g], out_NHC[0, 0, 0])
+
+
+@compiled()
+def copy_blocks(counter, block_B, k_UKPC, v_UKCP, k_KSC, v_KSC):
+    """Copy the first S positions of blocks block_B together; S = k_KSC.shape[1], which need not fill the last block.
+
+    counter: the next of the B * K pairs (block, key/value head); several threads that share it share the work.
+    """
+    kv_heads, positions, columns = k_UKPC.shape[1:]
+    while True:
+        pair = take(counter)
+        if pair >= len(block_B) * kv_heads:
+            return
+        b, k = pair // kv_heads, pair % kv_heads
+        unit, begin = block_B[b], b * positions
+        for p in range(min(positions, k_KSC.shape[1] - begin)):
+            for c in range(columns):
+                k_KSC[k, begin + p, c] = k_UKPC[unit, k, p, c]
+                v_KSC[k, begin + p, c] = v_UKCP[unit, k, c, p]

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from checkpoint.config import ModelConfig
 from experts.cores import Cores
 from experts.numerics import as_numpy
-from router.cpu_kernels import attend, prepare
+from router.cpu_kernels import attend, copy_blocks, prepare
 from router.kv_cache import KvCache, Span, TablePlan
 from router.kv_layout import LayerPlace
 from router.rope import rotate
@@ -183,15 +183,36 @@ class CpuAttention:
             rows = slice(begin, begin + step.spans[n].length)
             q_THC, k_TKC, v_TKC = qkv_TJC[rows].split((heads, kv_heads, kv_heads), dim=1)
             past = int(plan.keys_N[n]) - step.spans[n].length
-            past_keys = cache.gather(place.index, plan, n, past) if past else None
+            past_keys = (
+                self._copied(plan.blocks_NB[n, : cache.layout.blocks(past)], past, k_pool, v_pool) if past else None
+            )
             out_THC[rows] = span_attention(q_THC, k_TKC, v_TKC, past_keys)
             begin = rows.stop
         return out_THC
+
+    def _copied(
+        self, block_B: np.ndarray, num_keys: int, k_pool: np.ndarray, v_pool: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(k_KSC, v_KSC): the first num_keys positions of the blocks, as KvCache.gather gives them."""
+        kv_heads, columns = k_pool.shape[1], k_pool.shape[3]
+        k_KSC, v_KSC = (np.empty((kv_heads, num_keys, columns), k_pool.dtype) for _ in range(2))
+        self._share(
+            len(block_B) * kv_heads,
+            k_KSC.size,
+            lambda counter: copy_blocks(counter, block_B, k_pool, v_pool, k_KSC, v_KSC),
+        )
+        return _as_torch(k_KSC), _as_torch(v_KSC)
 
     def _share(self, count: int, numbers: int, work: Callable[[np.ndarray], None]) -> None:
         """work(counter) for `count` items, on several cores if it reads or writes many numbers."""
         counter = np.zeros(1, np.int64)
         self._cores.run(lambda: work(counter), min(count, 1 + numbers // WORTH_A_THREAD))
+
+
+def _as_torch(x: np.ndarray) -> torch.Tensor:
+    """The same memory; uint16 as bf16."""
+    tensor = torch.from_numpy(x)
+    return tensor.view(torch.bfloat16) if x.dtype == np.uint16 else tensor
 
 
 def span_attention(
