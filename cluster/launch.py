@@ -246,7 +246,8 @@ def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: floa
             try:
                 state: ActorState = ray.get(actor.state.remote(), timeout=max(deadline - time.monotonic(), 0))
             except ray.exceptions.GetTimeoutError:
-                raise StartError(f"{name} did not start in time (start_timeout_s)") from None
+                what = f"is {summaries[name]}" if name in summaries else "did not start"
+                raise StartError(f"not all was loaded in time (start_timeout_s): {name} {what}") from None
             except ray.exceptions.RayActorError as error:
                 # Ray would start it again and again; what kills it in loading (memory, mostly) would kill it each time.
                 raise StartError(f"{name} died while starting: {_first_line(error)}") from None

@@ -16,15 +16,15 @@ from typing import Any
 import numba
 
 _config: Any = numba.config
-_INLINED = ("counters.py", "numerics.py")
+_INLINED = ("compiled.py", "counters.py", "numerics.py", "streamed_linear.py")
 
 
 def _private_directory() -> Path | None:
     folder = Path(__file__).parent
     digest = hashlib.sha256(b"".join((folder / name).read_bytes() for name in _INLINED)).hexdigest()[:16]
-    home = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(home) / "drover" / f"compiled-{digest}"
     try:
+        home = _config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        path = Path(home) / "drover" / f"compiled-{digest}"
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = path.stat()
     except (OSError, RuntimeError):

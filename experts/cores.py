@@ -5,8 +5,9 @@ process computes on. Here the others take over what it has not begun.
 """
 
 import os
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
@@ -18,38 +19,45 @@ class Cores:
 
     def __init__(self, threads: int, name: str) -> None:
         self.threads = threads
-        self._others = ThreadPoolExecutor(max(1, threads - 1), name, _begin, (_cores_of_others(threads),))
+        self._others = ThreadPoolExecutor(max(1, threads - 1), name, torch.set_num_threads, (1,))
+        # Begun now, because the number of torch's threads that each sets would also hold for threads that begin later.
+        torch_threads, begun = torch.get_num_threads(), threading.Barrier(threads)
+        for _ in range(threads - 1):
+            self._others.submit(_begin, _cores_of_others(threads), begun)
+        begun.wait()
+        torch.set_num_threads(torch_threads)
 
     def run(self, work: Callable[[], None], items: int) -> None:
         """Call work() in as many threads as are worth having for `items` items, and return when all items are done.
 
-        All calls take their items from one counter that they share (experts/counters.py), until none is left. So a
-        thread that has not begun when the first one returns has nothing to do, and is not waited for.
+        Each call must take items, which the calls share, until none is left (experts/counters.py), and finish what it
+        took. So a thread that has not begun when the first one returns has nothing to do, and is not waited for.
         """
         others = [self._others.submit(work) for _ in range(min(self.threads, items) - 1)]
         try:
             work()
         finally:
-            for other in others:
-                if not other.cancel():
-                    other.result()
+            wait([other for other in others if not other.cancel()])
+        for other in others:
+            if not other.cancelled():
+                other.result()
 
 
 def settle(threads: int) -> None:
-    """Let torch compute with `threads` threads in this one; if they are as many as the cores, give each a core.
+    """Let torch compute with `threads` threads in this one; if these are two, and the cores too, give each a core.
 
     To be called once, at the beginning of a thread of ours that computes: torch's own number of threads holds for the
     thread that set it, and for those that begin to compute before another thread sets it again. Linux puts a thread
     that it wakes on a core that is idle at that instant; where several processes take turns at the cores, that was
-    often its partner's: beside a shard's, two threads of a router then shared one core for milliseconds.
+    often its partner's: beside a shard's, two threads of a router then shared one core for milliseconds. With more
+    cores this was not measured, and OpenMP, which now and then begins its threads anew, would begin them on ours.
     """
     torch.set_num_threads(threads)
     others = _cores_of_others(threads)
-    if not others:
-        return
-    os.sched_setaffinity(0, others)
-    torch.ones(threads * 2**17).neg_()  # begins torch's other threads, which inherit where they may run
-    os.sched_setaffinity(0, _CORES[:1])
+    if others:
+        _keep_to(others)
+        torch.ones(threads * 2**17).neg_()  # begins torch's other thread, which inherits where it may run
+        _keep_to(_CORES[:1])
 
 
 def share_of_cores(sharers: int) -> int:
@@ -57,12 +65,19 @@ def share_of_cores(sharers: int) -> int:
     return max(1, (len(_CORES) or os.cpu_count() or 1) // sharers)
 
 
-def _cores_of_others(threads: int) -> set[int]:
-    """All cores but the first, if they are as many as `threads`; else none."""
-    return set(_CORES[1:]) if len(_CORES) == threads else set()
+def _cores_of_others(threads: int) -> list[int]:
+    """Where all threads but the first are to run; empty for anywhere."""
+    return _CORES[1:] if len(_CORES) == threads == 2 else []
 
 
-def _begin(cores: set[int]) -> None:
-    torch.set_num_threads(1)
+def _begin(cores: list[int], begun: threading.Barrier) -> None:
     if cores:
+        _keep_to(cores)
+    begun.wait()
+
+
+def _keep_to(cores: list[int]) -> None:
+    try:
         os.sched_setaffinity(0, cores)
+    except OSError:  # the process may no longer run there, or not choose; it then runs where the system lets it
+        pass

@@ -45,9 +45,16 @@ class _StreamedLinear:
         rows, outputs = len(x_NI), self._linear.outputs
         if not 0 < rows <= MAX_ROWS:
             return self._linear(x_NI)
+        assert x_NI.shape[1] == self._linear.inputs
+        assert x_NI.dtype == self._linear.dtype
         y_NO = torch.empty(rows, outputs, dtype=x_NI.dtype)
         parts = min(PARTS_PER_CORE * self._cores.threads, outputs // COLUMN)
-        counter, address, x, y = np.zeros(1, np.int64), self._linear.address, as_numpy(x_NI), as_numpy(y_NO)
+        counter, address, x, y = (
+            np.zeros(1, np.int64),
+            self._linear.address,
+            as_numpy(x_NI.contiguous()),
+            as_numpy(y_NO),
+        )
         self._cores.run(lambda: _multiply(counter, parts, address, x, y), parts)
         return y_NO
 

@@ -89,8 +89,8 @@ class EngineThread:
             self._mail_arrived.notify()
 
     def _run(self) -> None:
-        settle(self._engine.threads)
         try:
+            settle(self._engine.threads)
             self._serve()
         except Exception:
             logger.exception("the engine broke")

@@ -61,6 +61,11 @@ class Layer:
         self._mark((self._mlp_phase, perf_counter()))
         return x_TD + self._mlp(self._mlp_norm(x_TD))
 
+    @property
+    def own_mlp(self) -> DenseMlp:
+        """The part of the second half that needs no shard."""
+        return self._mlp.shared_expert if isinstance(self._mlp, MoeMlp) else self._mlp
+
     def attend(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
         """The first half, which needs no shard."""
         return x_TD + self._attention(self._attention_norm(x_TD), step)
@@ -102,12 +107,18 @@ class Model:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        """Run one token's attention and norms: what has to be compiled is compiled now, and not in a request."""
+        """Run a few tokens through what needs no shard: what has to be compiled is compiled now, not in a request."""
         cache = self.new_cache(self.kv_layout, 1, 1)  # every block table begins with unit 0
-        step = self._plan([Span(0, 0, 1)], cache)
-        x_TD = self._embedding_VD[:1]
-        for layer in self._layers:
-            x_TD = layer.attend(x_TD, step)
+        # One stream, then two of them beside a piece of a prompt with a past, if a block holds so many tokens.
+        for spans in ([Span(0, 0, 1)], [Span(0, 0, 1), Span(0, 1, 1), Span(0, 2, 2)]):
+            num_tokens = sum(span.length for span in spans)
+            if num_tokens > self.kv_layout.block_tokens:
+                continue
+            step = self._plan(spans, cache)
+            x_TD = self._embedding_VD[:num_tokens]
+            for layer in self._layers:
+                x_TD = layer.attend(x_TD, step)
+                layer.own_mlp(x_TD)
         self.logits(x_TD)
 
     def new_cache(self, layout: KvLayout, num_units: int, max_sequences: int) -> KvCache:

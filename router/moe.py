@@ -55,7 +55,7 @@ class MoeMlp:
         self._layer = layer
         self._experts_per_token = config.experts_per_token
         self._gate = make_linear(weights.read(names.layer(layer, "feed_forward.router.weight")))
-        self._shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights, cores)
+        self.shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights, cores)
         self._dispatcher = dispatcher
         self._mark = clock.mark
 
@@ -63,6 +63,6 @@ class MoeMlp:
         expert_TA, score_TA = choose_experts(self._gate(x_TD), self._experts_per_token)
         handle = self._dispatcher.dispatch(self._layer, x_TD, expert_TA, score_TA)
         self._mark(("other", perf_counter()))
-        shared_TD = self._shared_expert(x_TD)  # while the rows travel and the shards compute
+        shared_TD = self.shared_expert(x_TD)  # while the rows travel and the shards compute
         self._mark(("expert_wait", perf_counter()))
         return shared_TD + self._dispatcher.combine(handle)

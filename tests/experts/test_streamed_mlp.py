@@ -77,11 +77,12 @@ def test_a_width_that_onednn_pads_is_computed_right() -> None:
     assert (y_ND - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
 
 
-@pytest.mark.parametrize("num_experts", [5, 6, 11])
-def test_several_cores_give_what_one_gives(num_experts: int) -> None:
+@pytest.mark.parametrize("most_rows", [3, 9], ids=["few rows", "few and many rows"])
+@pytest.mark.parametrize("num_experts", [5, 6, 11, 24])
+def test_several_cores_give_what_one_gives(num_experts: int, most_rows: int) -> None:
     gate_up_EDF2, down_EFD = weights(num_experts)
     experts = [Expert.of(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
-    counts = [1 + i % 3 for i in range(num_experts)]
+    counts = [1 + i % most_rows for i in range(num_experts)]
     x_ND = rows(sum(counts))
     threads = torch.get_num_threads()
     try:
@@ -93,7 +94,11 @@ def test_several_cores_give_what_one_gives(num_experts: int) -> None:
     assert torch.equal(y_ND, GroupedMlp(ONE_CORE)(x_ND, experts, counts))
 
 
-@pytest.mark.parametrize("shape", [(100, 64), (128, 63), (128, 48)], ids=["outputs", "odd inputs", "padded inputs"])
+@pytest.mark.parametrize(
+    "shape",
+    [(100, 64), (128, 63), (128, 48), (96, 128)],
+    ids=["outputs", "odd inputs", "padded inputs", "half a column"],
+)
 def test_odd_shapes_are_left_to_onednn(shape: tuple[int, int]) -> None:
     outputs, inputs = shape
     gate_up = make_linear(torch.zeros(2 * outputs, inputs, dtype=torch.bfloat16))
