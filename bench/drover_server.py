@@ -2,12 +2,11 @@
 
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import yaml
 
 from bench.errors import BenchError
 from bench.process import ROOT, START_TIMEOUT_S, end, last_lines
+from cluster.free_ports import free_ports
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def serving(checkpoint: Path, shape: ClusterShape, max_running: int, work: Path)
 
     max_running: requests computed at once. work: where its file and its log go.
     """
-    grpc_port, http_port = _free_ports(2)
+    grpc_port, http_port = free_ports(2)
     file, log = work / "drover.yaml", work / "drover.log"
     file.write_text(yaml.safe_dump(deployment(checkpoint, shape, max_running, grpc_port, http_port), sort_keys=False))
     with log.open("wb") as stderr:
@@ -84,11 +84,3 @@ def _wait_until_served(process: subprocess.Popen[bytes], log: Path) -> None:
             raise BenchError(f"drover serve ended by itself; {last_lines(log)}")
         if b"is served on" in line:
             return
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]

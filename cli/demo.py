@@ -69,16 +69,17 @@ def run(args: argparse.Namespace) -> int:
     from cli.serve import interrupt_on_signals
     from cluster import launch, ray_runtime
     from cluster.config import load_deployment
+    from cluster.free_ports import free_ports
 
     ending = threading.Event()
     interrupt_on_signals(ending)
     began = time.monotonic()
-    ports = [args.port or free_port(), free_port()]
+    grpc_port, http_port = free_ports(2)
     overrides = [
         f"shards.count={args.shards}",
         f"shards.cpus={1 / max(args.shards, 1):.3f}",
-        f"frontend.grpc_port={ports[0]}",
-        f"frontend.http_port={ports[1]}",
+        f"frontend.grpc_port={args.port or grpc_port}",
+        f"frontend.http_port={http_port}",
         "ray.namespace=drover-demo",
     ]
     if args.checkpoint is not None:
@@ -96,16 +97,6 @@ def run(args: argparse.Namespace) -> int:
         ray_runtime.disconnect()
     print("stopped, nothing left running")
     return 0
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _speak(deployment: "Deployment", args: argparse.Namespace) -> list[Answer]:

@@ -2,13 +2,12 @@
 
 import logging
 import os
-import random
-import socket
 
 import ray
 
 from checkpoint.errors import DroverError
 from cluster.config import RayConfig
+from cluster.free_ports import free_serve_ports
 from cluster.local_rays import forget_local_ray, is_reachable, record_local_ray
 
 # Drover keeps tensors out of Ray's object store; only control messages and token batches go through it.
@@ -94,7 +93,7 @@ def _serve_ports() -> dict[str, str]:
     clusters on one machine the kernel would hand each a part of the other's requests.
     """
     per_protocol = 24
-    base = _free_block(4 + 2 * per_protocol)
+    base = free_serve_ports(4 + 2 * per_protocol)[0]
     single = ("FALLBACK_PROXY_HTTP", "FALLBACK_PROXY_GRPC", "HAPROXY_STATS", "HAPROXY_METRICS")
     ports = {f"RAY_SERVE_{name}_PORT": base + index for index, name in enumerate(single)}
     for index, protocol in enumerate(("HTTP", "GRPC")):
@@ -102,21 +101,3 @@ def _serve_ports() -> dict[str, str]:
         ports[f"RAY_SERVE_DIRECT_INGRESS_MIN_{protocol}_PORT"] = first
         ports[f"RAY_SERVE_DIRECT_INGRESS_MAX_{protocol}_PORT"] = first + per_protocol - 1
     return {name: str(port) for name, port in ports.items()}
-
-
-def _free_block(size: int) -> int:
-    # Below 32768, where Linux does not pick ports for outgoing connections.
-    for _ in range(100):
-        base = random.randrange(20_000, 32_000)
-        if all(_is_free(port) for port in range(base, base + size)):
-            return base
-    raise DroverError(f"no block of {size} free ports between 20000 and 32000")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
-            return False
-    return True

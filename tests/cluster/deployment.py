@@ -1,10 +1,9 @@
 """A real deployment on a local Ray, for tests: tiny checkpoint, free ports, everything else as users get it."""
 
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import ray
 from cluster import launch, ray_runtime
 from cluster.actor_state import ActorState
 from cluster.config import DeploymentConfig, parse_deployment
+from cluster.free_ports import free_ports
 from cluster.router_actor import RouterStats
 from tests.loopback import PATIENCE_S
 
@@ -27,15 +27,6 @@ class Silent:
 
     def loading(self, name: str, state: ActorState | None) -> None:
         pass
-
-
-def free_ports(count: int) -> list[int]:
-    """Loopback ports that were free a moment ago."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 def deployment_config(checkpoint: Path, **changes: Any) -> DeploymentConfig:

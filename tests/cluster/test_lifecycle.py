@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster.deployment import free_ports
+from cluster.free_ports import free_ports
 from tests.cluster.test_service import wait_until
 from tests.command import ROOT, Screen, drover, start
 from tests.reference import make_served_reference
