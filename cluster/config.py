@@ -41,8 +41,8 @@ class RayConfig(_Section):
 
 class PartConfig(_Section):
     """What one actor gets. cpus, gpus: reserved in Ray. threads: to compute with; none means the machine's cores, of
-    which the router uses all, and shards on one machine, which compute at the same time, an equal part each: router
-    and shards take turns."""
+    which the router uses all, and shards on one machine, which compute at the same time, an equal part each: but for
+    the shared expert, which the router computes beside them, router and shards take turns."""
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0

@@ -61,7 +61,7 @@ class GroupedMlp:
     """
 
     def __init__(self, cores: Cores) -> None:
-        """cores: as many as torch has threads where this is called."""
+        """cores: as many as torch has threads in the thread that calls this; see `settle`."""
         self._cores = cores
 
     def __call__(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
