@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from checkpoint.errors import DroverError
@@ -98,11 +99,10 @@ class Conversation:
     def _answer(self, message: Message) -> None:
         args = self._args
         answers = answers_for(args)
+        messages = [*self._messages, message]
+        start = partial(self._client.chat, messages, model=args.model, timeout_s=args.timeout_s, **sampling_of(args))
         try:
-            stream = self._client.chat(
-                [*self._messages, message], model=args.model, timeout_s=args.timeout_s, **sampling_of(args)
-            )
-            show(stream, answers, args)
+            show(start, answers, args)
         except KeyboardInterrupt:
             print("[stopped]", file=sys.stderr)
         if answers[0].text:  # of several, the conversation goes on with the first

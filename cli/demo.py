@@ -4,6 +4,8 @@ import argparse
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,18 +112,20 @@ def _speak(deployment: "Deployment", args: argparse.Namespace) -> list[Answer]:
             for question in QUESTIONS:
                 conversation.append(Message("user", question))
                 print(f"> {question}", flush=True)
-                answers.append(_show(client.chat(conversation, max_tokens=args.max_tokens, temperature=0), args))
+                answers.append(
+                    _show(partial(client.chat, conversation, max_tokens=args.max_tokens, temperature=0), args)
+                )
                 conversation.append(Message("assistant", answers[-1].text))
             print("Texts continued, sampled as the checkpoint proposes:\n", flush=True)
         for prompt in args.prompt or (EMBEDDED_PROMPTS if embedded else PROMPTS):
             print(f"> {prompt}", flush=True)
-            answers.append(_show(client.generate(prompt, max_tokens=args.max_tokens, seed=1), args))
+            answers.append(_show(partial(client.generate, prompt, max_tokens=args.max_tokens, seed=1), args))
     return answers
 
 
-def _show(stream: DeltaStream, args: argparse.Namespace) -> Answer:
+def _show(start: Callable[[], DeltaStream], args: argparse.Namespace) -> Answer:
     answer = Answer()
-    show(stream, [answer], args)
+    show(start, [answer], args)
     sys.stderr.flush()
     print(flush=True)
     return answer

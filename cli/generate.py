@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cli.connect import WHO_ANSWERS, connected_client
@@ -50,9 +51,8 @@ def run(args: argparse.Namespace) -> int:
     check_request_options(args)
     prompt = args.token_ids if args.token_ids is not None else _text(args.prompt)
     with connected_client(args) as client:
-        answers = answers_for(args)
-        stream = client.generate(prompt, model=args.model, timeout_s=args.timeout_s, **sampling_of(args))
-        show(stream, answers, args)
+        start = partial(client.generate, prompt, model=args.model, timeout_s=args.timeout_s, **sampling_of(args))
+        show(start, answers_for(args), args)
     return 0
 
 

@@ -4,10 +4,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cli.interrupt import cancelled_by_ctrl_c
 from client import Delta, DeltaStream
 
 
@@ -84,27 +85,26 @@ def answers_for(args: argparse.Namespace) -> list[Answer]:
     return [Answer() for _ in range(max(args.n or 1, 1))]
 
 
-def show(stream: DeltaStream, answers: Sequence[Answer], args: argparse.Namespace) -> None:
-    """Print a stream's answers as the flags ask, filling `answers` meanwhile.
+def show(start: Callable[[], DeltaStream], answers: Sequence[Answer], args: argparse.Namespace) -> None:
+    """Print the answers of the stream that `start` begins as the flags ask, filling `answers` meanwhile.
 
     Several come one after the other, each under a line with its number, the first as it is made. Closes the stream
-    however this ends, and ends the line that it began.
+    however this ends, and ends the line that it began. Raises KeyboardInterrupt once the stream is closed.
     """
-    with stream:
-        if args.json:
+    shown = None if args.json else _Shown(len(answers))
+    try:
+        with cancelled_by_ctrl_c(start) as stream:
             for delta in stream:
                 answers[delta.index].add(delta)
-            for answer in answers:
-                print(json.dumps(answer.as_json()), flush=True)
-            return
-        shown = _Shown(len(answers))
-        try:
-            for delta in stream:
-                answers[delta.index].add(delta)
-                shown.take(delta)
-        finally:
+                if shown:
+                    shown.take(delta)
+    finally:
+        if shown:
             shown.end_line()
-    if args.stats or sys.stderr.isatty():
+    if args.json:
+        for answer in answers:
+            print(json.dumps(answer.as_json()), flush=True)
+    elif args.stats or sys.stderr.isatty():
         for answer in answers:
             print(answer.stats_line(), file=sys.stderr)
 
@@ -143,5 +143,5 @@ class _Shown:
     def _print_waiting(self) -> None:
         text, self._texts[self._current] = self._texts[self._current], ""
         if text:
-            self._at_line_start = text.endswith("\n")  # before it is out, for then Ctrl-C may come
+            self._at_line_start = text.endswith("\n")  # before it is out, for that may fail
             print(text, end="", flush=True)

@@ -114,8 +114,14 @@ def test_cancelling_the_task_that_reads_a_stream_frees_its_work(model: Model) ->
 
     async def test() -> None:
         async with serving(engine) as router:
-            reading = asyncio.create_task(read_all(router, greedy("a", prompt(9), ENDLESS)))
-            await answers_after(router)
+            begun = asyncio.Event()
+
+            async def read() -> None:
+                async for _ in router.generate(greedy("a", prompt(9), ENDLESS)):
+                    begun.set()
+
+            reading = asyncio.create_task(read())
+            await begun.wait()
             assert engine.stats.running == 1
             reading.cancel()
             with pytest.raises(asyncio.CancelledError):
