@@ -41,8 +41,8 @@ class TablePlan:
 class KvCache:
     """The pool's tensors, and the block tables of up to max_sequences sequences, one row each.
 
-    k_UKPC and v_UKCP have one tensor for each layer of a unit. Values are stored transposed, so that both a query's
-    products with keys and the sum of values run along the last axis.
+    k_UKPC and v_UKCP have one tensor for each layer of a unit. Values are stored transposed, so that both products with
+    queries and those with weights run along the last axis.
     """
 
     def __init__(

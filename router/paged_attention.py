@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from checkpoint.config import ModelConfig
 from experts.cores import Cores
 from experts.numerics import as_numpy
-from router.cpu_kernels import attend, copy_blocks, prepare
+from router.block_attention import GROUP, attend, fits_tiles
+from router.cpu_kernels import prepare
 from router.kv_cache import KvCache, Span, TablePlan
 from router.kv_layout import LayerPlace
 from router.rope import rotate
@@ -137,7 +138,7 @@ def _unfold(out_KQC: torch.Tensor, num_tokens: int) -> torch.Tensor:
 
 
 class CpuAttention:
-    """Single tokens read keys and values where they lie; a span of a prompt copies its past together once."""
+    """Reads keys and values where they lie (router/block_attention.py)."""
 
     def __init__(self, cores: Cores) -> None:
         self._cores = cores
@@ -168,40 +169,29 @@ class CpuAttention:
             ),
         )
         out_THC = torch.empty(num_tokens, heads, columns, dtype=qkv_TJC.dtype)
-        singles = next((n for n, span in enumerate(step.spans) if span.length > 1), len(step.spans))
-        if singles:
-            out, scale = as_numpy(out_THC), np.float32(columns**-0.5)
-            self._share(
-                singles * kv_heads,
-                int(plan.keys_N[:singles].sum()) * (heads + kv_heads) * columns // 2,
-                lambda counter: attend(
-                    counter, qkv[:singles, :heads], k_pool, v_pool, plan.blocks_NB, plan.keys_N, scale, out
-                ),
-            )
-        begin = singles
-        for n in range(singles, len(step.spans)):
-            rows = slice(begin, begin + step.spans[n].length)
-            q_THC, k_TKC, v_TKC = qkv_TJC[rows].split((heads, kv_heads, kv_heads), dim=1)
-            past = int(plan.keys_N[n]) - step.spans[n].length
-            past_keys = (
-                self._copied(plan.blocks_NB[n, : cache.layout.blocks(past)], past, k_pool, v_pool) if past else None
-            )
-            out_THC[rows] = span_attention(q_THC, k_TKC, v_TKC, past_keys)
-            begin = rows.stop
-        return out_THC
-
-    def _copied(
-        self, block_B: np.ndarray, num_keys: int, k_pool: np.ndarray, v_pool: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(k_KSC, v_KSC): the first num_keys positions of the blocks, as KvCache.gather gives them."""
-        kv_heads, columns = k_pool.shape[1], k_pool.shape[3]
-        k_KSC, v_KSC = (np.empty((kv_heads, num_keys, columns), k_pool.dtype) for _ in range(2))
+        out, scale = as_numpy(out_THC), np.float32(columns**-0.5)
+        begin_N, length_N, span_I, first_I = groups(step.spans, heads // kv_heads)
+        uses_tiles = qkv.dtype == np.uint16 and fits_tiles(cache.layout.block_tokens, columns)
         self._share(
-            len(block_B) * kv_heads,
-            k_KSC.size,
-            lambda counter: copy_blocks(counter, block_B, k_pool, v_pool, k_KSC, v_KSC),
+            len(span_I) * kv_heads,
+            int((plan.keys_N * length_N).sum()) * heads * columns,
+            lambda counter: attend(
+                counter,
+                uses_tiles,
+                qkv,
+                k_pool,
+                v_pool,
+                plan.blocks_NB,
+                plan.keys_N,
+                begin_N,
+                length_N,
+                span_I,
+                first_I,
+                scale,
+                out,
+            ),
         )
-        return _as_torch(k_KSC), _as_torch(v_KSC)
+        return out_THC
 
     def _share(self, count: int, numbers: int, work: Callable[[np.ndarray], None]) -> None:
         """work(counter) for `count` items, on several cores if it reads or writes many numbers."""
@@ -209,34 +199,10 @@ class CpuAttention:
         self._cores.run(lambda: work(counter), min(count, 1 + numbers // WORTH_A_THREAD))
 
 
-def _as_torch(x: np.ndarray) -> torch.Tensor:
-    """The same memory; uint16 as bf16."""
-    tensor = torch.from_numpy(x)
-    return tensor.view(torch.bfloat16) if x.dtype == np.uint16 else tensor
-
-
-def span_attention(
-    q_THC: torch.Tensor,
-    k_TKC: torch.Tensor,
-    v_TKC: torch.Tensor,
-    past: tuple[torch.Tensor, torch.Tensor] | None,
-) -> torch.Tensor:
-    """out_THC: what `causal_attention` gives for the past (k_KSC, v_KSC) and then the span's own keys, on a CPU.
-
-    The past needs no mask and the span itself is plain causal, so no mask of T * S is made; the two are joined by
-    their logarithmic sums of weights, as in FlashAttention (Dao et al. 2022).
-    """
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    kv_heads, group = k_TKC.shape[1], q_THC.shape[1] // k_TKC.shape[1]
-    q_HTC = q_THC.transpose(0, 1)
-    k_HTC, v_HTC = (x_TKC.transpose(0, 1).repeat_interleave(group, dim=0) for x_TKC in (k_TKC, v_TKC))
-    own_HTC: torch.Tensor
-    own_HTC, own_logsum_HT = (x[0] for x in flash(q_HTC[None], k_HTC[None], v_HTC[None], is_causal=True))
-    if past is None:
-        return own_HTC.transpose(0, 1)
-    k_KSC, v_KSC = past
-    past_KQC, past_logsum_KQ = (x[0] for x in flash(_fold(q_THC, kv_heads)[None], k_KSC[None], v_KSC[None]))
-    past_HTC, past_logsum_HT = past_KQC.view_as(own_HTC), past_logsum_KQ.reshape(own_logsum_HT.shape)
-    share_HT1 = torch.sigmoid(past_logsum_HT - own_logsum_HT)[:, :, None]
-    out_HTC = torch.lerp(own_HTC.float(), past_HTC.float(), share_HT1).type_as(q_THC)
-    return out_HTC.transpose(0, 1)
+def groups(spans: Sequence[Span], sharers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(begin_N, length_N, span_I, first_I), which `attend` explains. sharers: query heads of a key/value head."""
+    length_N = np.array([span.length for span in spans])
+    count_N = -(-length_N * sharers // GROUP)
+    span_I = np.repeat(np.arange(len(spans)), count_N)
+    first_I = (np.arange(len(span_I)) - np.repeat(np.cumsum(count_N) - count_N, count_N)) * GROUP
+    return np.cumsum(length_N) - length_N, length_N, span_I, first_I
