@@ -16,7 +16,7 @@ from typing import Any
 import numba
 
 _config: Any = numba.config
-_INLINED = ("compiled.py", "counters.py", "numerics.py", "streamed_linear.py", "tiles.py")
+_INLINED = ("compiled.py", "counters.py", "lanes.py", "numerics.py", "streamed_linear.py", "tiles.py")
 
 
 def _private_directory() -> Path | None:

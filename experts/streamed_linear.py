@@ -18,7 +18,7 @@ import torch
 from experts.compiled import compiled
 from experts.cores import Cores
 from experts.counters import take
-from experts.linear import Linear, OneDnnLinear, is_worth_several_threads, make_linear
+from experts.linear import Linear, OneDnnLinear, make_linear
 from experts.numerics import as_numpy, four_rows, from_float, one_row, two_rows
 
 # With more rows oneDNN's tiles are as fast.
@@ -26,6 +26,8 @@ MAX_ROWS = 4
 COLUMN = 64  # outputs
 # As many parts as keep all cores busy to the end, but none so small that taking it costs.
 PARTS_PER_CORE = 4
+# Weights; fewer are read before another thread has begun.
+_WORTH_A_THREAD = 2**17
 # Of a weight whose packing is looked up; the packing of a larger one is that of its first outputs.
 _LOOKED_UP = 2**22
 
@@ -33,8 +35,7 @@ _LOOKED_UP = 2**22
 def make_streamed(weight_OI: torch.Tensor, cores: Cores) -> Linear:
     """What `make_linear` makes, but that a few rows at a time stream the weight, where that gains."""
     linear = make_linear(weight_OI)
-    is_large = is_worth_several_threads(*weight_OI.shape, rows=1)
-    return _StreamedLinear(linear, cores) if is_streamable(linear) and is_large else linear
+    return _StreamedLinear(linear, cores) if is_streamable(linear) else linear
 
 
 class _StreamedLinear:
@@ -55,7 +56,8 @@ class _StreamedLinear:
             as_numpy(x_NI.contiguous()),
             as_numpy(y_NO),
         )
-        self._cores.run(lambda: _multiply(counter, parts, address, x, y), parts)
+        threads = 1 + outputs * self._linear.inputs // _WORTH_A_THREAD
+        self._cores.run(lambda: _multiply(counter, parts, address, x, y), min(parts, threads))
         return y_NO
 
 

@@ -12,9 +12,7 @@ Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1 c
 
 import ctypes
 import sys
-from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import llvmlite.binding
 import numpy as np
@@ -55,11 +53,11 @@ def configuration(rows: int = ROWS) -> np.ndarray:
     return config
 
 
-def _instruction(name: str, *operands: Any) -> Callable[..., Any]:
+def _instruction(name, *operands):
     """An intrinsic of LLVM's instruction; operands: "tile" for a literal number, else LLVM's type."""
 
-    def typed(given: tuple[Any, ...]) -> tuple[Any, Any]:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    def typed(*given):
+        def generate(context, builder, signature, arguments):
             if _has_tiles():
                 values = []
                 for operand, kind, argument in zip(operands, given, arguments, strict=True):
@@ -67,10 +65,8 @@ def _instruction(name: str, *operands: Any) -> Callable[..., Any]:
                         values.append(ir.Constant(_I8, kind.literal_value))
                     else:
                         values.append(builder.inttoptr(argument, operand) if operand is _POINTER else argument)
-                argument_types = [value.type for value in values]
-                function = cgutils.get_or_insert_function(
-                    builder.module, ir.FunctionType(ir.VoidType(), argument_types), f"llvm.x86.{name}"
-                )
+                function_type = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+                function = cgutils.get_or_insert_function(builder.module, function_type, f"llvm.x86.{name}")
                 builder.call(function, values)
             return context.get_dummy_value()
 
@@ -78,11 +74,7 @@ def _instruction(name: str, *operands: Any) -> Callable[..., Any]:
         return types.void(*kinds), generate
 
     # Numba counts an intrinsic's parameters.
-    by_count: dict[int, Callable[..., Any]] = {
-        0: lambda context: typed(()),
-        1: lambda context, a: typed((a,)),
-        3: lambda context, a, b, c: typed((a, b, c)),
-    }
+    by_count = {1: lambda context, a: typed(a), 3: lambda context, a, b, c: typed(a, b, c)}
     return intrinsic(prefer_literal=True)(by_count[len(operands)])
 
 

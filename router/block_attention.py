@@ -16,9 +16,9 @@ import numpy as np
 from experts import tiles
 from experts.compiled import compiled
 from experts.counters import take
+from experts.lanes import LANES, LOWEST, pair_rows, product_of_eight, product_of_one, scale_rows, weigh
 from experts.numerics import from_float, to_float
 from experts.tiles import tile_configure, tile_configured, tile_dot, tile_load, tile_store, tile_zero
-from router.lanes import LANES, LOWEST, pair_rows, prefetch, product_of_eight, product_of_one, scale_rows, weigh
 
 GROUP = 64  # queries that pass each block together, while it is in the core's cache
 _TILE = 32  # columns of a tile
@@ -42,7 +42,6 @@ def attend(
     t * H / K + g is of the span's token t and of the g-th head that shares the keys and values.
     """
     kv_heads, positions, columns = k_UKPC.shape[1:]
-    block_bytes = positions * columns * k_UKPC.itemsize
     sharers = out_THC.shape[1] // kv_heads
     query_tiles = GROUP // LANES
     q = np.zeros((query_tiles, columns, LANES), np.float32)
@@ -66,8 +65,6 @@ def attend(
             break
         i, k = item // kv_heads, item % kv_heads
         n, first = span_I[i], first_I[i]
-        prefetch(k_UKPC[block_NB[n, 0], k].ctypes.data, block_bytes)
-        prefetch(v_UKCP[block_NB[n, 0], k].ctypes.data, block_bytes)
         queries = min(GROUP, length_N[n] * sharers - first)
         past = keys_N[n] - length_N[n]
         used_tiles = (queries + LANES - 1) // LANES
@@ -86,10 +83,6 @@ def attend(
         for b in range((seen_by_last + positions - 1) // positions):
             unit, used = block_NB[n, b], min(positions, seen_by_last - b * positions)
             keys, values = k_UKPC[unit, k], v_UKCP[unit, k]
-            if (b + 1) * positions < seen_by_last:
-                following = block_NB[n, b + 1]
-                prefetch(k_UKPC[following, k].ctypes.data, block_bytes)
-                prefetch(v_UKCP[following, k].ctypes.data, block_bytes)
             if uses_tiles and used < positions:
                 values = _first_values(values, used, last_values)
             for tile in range(used_tiles):

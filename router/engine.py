@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # What a deployment file that says nothing else gets, and a checkpoint that is served without one.
 DEFAULT_LIMITS = SchedulerLimits(
-    max_running=64, max_waiting=256, max_step_tokens=1024, kv_bytes=DEFAULT_KV_BYTES, prefill_slowdown=2.0
+    max_running=64, max_waiting=256, max_step_tokens=1024, kv_bytes=DEFAULT_KV_BYTES, prefill_slowdown=1.6
 )
 # Logits of a prompt that exist at once. 64 rows of 202,048 in fp32 are 52 MB.
 PROMPT_LOGIT_ROWS = 64

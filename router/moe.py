@@ -11,7 +11,7 @@ from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
 from experts.cores import Cores
 from experts.grouped_mlp import Expert, GroupedMlp
-from experts.linear import make_linear
+from experts.streamed_linear import make_streamed
 from router.dispatch import Dispatcher
 from router.step_clock import StepClock
 from router.weights import WeightReader
@@ -54,7 +54,7 @@ class MoeMlp:
         names = TensorNames(config)
         self._layer = layer
         self._experts_per_token = config.experts_per_token
-        self._gate = make_linear(weights.read(names.layer(layer, "feed_forward.router.weight")))
+        self._gate = make_streamed(weights.read(names.layer(layer, "feed_forward.router.weight")), cores)
         self.shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights, cores)
         self._dispatcher = dispatcher
         self._mark = clock.mark

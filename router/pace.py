@@ -3,32 +3,33 @@
 Plain Python without a clock of its own: the engine says how long each step took.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 # A step of prompts alone tells nothing about decoding, and one of both nothing about either: after so many steps in
-# which prompts were mixed in, one step without them measures again.
+# which prompts were mixed in, some steps without them measure again. The first of those does not count: what a long
+# prompt read has pushed the weights out of the caches (it took 8 ms where the next ones took 6).
 REMEASURE_STEPS = 64
+MEASURING_STEPS = 3
 SMOOTHING = 0.25
 MIN_PROMPT_TOKENS = 16
+FIRST_PROMPT_TOKENS = 64  # while it is not known how long one takes
 
 
 @dataclass
 class PrefillPace:
     """Finds the number of prompt tokens with which a step takes `max_slowdown` times as long as without any.
 
-    Example: decoding alone takes 10 ms, max_slowdown is 2. A step with 256 prompt tokens takes 50 ms; 40 ms went to
-    prompts where 10 may, so the next one carries 64.
+    Example: decoding alone takes 10 ms, max_slowdown is 2. A step with 64 prompt tokens takes 50 ms; 40 ms went to
+    prompts where 10 may, so the next one carries 16.
     max_step_tokens: of any step; while nothing decodes, prompts get all of it.
     """
 
     max_step_tokens: int
     max_slowdown: float
-    _prompt_tokens: float = field(init=False)
     _decode_s: float | None = None
+    _prompt_token_s: float | None = None
     _mixed_steps: int = 0
-
-    def __post_init__(self) -> None:
-        self._prompt_tokens = float(self.max_step_tokens)
+    _alone_steps: int = 0  # since the last mixed one
 
     def prompt_tokens(self, decoding: int) -> int:
         """Prompt tokens that the next step may carry besides `decoding` tokens of running streams."""
@@ -37,7 +38,13 @@ class PrefillPace:
             return room
         if self._decode_s is None or self._mixed_steps >= REMEASURE_STEPS:
             return 0
-        return min(room, int(self._prompt_tokens))
+        return min(room, self._share(self._decode_s))
+
+    def _share(self, decode_s: float) -> int:
+        if self._prompt_token_s is None:
+            return FIRST_PROMPT_TOKENS
+        allowed_s = (self.max_slowdown - 1.0) * decode_s
+        return max(MIN_PROMPT_TOKENS, round(min(float(self.max_step_tokens), allowed_s / self._prompt_token_s)))
 
     def record(self, decoding: int, prompt_tokens: int, seconds: float, other_tokens: int = 0) -> None:
         """A step with so many decoding sequences and prompt tokens took so long.
@@ -52,18 +59,29 @@ class PrefillPace:
             if not prompt_tokens and self._mixed_steps >= REMEASURE_STEPS:
                 # Short prompts come all the time, so decoding is never seen alone: it takes at most so long.
                 self._mixed_steps, self._decode_s = 0, self._decode_s or seconds
-            return
-        if not prompt_tokens:
-            self._mixed_steps = 0
-            known = self._decode_s
-            self._decode_s = seconds if known is None else known + SMOOTHING * (seconds - known)
-            return
-        self._mixed_steps += 1
+        elif prompt_tokens:
+            self._mixed_steps, self._alone_steps = self._mixed_steps + 1, 0
+            self._record_mixed(prompt_tokens, seconds)
+        else:
+            self._alone_steps += 1
+            if self._alone_steps >= MEASURING_STEPS:
+                self._mixed_steps = 0
+            if self._decode_s is None:
+                self._decode_s = seconds
+            elif self._alone_steps > 1:
+                self._decode_s = smoothed(self._decode_s, seconds)
+
+    def _record_mixed(self, prompt_tokens: int, seconds: float) -> None:
         assert self._decode_s is not None
-        spent = max(seconds - self._decode_s, 1e-9)
-        allowed = (self.max_slowdown - 1.0) * self._decode_s
-        if spent < allowed and prompt_tokens < self._prompt_tokens / 2:
-            return  # the rest of a prompt, quickly done: it does not tell what a full share would take
-        # At most doubled or quartered at once: a single slow step says little.
-        factor = min(2.0, max(0.25, allowed / spent * prompt_tokens / self._prompt_tokens))
-        self._prompt_tokens = min(float(self.max_step_tokens), max(MIN_PROMPT_TOKENS, self._prompt_tokens * factor))
+        spent_s = max(seconds - self._decode_s, 1e-9)
+        token_s, known = spent_s / prompt_tokens, self._prompt_token_s
+        if known is None:
+            self._prompt_token_s = token_s
+        elif token_s < known or prompt_tokens >= self._share(self._decode_s) / 2:
+            # Otherwise the rest of a prompt, which does not tell what the tokens of a full share take.
+            self._prompt_token_s = smoothed(known, token_s)
+
+
+def smoothed(known: float, seen: float) -> float:
+    """What is known, a little nearer to what was just seen; of what is far off, as if it were half or double."""
+    return known + SMOOTHING * (min(2 * known, max(known / 2, seen)) - known)

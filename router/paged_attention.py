@@ -24,8 +24,9 @@ from router.kv_cache import KvCache, Span, TablePlan
 from router.kv_layout import LayerPlace
 from router.rope import rotate
 
-# Fewer numbers than this are not worth waking a second thread (20 us).
+# Fewer numbers than this are not worth another thread.
 WORTH_A_THREAD = 2**16
+_NO_TEMPERATURE = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -137,72 +138,102 @@ def _unfold(out_KQC: torch.Tensor, num_tokens: int) -> torch.Tensor:
     return out_KGTC.permute(2, 0, 1, 3).flatten(1, 2)
 
 
+@dataclass(frozen=True)
+class _CpuStep:
+    """What `prepare` and `attend` need to know of a step, whatever the layer; they explain it.
+
+    pools: keys and values of each layer of a unit.
+    """
+
+    step: StepPlan
+    pools: Sequence[tuple[np.ndarray, np.ndarray]]
+    rotation: np.ndarray
+    temperature: np.ndarray | None
+    begin_N: np.ndarray
+    length_N: np.ndarray
+    span_I: np.ndarray
+    first_I: np.ndarray
+
+    @classmethod
+    def of(cls, step: StepPlan, sharers: int) -> "_CpuStep":
+        """sharers: query heads of one key/value head."""
+        length_N = np.array([span.length for span in step.spans])
+        count_N = -(-length_N * sharers // GROUP)
+        span_I = np.repeat(np.arange(len(step.spans)), count_N)
+        first_I = (np.arange(len(span_I)) - np.repeat(np.cumsum(count_N) - count_N, count_N)) * GROUP
+        return cls(
+            step,
+            [(as_numpy(k), as_numpy(v)) for k, v in zip(step.cache.k_UKPC, step.cache.v_UKCP, strict=True)],
+            torch.view_as_real(step.rotation).flatten(1).numpy(),
+            None if step.temperature_T is None else step.temperature_T.numpy(),
+            np.cumsum(length_N) - length_N,
+            length_N,
+            span_I,
+            first_I,
+        )
+
+
 class CpuAttention:
     """Reads keys and values where they lie (router/block_attention.py)."""
 
     def __init__(self, cores: Cores) -> None:
         self._cores = cores
+        self._step: _CpuStep | None = None
 
     @staticmethod
     def supports(dtype: torch.dtype, device: torch.device) -> bool:
         return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
     def __call__(self, qkv_TJC: torch.Tensor, rules: HeadRules, place: LayerPlace, step: StepPlan) -> torch.Tensor:
-        cache, plan = step.cache, step.tables[place.table]
-        num_tokens, columns = len(qkv_TJC), qkv_TJC.shape[2]
-        kv_heads = cache.num_kv_heads
-        heads = qkv_TJC.shape[1] - 2 * kv_heads
-        qkv = as_numpy(qkv_TJC)
-        k_pool, v_pool = as_numpy(cache.k_UKPC[place.index]), as_numpy(cache.v_UKCP[place.index])
-        rotation = torch.view_as_real(step.rotation).flatten(1).numpy()
-        temperature = np.empty(0, np.float32)
-        if rules.has_temperature:
-            assert step.temperature_T is not None
-            temperature = step.temperature_T.numpy()
-        unit_T, slot_T = plan.unit_T.numpy(), plan.slot_T.numpy()
-        eps = np.float32(rules.qk_norm_eps or 0.0)
+        plan, kv_heads = step.tables[place.table], step.cache.num_kv_heads
+        num_tokens, num_all_heads, columns = qkv_TJC.shape
+        heads = num_all_heads - 2 * kv_heads
+        if self._step is None or self._step.step is not step:
+            self._step = _CpuStep.of(step, heads // kv_heads)
+        of_step, qkv = self._step, as_numpy(qkv_TJC)
+        k_pool, v_pool = of_step.pools[place.index]
+        temperature = of_step.temperature if rules.has_temperature else _NO_TEMPERATURE
         self._share(
             num_tokens,
             qkv.size,
             lambda counter: prepare(
-                counter, qkv, kv_heads, rules.uses_rope, rotation, eps, temperature, unit_T, slot_T, k_pool, v_pool
+                counter,
+                qkv,
+                kv_heads,
+                rules.uses_rope,
+                of_step.rotation,
+                np.float32(rules.qk_norm_eps or 0.0),
+                temperature,
+                plan.unit_T.numpy(),
+                plan.slot_T.numpy(),
+                k_pool,
+                v_pool,
             ),
         )
         out_THC = torch.empty(num_tokens, heads, columns, dtype=qkv_TJC.dtype)
-        out, scale = as_numpy(out_THC), np.float32(columns**-0.5)
-        begin_N, length_N, span_I, first_I = groups(step.spans, heads // kv_heads)
-        uses_tiles = qkv.dtype == np.uint16 and fits_tiles(cache.layout.block_tokens, columns)
+        out = as_numpy(out_THC)
         self._share(
-            len(span_I) * kv_heads,
-            int((plan.keys_N * length_N).sum()) * heads * columns,
+            len(of_step.span_I) * kv_heads,
+            int((plan.keys_N * of_step.length_N).sum()) * heads * columns,
             lambda counter: attend(
                 counter,
-                uses_tiles,
+                qkv.dtype == np.uint16 and fits_tiles(step.cache.layout.block_tokens, columns),
                 qkv,
                 k_pool,
                 v_pool,
                 plan.blocks_NB,
                 plan.keys_N,
-                begin_N,
-                length_N,
-                span_I,
-                first_I,
-                scale,
+                of_step.begin_N,
+                of_step.length_N,
+                of_step.span_I,
+                of_step.first_I,
+                np.float32(columns**-0.5),
                 out,
             ),
         )
         return out_THC
 
     def _share(self, count: int, numbers: int, work: Callable[[np.ndarray], None]) -> None:
-        """work(counter) for `count` items, on several cores if it reads or writes many numbers."""
+        """work(counter) for `count` items, on several cores if it is worth while."""
         counter = np.zeros(1, np.int64)
         self._cores.run(lambda: work(counter), min(count, 1 + numbers // WORTH_A_THREAD))
-
-
-def groups(spans: Sequence[Span], sharers: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(begin_N, length_N, span_I, first_I), which `attend` explains. sharers: query heads of a key/value head."""
-    length_N = np.array([span.length for span in spans])
-    count_N = -(-length_N * sharers // GROUP)
-    span_I = np.repeat(np.arange(len(spans)), count_N)
-    first_I = (np.arange(len(span_I)) - np.repeat(np.cumsum(count_N) - count_N, count_N)) * GROUP
-    return np.cumsum(length_N) - length_N, length_N, span_I, first_I

@@ -159,7 +159,10 @@ class Scheduler:
         paced_left = plan.tokens_left
         if self._pace is not None:
             paced_left = min(paced_left, self._pace.prompt_tokens(len(plan.lengths)))
-        for sequence in [s for s in by_age if not s.is_decoding]:
+        prompts = [s for s in by_age if not s.is_decoding]
+        if any(sequence.computed < UNPACED_TOKENS for sequence in prompts):
+            paced_left = min(paced_left, -(-plan.tokens_left // 2))  # a prompt begins at once, older long ones or not
+        for sequence in prompts:
             if plan.tokens_left and sequence.row >= 0:
                 to_chunk_end = self.layout.chunk_tokens - sequence.computed % self.layout.chunk_tokens
                 wanted = min(len(sequence.token_ids) - sequence.computed, plan.tokens_left, to_chunk_end)

@@ -1,5 +1,6 @@
 """The fast attention on a CPU against its slow twin, which the parity tests hold against transformers."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from checkpoint.config import parse_config
+from experts import tiles
 from experts.cores import Cores
+from router.block_attention import fits_tiles
 from router.block_table import TableEntry
 from router.kv_cache import KvCache, Span
 from router.kv_layout import KvLayout
@@ -30,24 +33,33 @@ STEPS = [
     [Span(0, 9, 7), Span(2, 22, 10)],
     [Span(0, 16, 1), Span(1, 11, 1), Span(2, 32, 1)],
 ]
+# The same in blocks that tiles of AMX fit, of several groups of 64 queries.
+TILED_CHUNK, TILED_BLOCK = 128, 32
+TILED_STEPS = [
+    [Span(0, 0, 70), Span(1, 0, 1), Span(2, 0, 128)],
+    [Span(1, 1, 1), Span(0, 70, 1), Span(2, 128, 45)],
+    [Span(0, 71, 1), Span(2, 173, 1), Span(1, 2, 90)],
+    [Span(0, 72, 56), Span(2, 174, 82)],
+    [Span(0, 128, 1), Span(1, 92, 1), Span(2, 256, 1)],
+]
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 2e-2}
 
 
-def make_cache(heads_per_kv: int, dtype: torch.dtype, head_dim: int) -> KvCache:
-    """For three sequences of at most 40 tokens, whose blocks lie in disorder."""
+def make_cache(heads_per_kv: int, dtype: torch.dtype, head_dim: int, chunk: int = CHUNK, block: int = BLOCK) -> KvCache:
+    """For three sequences of at most 10 blocks, which lie in disorder."""
     config = replace(
         SCOUT,
         num_heads=2 * heads_per_kv,
         num_kv_heads=2,
         head_dim=head_dim,
-        attention_chunk_size=CHUNK,
+        attention_chunk_size=chunk,
         layers=SCOUT.layers[:4],
     )
-    layout = KvLayout.of(config, dtype.itemsize, BLOCK)
+    layout = KvLayout.of(config, dtype.itemsize, block)
     units = iter(np.random.default_rng(0).permutation(500).tolist())
     cache = KvCache(config, layout, 500, 3, dtype, CPU)
     for row in range(3):
-        tables = [(0, layout.global_units, 10), (layout.global_units, layout.chunked_units, CHUNK // BLOCK)]
+        tables = [(0, layout.global_units, 10), (layout.global_units, layout.chunked_units, chunk // block)]
         for first_table, count, blocks in tables:
             cache.assign(
                 row, [TableEntry(first_table, i, tuple(next(units) for _ in range(count))) for i in range(blocks)]
@@ -55,13 +67,20 @@ def make_cache(heads_per_kv: int, dtype: torch.dtype, head_dim: int) -> KvCache:
     return cache
 
 
-def play(attention: HeadAttention, layer: int, rules: HeadRules, cache: KvCache, heads: int) -> list[torch.Tensor]:
-    """What the steps above give, one after the other, from random projections."""
+def play(
+    attention: HeadAttention,
+    layer: int,
+    rules: HeadRules,
+    cache: KvCache,
+    heads: int,
+    steps: Sequence[Sequence[Span]] = STEPS,
+) -> list[torch.Tensor]:
+    """What the steps give, one after the other, from random projections."""
     generator = torch.Generator().manual_seed(1)
     head_dim, dtype = cache.k_UKPC[0].shape[-1], cache.k_UKPC[0].dtype
     frequencies = torch.rand(head_dim // 2, generator=generator)
     outs = []
-    for spans in STEPS:
+    for spans in steps:
         positions = torch.cat([torch.arange(s.first_position, s.first_position + s.length) for s in spans])
         qkv_TJC = torch.randn(len(positions), heads + 4, head_dim, generator=generator).to(dtype)
         step = StepPlan(spans, rotations(frequencies, positions), 1 + positions / 10, cache, cache.plan(spans))
@@ -87,6 +106,31 @@ def test_blocks_read_in_place_give_what_copied_ones_give(
         assert torch.allclose(plain.float(), fast.float(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("uses_tiles", [True, False], ids=["tiles", "vectors"])
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("layer", [0, 3], ids=["chunked", "global"])
+@pytest.mark.parametrize(("heads_per_kv", "head_dim"), [(1, 32), (5, 64), (3, 128)], ids=str)
+def test_blocks_as_large_as_tiles_give_the_same(
+    uses_tiles: bool, rules: HeadRules, layer: int, heads_per_kv: int, head_dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not uses_tiles:
+        monkeypatch.setattr("router.paged_attention.fits_tiles", lambda *_: False)
+    played = []
+    for attention in (PlainAttention(), CpuAttention(Cores(2, "test"))):
+        cache = make_cache(heads_per_kv, torch.bfloat16, head_dim, TILED_CHUNK, TILED_BLOCK)
+        outs = play(attention, layer, rules, cache, 2 * heads_per_kv, TILED_STEPS)
+        played.append([*outs, *cache.k_UKPC, *cache.v_UKCP])
+    for plain, fast in zip(*played, strict=True):
+        assert torch.allclose(plain.float(), fast.float(), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.skipif(not tiles.is_supported(), reason="a processor without AMX: the vectors' tests stand for all")
+def test_blocks_as_large_as_tiles_take_tiles() -> None:
+    assert fits_tiles(TILED_BLOCK, 64)
+    assert not fits_tiles(BLOCK, 64)
+    assert not fits_tiles(TILED_BLOCK, 8)
+
+
 def test_the_two_are_told_apart_by_a_wrong_block() -> None:
     rules, heads = RULES["rope"], 8
     right, wrong = (make_cache(4, torch.float32, 8) for _ in range(2))
@@ -96,12 +140,18 @@ def test_the_two_are_told_apart_by_a_wrong_block() -> None:
     assert not torch.allclose(outs[0][-1], outs[1][-1], atol=1e-3)
 
 
-def test_a_weight_of_exactly_zero_does_not_let_garbage_through() -> None:
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "chunk", "block", "steps"),
+    [(torch.float32, 8, CHUNK, BLOCK, STEPS), (torch.bfloat16, 64, TILED_CHUNK, TILED_BLOCK, TILED_STEPS)],
+    ids=["vectors", "tiles"],
+)
+def test_a_weight_of_exactly_zero_does_not_let_garbage_through(
+    dtype: torch.dtype, head_dim: int, chunk: int, block: int, steps: Sequence[Sequence[Span]]
+) -> None:
     """A block's unused places may hold anything that another sequence left there."""
-    cache = make_cache(4, torch.float32, 8)
-    clean = play(CpuAttention(Cores(1, "test")), 0, RULES["rope"], cache, 8)
-    dirty = make_cache(4, torch.float32, 8)
+    clean, dirty = (make_cache(4, dtype, head_dim, chunk, block) for _ in range(2))
     for pool in (*dirty.k_UKPC, *dirty.v_UKCP):
         pool.fill_(float("nan"))
-    for a, b in zip(clean, play(CpuAttention(Cores(1, "test")), 0, RULES["rope"], dirty, 8), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+    outs = [play(CpuAttention(Cores(1, "test")), 0, RULES["rope"], cache, 8, steps) for cache in (clean, dirty)]
+    for a, b in zip(*outs, strict=True):
+        assert torch.equal(a, b)

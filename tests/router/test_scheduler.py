@@ -96,6 +96,7 @@ def timed_step(scheduler: Scheduler, ms_per_token: float) -> list[tuple[str, int
 
 def test_long_prompts_beside_streams_are_paced_by_how_long_steps_took(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("router.scheduler.UNPACED_TOKENS", 0)
+    monkeypatch.setattr("router.pace.FIRST_PROMPT_TOKENS", 59)
     scheduler = make_scheduler(max_step_tokens=60, prefill_slowdown=20.0)
     scheduler.add(request("decoding", 2))
     timed_step(scheduler, ms_per_token=1.0)
@@ -125,6 +126,17 @@ def test_only_what_a_prompt_has_beyond_its_beginning_is_paced(monkeypatch: pytes
     [_, (name, taken), short] = steps[3]
     assert (name, short) == ("long", ("short", 30))
     assert taken < 20
+
+
+def test_a_short_prompt_does_not_wait_for_the_end_of_a_long_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the long one for the last of many short ones."""
+    monkeypatch.setattr("router.scheduler.UNPACED_TOKENS", 32)
+    scheduler = make_scheduler(max_step_tokens=64, prefill_slowdown=2.0)
+    scheduler.add(request("long", 1000))
+    assert timed_step(scheduler, ms_per_token=1.0) == [("long", 64)]
+    for name in "abc":
+        scheduler.add(request(name, 24))
+    assert timed_step(scheduler, ms_per_token=1.0) == [("long", 32), ("a", 24), ("b", 8)]
 
 
 # Memory.

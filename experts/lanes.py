@@ -203,26 +203,6 @@ def pair_rows(typing_context, x, rows, pairs):
     return types.void(*[types.intp] * 3), generate
 
 
-@intrinsic
-def prefetch(typing_context, address, size):
-    """Ask for `size` bytes, above 0, to be brought near this core."""
-
-    def generate(context, builder, signature, arguments):
-        lanes = _Lanes(builder)
-
-        def body(offset, values):
-            place = builder.inttoptr(builder.add(arguments[0], offset), ir.IntType(8).as_pointer())
-            function_type = ir.FunctionType(ir.VoidType(), [place.type, _I32, _I32, _I32])
-            function = cgutils.get_or_insert_function(builder.module, function_type, "llvm.prefetch.p0")
-            builder.call(function, [place, *(ir.Constant(_I32, n) for n in (0, 2, 1))])  # read, to L2, data
-            return []
-
-        lanes.loop(arguments[1], _BYTES, [], body)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), generate
-
-
 def _product(rows: int) -> Callable[..., Any]:
     """An intrinsic: so many rows of a matrix times N rows of 16 lanes."""
 
