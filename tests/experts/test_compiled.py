@@ -53,6 +53,8 @@ def test_every_file_whose_functions_are_compiled_into_other_files_counts() -> No
             continue
         for name in (p.stem for p in (root / "experts").glob("*.py")):
             source = (root / "experts" / f"{name}.py").read_text()
-            if f"from experts.{name} import" in text and ("@njit" in source or "intrinsic" in source or "@overload" in source):
+            if f"from experts.{name} import" in text and (
+                "@njit" in source or "intrinsic" in source or "@overload" in source
+            ):
                 holders.add(name)
     assert {f"{name}.py" for name in holders} <= set(compiled._INLINED)
