@@ -14,7 +14,8 @@ def cancelled_by_ctrl_c(start: Callable[[], DeltaStream]) -> Iterator[DeltaStrea
     Raised at once it could strike inside gRPC, between the taking of a lock and the note that it is taken: the lock
     then stays taken, and the next call on the channel waits for ever. To cancel from the signal's handler is what
     gRPC's own examples do (examples/python/cancellation). Another Ctrl-C before the block has ended is raised at once,
-    for who waits for something else there.
+    for who waits for something else there. Where Ctrl-C is ignored, as in a script's background, it stays so. For the
+    main thread only, to which Python gives signals.
     """
     pressed = False
     stream: DeltaStream | None = None
@@ -27,7 +28,9 @@ def cancelled_by_ctrl_c(start: Callable[[], DeltaStream]) -> Iterator[DeltaStrea
         if stream is not None:
             stream.close()
 
-    raising = signal.signal(signal.SIGINT, press)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, press)
     try:
         stream = start()
         with stream:
@@ -38,6 +41,6 @@ def cancelled_by_ctrl_c(start: Callable[[], DeltaStream]) -> Iterator[DeltaStrea
         if not pressed:
             raise
     finally:
-        signal.signal(signal.SIGINT, raising)
+        signal.signal(signal.SIGINT, before)
     if pressed:
         raise KeyboardInterrupt

@@ -14,21 +14,13 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from experts.numerics import LOG2_E, POWERS_OF_TWO
+
 LANES = 16
 LOWEST = -1e30
 _F32, _I16, _I32, _I64 = ir.FloatType(), *(ir.IntType(bits) for bits in (16, 32, 64))
 _VECTOR, _INTEGERS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 _BYTES = 4 * LANES  # of a vector
-# 2^f for -1/2 <= f <= 1/2, Taylor's polynomial, highest power first; relative error 2e-7.
-_POWERS_OF_TWO = (
-    1.5403530393381610e-4,
-    1.3333558146428443e-3,
-    9.6181291076284772e-3,
-    5.5504108664821580e-2,
-    2.4022650695910071e-1,
-    6.9314718055994531e-1,
-    1.0,
-)
 
 
 class _Lanes:
@@ -72,11 +64,11 @@ class _Lanes:
     def power_of_e(self, x: Any) -> Any:
         """e^x for x <= 0, as experts.numerics.exp_of_negative."""
         b = self.builder
-        t = b.fmul(self.larger(x, self.constant(-87.0)), self.constant(1.4426950408889634))
+        t = b.fmul(self.larger(x, self.constant(-87.0)), self.constant(LOG2_E))
         whole = self._call("llvm.floor.v16f32", _VECTOR, [b.fadd(t, self.constant(0.5))])
         rest = b.fsub(t, whole)
-        power = self.constant(_POWERS_OF_TWO[0])
-        for factor in _POWERS_OF_TWO[1:]:
+        power = self.constant(POWERS_OF_TWO[0])
+        for factor in POWERS_OF_TWO[1:]:
             power = self.fused(power, rest, self.constant(factor))
         exponent = b.add(b.fptosi(whole, _INTEGERS), ir.Constant(_INTEGERS, [ir.Constant(_I32, 127)] * LANES))
         shifted = b.shl(exponent, ir.Constant(_INTEGERS, [ir.Constant(_I32, 23)] * LANES))

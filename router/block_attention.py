@@ -68,11 +68,9 @@ def attend(
         queries = min(GROUP, length_N[n] * sharers - first)
         past = keys_N[n] - length_N[n]
         used_tiles = (queries + LANES - 1) // LANES
+        _take_queries(qkv_TJC[begin_N[n] :, k * sharers : (k + 1) * sharers], first, queries, q)
         for r in range(queries):
-            t, h = begin_N[n] + (first + r) // sharers, k * sharers + (first + r) % sharers
             sees[r // LANES, r % LANES] = past + (first + r) // sharers + 1
-            for c in range(columns):
-                q[r // LANES, c, r % LANES] = to_float(qkv_TJC[t, h, c])
         for tile in range(used_tiles):
             if uses_tiles:
                 pair_rows(q[tile].ctypes.data, columns, q_pairs[tile].ctypes.data)
@@ -109,13 +107,31 @@ def attend(
                     _tile_product(values, weight_pairs, True, total[tile])
                 else:
                     _product(values, used, score, total[tile])
-        for r in range(queries):
-            t, h = begin_N[n] + (first + r) // sharers, k * sharers + (first + r) % sharers
-            share = np.float32(1) / weight_sum[r // LANES, r % LANES]
-            for c in range(columns):
-                out_THC[t, h, c] = from_float(total[r // LANES, c, r % LANES] * share, out_THC[0, 0, 0])
+        _put_results(total, weight_sum, first, queries, out_THC[begin_N[n] :, k * sharers : (k + 1) * sharers])
     if uses_tiles:
         tile_configure(configured.ctypes.data)
+        configured[0] = 0  # it lives until here: Numba frees an array after its last use, and does not see that above
+
+
+@compiled()
+def _take_queries(q_TGC, first, count, q_tiles):
+    """Queries first..first+count-1 of G for each token, side by side."""
+    sharers = q_TGC.shape[1]
+    for r in range(count):
+        t, g = (first + r) // sharers, (first + r) % sharers
+        for c in range(q_TGC.shape[2]):
+            q_tiles[r // LANES, c, r % LANES] = to_float(q_TGC[t, g, c])
+
+
+@compiled()
+def _put_results(total, weight_sum, first, count, out_TGC):
+    """The weighted sums of such queries, divided by their sums of weights."""
+    sharers = out_TGC.shape[1]
+    for r in range(count):
+        t, g = (first + r) // sharers, (first + r) % sharers
+        share = np.float32(1) / weight_sum[r // LANES, r % LANES]
+        for c in range(out_TGC.shape[2]):
+            out_TGC[t, g, c] = from_float(total[r // LANES, c, r % LANES] * share, out_TGC[0, 0, 0])
 
 
 @compiled()

@@ -27,6 +27,7 @@ class PrefillPace:
     max_step_tokens: int
     max_slowdown: float
     _decode_s: float | None = None
+    _is_measured: bool = False  # else _decode_s is a first guess, of a cold step or one with short prompts
     _prompt_token_s: float | None = None
     _mixed_steps: int = 0
     _alone_steps: int = 0  # since the last mixed one
@@ -43,8 +44,11 @@ class PrefillPace:
     def _share(self, decode_s: float) -> int:
         if self._prompt_token_s is None:
             return FIRST_PROMPT_TOKENS
-        allowed_s = (self.max_slowdown - 1.0) * decode_s
-        return max(MIN_PROMPT_TOKENS, round(min(float(self.max_step_tokens), allowed_s / self._prompt_token_s)))
+        tokens = self._allowed_s(decode_s) / self._prompt_token_s
+        return max(MIN_PROMPT_TOKENS, round(min(float(self.max_step_tokens), tokens)))
+
+    def _allowed_s(self, decode_s: float) -> float:
+        return (self.max_slowdown - 1.0) * decode_s
 
     def record(self, decoding: int, prompt_tokens: int, seconds: float, other_tokens: int = 0) -> None:
         """A step with so many decoding sequences and prompt tokens took so long.
@@ -55,7 +59,7 @@ class PrefillPace:
         if not decoding:
             return
         if other_tokens:
-            self._mixed_steps += 1
+            self._mixed_steps, self._alone_steps = self._mixed_steps + 1, 0
             if not prompt_tokens and self._mixed_steps >= REMEASURE_STEPS:
                 # Short prompts come all the time, so decoding is never seen alone: it takes at most so long.
                 self._mixed_steps, self._decode_s = 0, self._decode_s or seconds
@@ -66,20 +70,21 @@ class PrefillPace:
             self._alone_steps += 1
             if self._alone_steps >= MEASURING_STEPS:
                 self._mixed_steps = 0
-            if self._decode_s is None:
-                self._decode_s = seconds
-            elif self._alone_steps > 1:
+            if self._alone_steps == 1:
+                self._decode_s = self._decode_s or seconds
+            elif self._decode_s is not None and self._is_measured:
                 self._decode_s = smoothed(self._decode_s, seconds)
+            else:
+                self._decode_s, self._is_measured = seconds, True
 
     def _record_mixed(self, prompt_tokens: int, seconds: float) -> None:
         assert self._decode_s is not None
-        spent_s = max(seconds - self._decode_s, 1e-9)
+        # However lucky a step was, prompts are not free: one small piece would otherwise let many large ones through.
+        spent_s = max(seconds - self._decode_s, self._decode_s / 32)
+        if prompt_tokens < self._share(self._decode_s) / 2 and spent_s <= self._allowed_s(self._decode_s):
+            return  # the rest of a prompt: it does not tell what the tokens of a full share take
         token_s, known = spent_s / prompt_tokens, self._prompt_token_s
-        if known is None:
-            self._prompt_token_s = token_s
-        elif token_s < known or prompt_tokens >= self._share(self._decode_s) / 2:
-            # Otherwise the rest of a prompt, which does not tell what the tokens of a full share take.
-            self._prompt_token_s = smoothed(known, token_s)
+        self._prompt_token_s = token_s if known is None else smoothed(known, token_s)
 
 
 def smoothed(known: float, seen: float) -> float:

@@ -146,6 +146,7 @@ class _CpuStep:
     """
 
     step: StepPlan
+    uses_tiles: bool
     pools: Sequence[tuple[np.ndarray, np.ndarray]]
     rotation: np.ndarray
     temperature: np.ndarray | None
@@ -161,9 +162,12 @@ class _CpuStep:
         count_N = -(-length_N * sharers // GROUP)
         span_I = np.repeat(np.arange(len(step.spans)), count_N)
         first_I = (np.arange(len(span_I)) - np.repeat(np.cumsum(count_N) - count_N, count_N)) * GROUP
+        cache = step.cache
+        is_bf16 = cache.k_UKPC[0].dtype == torch.bfloat16
         return cls(
             step,
-            [(as_numpy(k), as_numpy(v)) for k, v in zip(step.cache.k_UKPC, step.cache.v_UKCP, strict=True)],
+            is_bf16 and fits_tiles(cache.layout.block_tokens, cache.k_UKPC[0].shape[3]),
+            [(as_numpy(k), as_numpy(v)) for k, v in zip(cache.k_UKPC, cache.v_UKCP, strict=True)],
             torch.view_as_real(step.rotation).flatten(1).numpy(),
             None if step.temperature_T is None else step.temperature_T.numpy(),
             np.cumsum(length_N) - length_N,
@@ -217,7 +221,7 @@ class CpuAttention:
             int((plan.keys_N * of_step.length_N).sum()) * heads * columns,
             lambda counter: attend(
                 counter,
-                qkv.dtype == np.uint16 and fits_tiles(step.cache.layout.block_tokens, columns),
+                of_step.uses_tiles,
                 qkv,
                 k_pool,
                 v_pool,

@@ -31,7 +31,7 @@ class SchedulerLimits:
     per expert chosen. kv_bytes: KV cache of all running sequences together. prefix_cache: keep the blocks of ended
     requests for others that begin the same. prefill_slowdown: how many times as long a step of decoding sequences may
     take because of long prompts (beyond UNPACED_TOKENS) that are computed beside them; none means that only
-    max_step_tokens bounds prompts."""
+    max_step_tokens bounds prompts. Beside the beginning of another prompt, long ones get half of a step at most."""
 
     max_running: int
     max_waiting: int
@@ -160,7 +160,7 @@ class Scheduler:
         if self._pace is not None:
             paced_left = min(paced_left, self._pace.prompt_tokens(len(plan.lengths)))
         prompts = [s for s in by_age if not s.is_decoding]
-        if any(sequence.computed < UNPACED_TOKENS for sequence in prompts):
+        if any(sequence.row >= 0 and sequence.computed < UNPACED_TOKENS for sequence in prompts):
             paced_left = min(paced_left, -(-plan.tokens_left // 2))  # a prompt begins at once, older long ones or not
         for sequence in prompts:
             if plan.tokens_left and sequence.row >= 0:

@@ -105,3 +105,14 @@ def test_an_error_of_the_server_stays_an_error(router: FakeRouter, client: Clien
         cancelled_by_ctrl_c(partial(client.generate, "Hi")) as stream,
     ):
         next(stream)
+
+
+def test_where_it_is_ignored_it_stays_ignored(client: Client) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with cancelled_by_ctrl_c(partial(client.generate, "Hi")) as stream:
+            signal.raise_signal(signal.SIGINT)
+            assert "".join(delta.text for delta in stream) == "Hello!"
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

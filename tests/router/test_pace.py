@@ -129,6 +129,32 @@ def test_the_rest_of_a_prompt_quickly_done_does_not_shrink_the_share() -> None:
     assert pace.prompt_tokens(DECODING) == before
 
 
+def test_a_lucky_small_piece_does_not_make_prompts_free() -> None:
+    """The rest of a prompt, in a step that happened to take as long as one without."""
+    pace, cost = paced(1.6), linear(2e-4)
+    pace.record(DECODING, 0, 1.05 * DECODE_S)
+    for _ in range(20):
+        pace.record(DECODING, 3, 1.03 * DECODE_S)
+    assert max(map(cost, run(pace, cost, 100))) < 2.5 * DECODE_S
+
+
+@pytest.mark.parametrize("first_s", [4 * DECODE_S, 1.0])
+def test_a_cold_first_step_is_forgotten_at_the_next_measuring(first_s: float) -> None:
+    pace, cost = paced(1.6), linear(2e-4)
+    pace.record(DECODING, 0, first_s)
+    run(pace, cost, REMEASURE_STEPS + MEASURING_STEPS)
+    assert max(map(cost, run(pace, cost, 100)[20:])) < 1.8 * DECODE_S
+
+
+def test_the_first_step_after_a_short_prompt_does_not_count_either() -> None:
+    pace, cost = paced(), linear(5e-5)
+    *_, before = run(pace, cost, 20)
+    for _ in range(REMEASURE_STEPS // 2):
+        pace.record(DECODING, 0, 5 * DECODE_S, other_tokens=100)
+        pace.record(DECODING, 0, 2 * DECODE_S)
+    assert pace.prompt_tokens(DECODING) in (0, before)
+
+
 def test_short_prompts_that_never_stop_coming_do_not_keep_a_long_one_waiting_for_ever() -> None:
     pace = paced()
     for _ in range(REMEASURE_STEPS):
