@@ -8,7 +8,8 @@ Scores and sums are both products of a matrix as it lies in the block, keys [P, 
 queries side by side. They are made in the tiles of AMX where the processor has them, otherwise by vector instructions.
 
 Legend: T tokens of a step, N spans, I groups of queries, Q = 16 queries of a group, H query heads, K key/value heads,
-J = H + 2 K, U units of the pool, P positions of a block, B blocks of a sequence, C = head_dim columns.
+G = H / K, J = H + 2 K, U units of the pool, P positions of a block, B blocks of a sequence, C = head_dim columns,
+M rows and N columns of a matrix.
 """
 
 import numpy as np
@@ -115,7 +116,7 @@ def attend(
 
 @compiled()
 def _take_queries(q_TGC, first, count, q_tiles):
-    """Queries first..first+count-1 of G for each token, side by side."""
+    """Queries first..first+count-1, of which each token has G, side by side."""
     sharers = q_TGC.shape[1]
     for r in range(count):
         t, g = (first + r) // sharers, (first + r) % sharers
@@ -125,7 +126,7 @@ def _take_queries(q_TGC, first, count, q_tiles):
 
 @compiled()
 def _put_results(total, weight_sum, first, count, out_TGC):
-    """The weighted sums of such queries, divided by their sums of weights."""
+    """The same queries' weighted sums, divided by their sums of weights."""
     sharers = out_TGC.shape[1]
     for r in range(count):
         t, g = (first + r) // sharers, (first + r) % sharers
