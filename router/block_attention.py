@@ -174,7 +174,7 @@ def _product(a_MN, columns, b_NQ, out_MQ):
 
 @compiled()
 def _first_values(v_CP, count, copy_CP):
-    """The values of the first `count` positions, then zeros: what lies there may be NaN, even 0 times which is NaN."""
+    """The values of the first `count` positions, then zeros: what lies there may be NaN, and 0 times NaN is NaN."""
     for c in range(copy_CP.shape[0]):
         for p in range(count):
             copy_CP[c, p] = v_CP[c, p]

@@ -12,7 +12,8 @@ REMEASURE_STEPS = 64
 MEASURING_STEPS = 3
 SMOOTHING = 0.25
 MIN_PROMPT_TOKENS = 16
-FIRST_PROMPT_TOKENS = 64  # while it is not known how long one takes
+# Until so many pieces have told how long a token takes, none is larger than this: a lucky step seems to cost nothing.
+FIRST_PIECES, FIRST_PROMPT_TOKENS = 4, 64
 
 
 @dataclass
@@ -29,6 +30,7 @@ class PrefillPace:
     _decode_s: float | None = None
     _is_measured: bool = False  # else _decode_s is a first guess, of a cold step or one with short prompts
     _prompt_token_s: float | None = None
+    _pieces: int = 0  # that told it
     _mixed_steps: int = 0
     _alone_steps: int = 0  # since the last mixed one
 
@@ -45,7 +47,8 @@ class PrefillPace:
         if self._prompt_token_s is None:
             return FIRST_PROMPT_TOKENS
         tokens = self._allowed_s(decode_s) / self._prompt_token_s
-        return max(MIN_PROMPT_TOKENS, round(min(float(self.max_step_tokens), tokens)))
+        most = self.max_step_tokens if self._pieces >= FIRST_PIECES else FIRST_PROMPT_TOKENS
+        return max(MIN_PROMPT_TOKENS, round(min(float(most), tokens)))
 
     def _allowed_s(self, decode_s: float) -> float:
         return (self.max_slowdown - 1.0) * decode_s
@@ -74,17 +77,23 @@ class PrefillPace:
                 self._decode_s = self._decode_s or seconds
             elif self._decode_s is not None and self._is_measured:
                 self._decode_s = smoothed(self._decode_s, seconds)
-            else:
+            else:  # what a prompt's token takes was reckoned with the guess, if at all
                 self._decode_s, self._is_measured = seconds, True
+                self._prompt_token_s, self._pieces = None, 0
 
     def _record_mixed(self, prompt_tokens: int, seconds: float) -> None:
         assert self._decode_s is not None
-        # However lucky a step was, prompts are not free: one small piece would otherwise let many large ones through.
-        spent_s = max(seconds - self._decode_s, self._decode_s / 32)
+        spent_s = max(seconds - self._decode_s, self._decode_s / 32)  # prompts are not free, however lucky a step was
         if prompt_tokens < self._share(self._decode_s) / 2 and spent_s <= self._allowed_s(self._decode_s):
             return  # the rest of a prompt: it does not tell what the tokens of a full share take
+        self._pieces += 1
         token_s, known = spent_s / prompt_tokens, self._prompt_token_s
-        self._prompt_token_s = token_s if known is None else smoothed(known, token_s)
+        if known is None:
+            self._prompt_token_s = token_s
+        elif self._pieces <= FIRST_PIECES:
+            self._prompt_token_s = known + (token_s - known) / self._pieces
+        else:
+            self._prompt_token_s = smoothed(known, token_s)
 
 
 def smoothed(known: float, seen: float) -> float:

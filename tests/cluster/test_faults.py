@@ -99,5 +99,8 @@ def test_a_killed_router_ends_its_streams_and_comes_back(
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(ServerUnavailable, match="router-0"):
         list(stream)
+    status, content_type, page = http_get(deployment, "/metrics")  # gone, loading, or back by now
+    assert (status, content_type) == (200, CONTENT_TYPE)
+    assert 'part="router-0"} ' in page
     wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
     assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]
