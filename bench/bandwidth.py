@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from experts.linear import make_linear
+from kernels.linear import make_linear
 
 BUFFER_BYTES = 2 * 10**9
 PASSES = 3

@@ -13,16 +13,16 @@ import torch
 
 from bench.worker import Request, Run, Stream, serve_jobs
 from checkpoint.tensors import Checkpoint
-from experts.cores import settle
+from checkpoint.weights import WeightReader
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
-from router.dispatch import Dispatcher
-from router.engine import DEFAULT_LIMITS, Engine
-from router.model import Model
+from kernels.cores import settle
+from router.engine import Engine
+from router.model.dispatch import Dispatcher
+from router.model.llama4 import Model
 from router.request import GenerationRequest, SamplingParams
-from router.scheduler import SchedulerLimits
-from router.weights import WeightReader
+from router.schedule.limits import DEFAULT_LIMITS, SchedulerLimits
 
 CPU = torch.device("cpu")
 

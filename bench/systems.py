@@ -12,7 +12,7 @@ from bench.closed import Asked
 from bench.drover_server import ClusterShape, serving
 from bench.errors import BenchError
 from bench.process import ROOT, Worker, last_lines
-from experts.openmp import WAITING_THREADS
+from kernels.openmp import WAITING_THREADS
 
 DROVER, ONE_PROCESS, LLAMA_CPP, VLLM = "drover", "drover-one-process", "llama.cpp", "vllm"
 NAMES = (DROVER, ONE_PROCESS, LLAMA_CPP, VLLM)

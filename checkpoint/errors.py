@@ -4,7 +4,7 @@
     ├── CheckpointError      a checkpoint directory is missing something, damaged or inconsistent
     ├── ConfigError          a deployment file                                     (cluster/config.py)
     ├── StartError           the cluster could not be started                      (cluster/launch.py)
-    ├── NoRoom               the KV cache does not fit beside the weights          (router/memory.py)
+    ├── NoRoom               the KV cache does not fit beside the weights          (router/kv_budget.py)
     └── RequestError         one request cannot be answered                        (router/errors.py)
 
 `str(error)` is a whole message for the user: it names the field or file, the value and what would be valid. Broken

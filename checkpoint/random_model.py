@@ -16,10 +16,10 @@ import torch
 from checkpoint.config import ARCHITECTURES, ModelConfig, parse_config
 from checkpoint.errors import CheckpointError
 from checkpoint.layout import Role, TensorSpec, tensor_specs
+from checkpoint.make_tokenizer import write_byte_tokenizer
 from checkpoint.shape import ModelShape, config_json, split_into_files, token_id_fields, write_index, write_json
 from checkpoint.staging import staging_directory
 from checkpoint.tensors import STORED_DTYPES
-from checkpoint.tokenizer_files import write_byte_tokenizer
 
 _HEADER_NAMES = {str(dtype).removeprefix("torch."): name for name, dtype in STORED_DTYPES.items()}
 _BLOCK_VALUES = 1 << 22

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.config import RopeScaling
+from checkpoint.make_tokenizer import TokenizerIds
 from checkpoint.tensors import INDEX_FILE, SINGLE_FILE
-from checkpoint.tokenizer_files import TokenizerIds
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _serve_checkpoint() -> Callable[..., AbstractContextManager[str]]:
     """The function, imported in a thread: Ctrl-C amid torch's own imports could be lost there, or leave a trace."""
 
     def imported() -> Callable[..., AbstractContextManager[str]]:
-        from frontend.one_process import serve_checkpoint
+        from frontend.in_process.server import serve_checkpoint
 
         return serve_checkpoint
 

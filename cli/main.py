@@ -36,7 +36,7 @@ example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `drover` command line; returns its exit code."""
-    from experts.openmp import WAITING_THREADS  # imports nothing itself, and must come before torch does
+    from kernels.openmp import WAITING_THREADS  # imports nothing itself, and must come before torch does
 
     for name, value in WAITING_THREADS.items():
         os.environ.setdefault(name, value)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from cluster.actor_state import ActorState
+    from cluster.reports import ActorState
 
 
 class StartProgress:

@@ -52,7 +52,7 @@ def add_parser(subparsers: "Subparsers") -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve in the foreground, or start and return."""
     from cli.progress import StartProgress
-    from cluster import launch, ray_runtime
+    from cluster import launch, ray_runtime, teardown
     from cluster.config import ConfigError, load_deployment
 
     config = load_deployment(args.config, args.overrides)
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("stopping ...", flush=True)
         ending.set()
-        launch.end(config)
+        teardown.end(config)
         print("stopped", flush=True)
         return 0
     finally:
@@ -100,7 +100,7 @@ def _served(deployment: "Deployment") -> str:
 
 
 def _wait_until_removed(namespace: str) -> None:
-    from cluster import launch
+    from cluster.names import actor_names
 
-    while launch.actor_names(namespace):  # Ray notifies nobody of an actor's end, so look now and then
+    while actor_names(namespace):  # Ray notifies nobody of an actor's end, so look now and then
         time.sleep(1.0)

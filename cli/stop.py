@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
     with connected(args) as is_connected:
         removed = []
         if is_connected:
-            from cluster import launch
+            from cluster.teardown import stop
 
-            removed = launch.stop(args.namespace)
+            removed = stop(args.namespace)
     if not removed:
         print(f"nothing runs in namespace {args.namespace!r}", file=sys.stderr)
         return 1

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_core import ErrorDetails
 
 from checkpoint.errors import DroverError
-from router.engine import DEFAULT_LIMITS
-from router.memory import KvBudget
+from router.kv_budget import KvBudget
+from router.schedule.limits import DEFAULT_LIMITS
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Bytes = Annotated[int, Field(gt=0)]

@@ -11,22 +11,24 @@ from typing import Any, Protocol
 import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from checkpoint.errors import DroverError
 from checkpoint.tensors import Checkpoint
+from checkpoint.tokenizer import Tokenizer
 from client import Client, ClientError
 from cluster import ray_runtime
-from cluster.actor_state import ActorState, Phase
+from cluster.actors.router import RouterActor, RouterSpec
+from cluster.actors.shard import ShardActor, ShardSpec
+from cluster.actors.specs import frontend_spec, router_spec, shard_specs
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
-from cluster.router_actor import RouterActor, RouterSpec
+from cluster.names import ROUTER_NAME, actor_names, app_name
+from cluster.reports import ActorState, Phase
 from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
-from cluster.shard_actor import ShardActor, ShardSpec
-from cluster.specs import ROUTER_NAME, frontend_spec, router_spec, shard_specs
-from experts.openmp import WAITING_THREADS
+from cluster.teardown import end, serve_applications
 from frontend.chat_template import ChatTemplate
-from frontend.tokenizer import Tokenizer
+from kernels.openmp import WAITING_THREADS
 
 # Between two looks at actors and at Serve, which notify nobody when they are ready or gone.
 POLL_S = 0.1
@@ -109,37 +111,6 @@ def check(config: DeploymentConfig) -> Checkpoint:
     return checkpoint
 
 
-def end(config: DeploymentConfig) -> None:
-    """Remove what `start` made, unless this process's Ray takes it along when it ends."""
-    if config.ray.address != "local":
-        stop(config.ray.namespace)
-
-
-def stop(namespace: str) -> list[str]:
-    """Remove the Serve application, the actors and the placement group of `namespace`; names what was removed."""
-    removed = []
-    if _app_name(namespace) in _serve_applications():
-        serve.shutdown()
-        removed.append("frontend")
-    for name in actor_names(namespace):
-        try:
-            ray.kill(ray.get_actor(name, namespace=namespace))
-            removed.append(name)
-        except ValueError:
-            pass  # it went by itself meanwhile
-    group = _find_group(namespace)
-    if group is not None:
-        remove_placement_group(group)
-    return removed
-
-
-def actor_names(namespace: str) -> list[str]:
-    """The deployment's named actors that exist now, routers first."""
-    listed = ray.util.list_named_actors(all_namespaces=True)
-    names = [actor["name"] for actor in listed if actor["namespace"] == namespace]
-    return sorted(name for name in names if name.startswith(("router-", "shard-")))
-
-
 def _check_nothing_runs(config: DeploymentConfig) -> None:
     running = actor_names(config.ray.namespace)
     if running:
@@ -147,7 +118,7 @@ def _check_nothing_runs(config: DeploymentConfig) -> None:
             f"{', '.join(running)} already run in namespace {config.ray.namespace!r}; "
             f"`drover stop --namespace {config.ray.namespace}` removes them, or choose another ray.namespace"
         )
-    if _serve_applications():
+    if serve_applications():
         raise StartError("Ray Serve already runs applications on this Ray cluster; Drover needs a Serve of its own")
 
 
@@ -192,7 +163,7 @@ def _reserve(config: DeploymentConfig) -> Any:
                 f"shards.count {config.shards.count} * shards.{key} {of(config.shards):g}), the Ray cluster has "
                 f"{total.get(resource, 0):g}; lower them, or add nodes"
             )
-    group = placement_group(bundles, strategy="PACK", name=_app_name(config.ray.namespace), lifetime="detached")
+    group = placement_group(bundles, strategy="PACK", name=app_name(config.ray.namespace), lifetime="detached")
     if not group.wait(ROOM_TIMEOUT_S):
         raise StartError(
             f"no room for the actors: bundles {bundles} did not fit within {ROOM_TIMEOUT_S:g} s; free now are "
@@ -289,7 +260,7 @@ def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint, deadline: 
     try:
         serve.run(
             build(frontend_spec(config, checkpoint), frontend.replicas),
-            name=_app_name(config.ray.namespace),
+            name=app_name(config.ray.namespace),
             route_prefix="/",
         )
     except RuntimeError as error:
@@ -306,25 +277,6 @@ def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint, deadline: 
 
     _wait_until(not_serving, deadline, f"gRPC on {address} does not answer")
     return address
-
-
-def _app_name(namespace: str) -> str:
-    # Of the Serve application and the placement group: neither is told apart by Ray's namespaces.
-    return f"drover.{namespace}"
-
-
-def _serve_applications() -> list[str]:
-    try:
-        return list(serve.status().applications)
-    except (RuntimeError, ray.exceptions.RayError):
-        return []
-
-
-def _find_group(namespace: str) -> Any:
-    try:
-        return ray.util.get_placement_group(_app_name(namespace))
-    except ValueError:
-        return None
 
 
 def _first_line(error: Exception) -> str:

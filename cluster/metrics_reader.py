@@ -7,9 +7,9 @@ from typing import Any
 
 import ray
 
-from cluster.router_actor import RouterMetrics
-from frontend.metrics_catalogue import RouterReport
-from frontend.metrics_page import ShardReport, render
+from cluster.reports import RouterMetrics
+from frontend.metrics.catalogue import RouterReport
+from frontend.metrics.page import ShardReport, render
 
 # Prometheus waits 10 s for a page by default.
 TIMEOUT_S = 3.0

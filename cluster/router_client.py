@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 import ray
 
 from frontend.router_client import DeltaStreams, Readiness
+from router.counts.requests import CANCELLED
 from router.errors import Unavailable
-from router.metrics import CANCELLED
 from router.request import GenerationRequest, RequestLimits, TokenDelta
 
 logger = logging.getLogger(__name__)

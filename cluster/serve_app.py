@@ -10,28 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from grpc_health.v1 import health_pb2
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
 from checkpoint.config import read_config
+from checkpoint.tokenizer import Tokenizer
 from cluster.metrics_reader import page_in_time
 from cluster.router_client import RayRouterClient
 from frontend.chat_template import ChatTemplate
-from frontend.grpc_server import answer_stream, answer_unary
-from frontend.grpc_service import InferenceService, ModelCard
-from frontend.health import HealthService
-from frontend.metrics_page import CONTENT_TYPE
-from frontend.tokenizer import Tokenizer
+from frontend.grpc_api.health import HealthService
+from frontend.grpc_api.server import answer_stream, answer_unary
+from frontend.grpc_api.service import InferenceService, ModelCard
+from frontend.metrics.page import CONTENT_TYPE
 from protos.drover.v1 import inference_pb2 as pb
-from router.engine import request_limits
+from router.request import request_limits
 
 METRICS_PATH = "/metrics"
 GRPC_SERVICER_FUNCTIONS = (
-    "frontend.grpc_server.add_inference_services",
-    "frontend.grpc_server.add_health_service",
+    "frontend.grpc_api.server.add_inference_services",
+    "frontend.grpc_api.server.add_health_service",
 )
 
 
@@ -41,7 +40,7 @@ class FrontendSpec:
 
     model_name: str
     checkpoint: Path
-    dtype: torch.dtype
+    dtype: str
     router_name: str
     shard_names: tuple[str, ...]
     namespace: str
@@ -54,7 +53,7 @@ class Frontend:
     def __init__(self, spec: FrontendSpec) -> None:
         self._spec = spec
         config = read_config(spec.checkpoint)
-        card = ModelCard.of(spec.model_name, config, str(spec.dtype).removeprefix("torch."))
+        card = ModelCard.of(spec.model_name, config, spec.dtype)
         router = RayRouterClient(spec.router_name, spec.namespace, request_limits(config, spec.max_context_tokens))
         self._inference = InferenceService(
             card, Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint), router

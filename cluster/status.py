@@ -5,10 +5,8 @@ from typing import Any
 
 import ray
 
-from cluster.actor_state import ActorState
-from cluster.launch import actor_names
-from cluster.router_actor import RouterStats
-from cluster.shard_actor import ShardStats
+from cluster.names import actor_names
+from cluster.reports import ActorState, RouterStats, ShardStats
 
 TIMEOUT_S = 5.0
 

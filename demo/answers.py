@@ -7,7 +7,7 @@ import torch
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
-from checkpoint.tokenizer_files import BOS
+from checkpoint.make_tokenizer import BOS
 from demo.data import chat_text
 from demo.glossary import UNKNOWN_ANSWER, Entry, read_glossary
 from demo.model import Llama4

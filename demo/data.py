@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
-from checkpoint.tokenizer_files import BOS, write_trained_tokenizer
+from checkpoint.make_tokenizer import BOS, write_trained_tokenizer
 from demo.corpus import Document, read_corpus
 from demo.glossary import conversation, read_glossary
 from demo.sources import SOURCES

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from checkpoint.make_tokenizer import read_token_ids
 from checkpoint.shape import config_json, split_into_files, token_id_fields, write_index, write_json
 from checkpoint.staging import staging_directory
-from checkpoint.tokenizer_files import read_token_ids
 from demo.command import exit_code
 from demo.errors import DemoError
 from demo.model import Llama4

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from checkpoint.make_tokenizer import BOS
 from checkpoint.tensors import Checkpoint
-from checkpoint.tokenizer_files import BOS
 from demo.data import WINDOW, framed_tokens
 from demo.errors import DemoError
 from demo.model import Llama4

@@ -9,9 +9,9 @@ import torch
 
 from checkpoint.layout import TensorNames
 from checkpoint.tensors import Checkpoint
-from experts.cores import Cores
 from experts.errors import ShardRefused
-from experts.grouped_mlp import Expert, GroupedMlp
+from kernels.cores import Cores
+from kernels.grouped_mlp import Expert, GroupedMlp
 
 
 class ExpertShard:

@@ -9,12 +9,12 @@ import threading
 
 import torch
 
-from experts.cores import settle
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, ShardRefused
 from experts.process_group import Pair, RowChannel
 from experts.shard import ExpertShard
 from experts.wire import Kind, Message, WireFormat
+from kernels.cores import settle
 
 logger = logging.getLogger(__name__)
 

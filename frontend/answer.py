@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from checkpoint.tokenizer import Tokenizer
 from frontend.detokenizer import IncrementalDetokenizer
 from frontend.stop_strings import StopMatcher, StopStrings
-from frontend.tokenizer import Tokenizer
 from protos.drover.v1 import inference_pb2 as pb
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 

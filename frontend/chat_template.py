@@ -30,7 +30,7 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from checkpoint.errors import CheckpointError
-from frontend.tokenizer import Tokenizer, read_json_object, read_text, token_name
+from checkpoint.tokenizer import Tokenizer, read_json_object, read_text, token_name
 from router.errors import InvalidArgument
 
 ROLES = ("system", "user", "assistant", "tool")

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterable
 
-from frontend.tokenizer import Tokenizer
+from checkpoint.tokenizer import Tokenizer
 
 
 class IncrementalDetokenizer:

@@ -1,17 +1,15 @@
-"""What a frontend needs of a router, and the router in the same process.
+"""What a frontend needs of a router.
 
-`cluster/router_client.py` implements the same over Ray.
+Implemented over Ray by `cluster/router_client.py`, and within one process by `frontend/in_process/router.py`.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from router.engine import Engine
-from router.engine_thread import EngineThread
+from router.counts.requests import CANCELLED
 from router.errors import RequestError
-from router.metrics import CANCELLED, EngineSnapshot
 from router.request import GenerationRequest, RequestLimits, TokenDelta
 
 
@@ -38,7 +36,7 @@ class RouterClient(Protocol):
         """The request's deltas, as they are made; ends after the one with a finish_reason.
 
         Closing or cancelling the generator frees the request's work within one step. ending: then asked, once, how the
-        request is to be counted, one of router/metrics.py's ENDINGS.
+        request is to be counted, one of router/counts/requests.py's ENDINGS.
         Raises ResourceExhausted, Unavailable (see router/errors.py).
         """
         ...
@@ -78,47 +76,3 @@ class DeltaStreams:
             yield delta
             if delta.is_last:
                 return
-
-
-class InProcessRouter:
-    """A RouterClient whose engine runs in a thread of this process."""
-
-    def __init__(self, engine: Engine) -> None:
-        """Must be called on the event loop that will use it."""
-        self._limits = engine.request_limits
-        self._streams = DeltaStreams()
-        self._loop = asyncio.get_running_loop()
-        self._engine = EngineThread(engine, self._deliver)
-
-    async def limits(self) -> RequestLimits:
-        return self._limits
-
-    async def readiness(self) -> Readiness:
-        return Readiness(ready=True)
-
-    @property
-    def snapshot(self) -> EngineSnapshot:
-        """Everything that the engine counts; from the event loop's thread."""
-        return self._engine.snapshot
-
-    async def generate(
-        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
-    ) -> AsyncGenerator[TokenDelta, None]:
-        self._streams.open(request.request_id)
-        finished = False
-        try:
-            self._engine.submit(request)
-            async for delta in self._streams.read(request.request_id):
-                finished = delta.is_last
-                yield delta
-        finally:
-            self._streams.close(request.request_id)
-            if not finished:
-                self._engine.cancel(request.request_id, ending())
-
-    def close(self, timeout_s: float = 10.0) -> None:
-        """Stop the engine after the step at hand."""
-        self._engine.stop(timeout_s)
-
-    def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
-        self._loop.call_soon_threadsafe(self._streams.deliver, deltas)

@@ -4,27 +4,22 @@ import logging
 import time
 from collections.abc import Sequence
 
-from checkpoint.config import ModelConfig
-from router.dispatch import ShardUnavailable
+from router.counts.requests import CANCELLED, STEP_BOUNDS_S, EngineSnapshot, EngineStats, Histogram, RequestMetrics
 from router.errors import DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
-from router.kv_cache import Span
-from router.kv_layout import KvLayout
-from router.logprobs import token_logprobs
-from router.memory import DEFAULT_KV_BYTES
-from router.metrics import CANCELLED, STEP_BOUNDS_S, EngineSnapshot, EngineStats, Histogram, RequestMetrics
-from router.model import Model
-from router.request import GenerationRequest, RequestLimits, TokenDelta, TokenLogprobs
-from router.sampler import SampledToken, sample
-from router.sampling_state import SamplingState
-from router.scheduler import Scheduler, SchedulerLimits
-from router.sequence import Work
+from router.model.dispatch import ShardUnavailable
+from router.model.kv_cache import Span
+from router.model.llama4 import Model
+from router.request import GenerationRequest, TokenDelta, TokenLogprobs, request_limits
+from router.sampling.logprobs import token_logprobs
+from router.sampling.sampler import SampledToken, sample
+from router.sampling.state import SamplingState
+from router.schedule.kv_layout import KvLayout
+from router.schedule.limits import SchedulerLimits
+from router.schedule.scheduler import Scheduler
+from router.schedule.sequence import Work
 
 logger = logging.getLogger(__name__)
 
-# What a deployment file that says nothing else gets, and a checkpoint that is served without one.
-DEFAULT_LIMITS = SchedulerLimits(
-    max_running=64, max_waiting=256, max_step_tokens=1024, kv_bytes=DEFAULT_KV_BYTES, prefill_slowdown=1.6
-)
 # Logits of a prompt that exist at once. 64 rows of 202,048 in fp32 are 52 MB.
 PROMPT_LOGIT_ROWS = 64
 
@@ -229,9 +224,3 @@ class Engine:
 
 def _request_ids(work: Sequence[Work]) -> list[str]:
     return [item.sequence.request.request_id for item in work]
-
-
-def request_limits(config: ModelConfig, max_context_tokens: int | None = None) -> RequestLimits:
-    """What a router of this model takes; see Engine for max_context_tokens."""
-    positions = config.max_position_embeddings
-    return RequestLimits(config.vocab_size, min(positions, max_context_tokens or positions))

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from experts.cores import settle
+from kernels.cores import settle
+from router.counts.requests import CANCELLED, EngineSnapshot, EngineStats
 from router.engine import Engine
 from router.errors import ResourceExhausted, Unavailable
-from router.metrics import CANCELLED, EngineSnapshot, EngineStats
 from router.request import GenerationRequest, TokenDelta
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Why one request cannot be answered; `frontend/status.py` maps each to its gRPC status.
+"""Why one request cannot be answered; `frontend/grpc_api/status.py` maps each to its gRPC status.
 
 RequestError
 ├── InvalidArgument      a field's value is wrong; the message names it

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
+from checkpoint.config import ModelConfig
 from router.errors import InvalidArgument
 
 MAX_LOGPROBS = 20
@@ -98,6 +99,12 @@ class RequestLimits:
 
     vocab_size: int
     max_context_tokens: int
+
+
+def request_limits(config: ModelConfig, max_context_tokens: int | None = None) -> RequestLimits:
+    """What a router of this model takes; max_context_tokens: prompt and completion; None means all its positions."""
+    positions = config.max_position_embeddings
+    return RequestLimits(config.vocab_size, min(positions, max_context_tokens or positions))
 
 
 def check_request(request: GenerationRequest, limits: RequestLimits) -> None:

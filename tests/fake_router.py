@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from checkpoint.tokenizer_files import byte_letters
+from checkpoint.make_tokenizer import byte_letters
+from checkpoint.tokenizer import Tokenizer
 from frontend.chat_template import ChatTemplate
 from frontend.router_client import Readiness
-from frontend.tokenizer import Tokenizer
-from router.metrics import CANCELLED
+from router.counts.requests import CANCELLED
 from router.request import FinishReason, GenerationRequest, RequestLimits, TokenDelta
 
 BOS, EOS = 256, 257

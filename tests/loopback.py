@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
-from frontend.grpc_server import serve_in_process
-from frontend.grpc_service import InferenceService, ModelCard
-from frontend.health import HealthService
+from frontend.grpc_api.health import HealthService
+from frontend.grpc_api.server import serve_in_process
+from frontend.grpc_api.service import InferenceService, ModelCard
 from tests.fake_router import EOS, LINE_TEMPLATE, FakeRouter, byte_tokenizer
 
 CARD = ModelCard(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, Llama4ForCausalLM, Llama4TextConfig
 
-from checkpoint.tokenizer_files import write_byte_tokenizer
+from checkpoint.make_tokenizer import write_byte_tokenizer
 
 VOCAB_SIZE = 400  # of a checkpoint that is served
 

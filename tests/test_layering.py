@@ -1,16 +1,17 @@
-"""The architecture's laws, read from the imports. There is no list of exceptions."""
+"""The architecture's laws, read from the imports, transitively. A law about files is a law about a folder."""
 
 import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 # A room may import itself and the rooms below it.
-FLOORS = ("checkpoint", "experts", "router", "frontend", "cluster", "cli")
+FLOORS = ("checkpoint", "kernels", "experts", "router", "frontend", "cluster", "cli")
 BESIDES = {
     "protos": set[str](),
     "client": {"protos"},
@@ -28,20 +29,33 @@ def allowed(room: str) -> set[str]:
     return {room} | below | BESIDES.get(room, set())
 
 
-def tracked_sources(room: str) -> list[Path]:
+@cache
+def sources() -> dict[str, Path]:
+    """Every module of every room, by its import name."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", room],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *ROOMS],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
-    return [ROOT / name for name in listed if name.endswith(".py") and (ROOT / name).exists()]
+    names = [name for name in listed if name.endswith(".py") and (ROOT / name).exists()]
+    return {name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): ROOT / name for name in names}
 
 
-def imports_of(source: Path, *, at_import_time: bool = False) -> Iterator[str]:
-    """Every module that a file imports; at_import_time leaves out what functions and TYPE_CHECKING blocks import."""
+def modules_in(folder: str) -> list[str]:
+    """The modules of a folder such as "router/schedule"."""
+    prefix = folder.replace("/", ".")
+    return [name for name in sources() if name == prefix or name.startswith(prefix + ".")]
+
+
+@cache
+def imports_of(module: str, *, deferred: bool) -> frozenset[str]:
+    """What a module imports: our modules by name, others by their package.
+
+    deferred: also inside functions and in TYPE_CHECKING blocks.
+    """
 
     def walk(node: ast.AST) -> Iterator[ast.AST]:
         for child in ast.iter_child_nodes(node):
-            if at_import_time:
+            if not deferred:
                 if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
                     continue
                 if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
@@ -49,34 +63,50 @@ def imports_of(source: Path, *, at_import_time: bool = False) -> Iterator[str]:
             yield child
             yield from walk(child)
 
-    for node in walk(ast.parse(source.read_text())):
+    found = set()
+    for node in walk(ast.parse(sources()[module].read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{source} imports relatively"
+            assert node.level == 0, f"{module} imports relatively"
             assert node.module is not None
-            yield node.module
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name in sources():
+                found.add(name)
+            elif name.split(".")[0] not in ROOMS:
+                found.add(name.split(".")[0])
+    return frozenset(found)
 
 
-def importers_of(*packages: str, at_import_time: bool = False) -> set[str]:
-    """The files, relative to the root, that import one of the packages."""
-    return {
-        source.relative_to(ROOT).as_posix()
-        for room in ROOMS
-        for source in tracked_sources(room)
-        for module in imports_of(source, at_import_time=at_import_time)
-        if any(module == package or module.startswith(package + ".") for package in packages)
-    }
+def path_to(start: str, targets: set[str], *, deferred: bool) -> list[str]:
+    """The shortest chain of imports from module `start` into one of the rooms or packages; empty if there is none."""
+    chains, seen = [[start]], {start}
+    for chain in chains:
+        if chain[-1] != start and chain[-1].split(".")[0] in targets:
+            return chain
+        if chain[-1] in sources():
+            following = sorted(imports_of(chain[-1], deferred=deferred) - seen)
+            seen.update(following)
+            chains += [[*chain, name] for name in following]
+    return []
+
+
+def who_reaches(targets: set[str], modules: list[str], *, deferred: bool) -> list[str]:
+    """The chains of imports by which the modules get to the rooms or packages."""
+    chains = [path_to(module, targets, deferred=deferred) for module in modules]
+    return [" -> ".join(chain) for chain in chains if chain]
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_flow_downwards(room: str) -> None:
-    assert tracked_sources(room)
-    for source in tracked_sources(room):
-        for module in imports_of(source):
-            target = module.split(".")[0]
-            if target in ROOMS:
-                assert target in allowed(room), f"{source.relative_to(ROOT)} imports {module}"
+    assert modules_in(room)
+    for module in modules_in(room):
+        for target in imports_of(module, deferred=True):
+            if target in sources():
+                assert target.split(".")[0] in allowed(room), f"{module} imports {target}"
 
 
 def test_every_folder_with_code_is_a_room() -> None:
@@ -84,51 +114,80 @@ def test_every_folder_with_code_is_a_room() -> None:
     assert folders == set(ROOMS)
 
 
-def test_only_the_cluster_imports_ray() -> None:
-    assert {file.split("/")[0] for file in importers_of("ray")} == {"cluster"}
+def test_every_folder_of_a_room_is_a_package() -> None:
+    folders = {path.parent for path in sources().values()}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
 
 
-def test_the_command_line_reaches_the_cluster_only_inside_functions() -> None:
-    assert any(file.startswith("cli/") for file in importers_of("cluster"))
-    heavy = importers_of("cluster", "frontend", "router", "experts", "torch", at_import_time=True)
-    assert not [file for file in heavy if file.startswith("cli/")]
+def test_the_kernels_know_nothing_of_ours() -> None:
+    assert who_reaches(set(ROOMS) - {"kernels", "checkpoint"}, modules_in("kernels"), deferred=True) == []
 
 
-def test_only_the_rooms_at_the_wire_import_grpc() -> None:
-    rooms = {file.split("/")[0] for file in importers_of("grpc", "grpc_health", "grpc_reflection", "grpc_tools")}
-    assert rooms <= {"frontend", "client", "cluster", "protos", "bench"}
-    assert {"frontend", "client"} <= rooms
+def test_only_the_kernels_know_processors() -> None:
+    compiling = {"numba", "llvmlite", "triton"}
+    direct = [module for module in sources() if imports_of(module, deferred=True) & compiling]
+    assert direct
+    assert [module for module in direct if not module.startswith(("kernels.cpu.", "kernels.cuda."))] == []
+    speaks = [module for module, path in sources().items() if "torch.ops." in path.read_text()]
+    assert speaks
+    assert [module for module in speaks if not module.startswith(("kernels.", "bench."))] == []
+
+
+def test_only_the_cluster_reaches_ray_and_the_command_line_only_inside_functions() -> None:
+    others = [module for room in ROOMS if room not in ("cluster", "bench", "cli") for module in modules_in(room)]
+    assert who_reaches({"ray"}, others, deferred=True) == []
+    assert who_reaches({"ray"}, modules_in("cli"), deferred=False) == []
+    assert who_reaches({"ray"}, modules_in("cli"), deferred=True)
+    assert [module for module in modules_in("cli") if "ray" in imports_of(module, deferred=True)] == []
+
+
+def test_the_command_line_imports_nothing_heavy() -> None:
+    heavy = {"cluster", "frontend", "router", "experts", "kernels", "torch", "numpy"}
+    assert who_reaches(heavy, modules_in("cli"), deferred=False) == []
+
+
+def test_only_the_rooms_at_the_wire_reach_grpc() -> None:
+    wire = {"grpc", "grpc_health", "grpc_reflection", "grpc_tools"}
+    below = [module for room in ("checkpoint", "kernels", "experts", "router", "demo") for module in modules_in(room)]
+    assert who_reaches(wire, below, deferred=True) == []
+    rooms = {module.split(".")[0] for module in sources() if imports_of(module, deferred=True) & wire}
+    assert {"frontend", "client"} <= rooms <= {"frontend", "client", "cluster", "protos", "bench"}
 
 
 def test_the_client_needs_grpc_and_protos_only() -> None:
-    roots = {module.split(".")[0] for source in tracked_sources("client") for module in imports_of(source)}
-    assert roots - sys.stdlib_module_names == {"client", "protos", "grpc", "google", "grpc_health"}
+    imported = {name.split(".")[0] for module in modules_in("client") for name in imports_of(module, deferred=True)}
+    assert imported - sys.stdlib_module_names == {"client", "protos", "grpc", "google", "grpc_health"}
 
 
-def test_the_scheduler_and_policies_are_plain_python() -> None:
-    names = ("scheduler", "sequence", "blocks", "block_table", "kv_layout", "pace", "end_rate")
-    router = [ROOT / "router" / f"{name}.py" for name in names]
-    plain = [*router, ROOT / "experts" / "placement.py", *tracked_sources("cluster/policy")]
-    for source in plain:
-        for module in imports_of(source):
-            assert module.split(".")[0] not in ("torch", "numpy", "ray", "grpc", "time"), f"{source} imports {module}"
+@pytest.mark.parametrize("folder", ["router/schedule", "cluster/policy"])
+def test_schedule_and_policies_are_plain_python_without_a_clock(folder: str) -> None:
+    assert modules_in("router/schedule")
+    foreign = {"torch", "ray", "grpc", "time", "datetime"} | ({"numpy"} if folder == "router/schedule" else set())
+    assert who_reaches(foreign, modules_in(folder), deferred=True) == []
+
+
+def test_the_frontend_needs_no_torch_unless_the_router_is_in_its_process() -> None:
+    inside = modules_in("frontend/in_process")
+    assert who_reaches({"torch"}, inside, deferred=True)
+    thin = [module for module in modules_in("frontend") if module not in inside]
+    assert who_reaches({"torch", "kernels"}, thin, deferred=True) == []
+
+
+@pytest.mark.parametrize("module", ["cluster.config", "cluster.serve_app", "cli.status", "cli.stop", "cli.main"])
+def test_what_only_looks_or_forwards_needs_no_torch(module: str) -> None:
+    """The deployment file, a Serve replica, and the commands about a running deployment, whatever they import later."""
+    if module == "cli.main":  # imports every command, but not yet what they need
+        assert who_reaches({"torch"}, [module], deferred=False) == []
+    else:
+        assert who_reaches({"torch", "kernels"}, [module], deferred=True) == []
 
 
 def test_process_groups_appear_in_one_file_only() -> None:
-    mentions = {
-        source.relative_to(ROOT).as_posix()
-        for room in ROOMS
-        for source in tracked_sources(room)
-        if "torch.distributed" in source.read_text()
-    }
-    assert mentions == {"experts/process_group.py"}
+    mentions = {module for module, path in sources().items() if "torch.distributed" in path.read_text()}
+    assert mentions == {"experts.process_group"}
 
 
 def test_tokens_cross_ray_in_one_file_only() -> None:
-    calling = {
-        source.relative_to(ROOT).as_posix()
-        for room in ROOMS
-        for source in tracked_sources(room)
-        if ".pull.remote(" in source.read_text() or ".submit.remote(" in source.read_text()
-    }
-    assert calling == {"cluster/router_client.py"}
+    texts = {module: path.read_text() for module, path in sources().items()}
+    calling = {name for name, text in texts.items() if ".pull.remote(" in text or ".submit.remote(" in text}
+    assert calling == {"cluster.router_client"}

@@ -12,9 +12,9 @@ from bench.checkpoint import BENCH_SHAPE, ensure_checkpoint
 from bench.measure import check_complete
 from bench.worker import Request
 from bench.workload import closed_loop
-from frontend.one_process import serve_checkpoint
-from router.scheduler import SchedulerLimits
-from tests.one_process import greedy, load_model
+from frontend.in_process.server import serve_checkpoint
+from router.schedule.limits import SchedulerLimits
+from tests.local_model import greedy, load_model
 
 TINY = replace(
     BENCH_SHAPE,

@@ -16,8 +16,8 @@ from cli import connect
 from tests import command
 from tests.command import ROOT, Screen, drover, start
 from tests.fake_router import FakeRouter
+from tests.local_model import greedy, load_model
 from tests.loopback import PATIENCE_S
-from tests.one_process import greedy, load_model
 from tests.reference import make_served_reference, prompt
 
 ENDLESS = 100_000  # tokens, which take far longer than any test
@@ -92,7 +92,7 @@ def test_a_checkpoint_gives_the_models_own_tokens(checkpoint: Path) -> None:
 def test_a_checkpoint_that_leaves_no_room_for_the_kv_cache_is_refused_without_a_trace(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = "import router.memory as m, cli.main; m.DEFAULT_KV_BYTES = 2**50; raise SystemExit(cli.main.main())"
+    program = "import router.kv_budget as m, cli.main; m.DEFAULT_KV_BYTES = 2**50; raise SystemExit(cli.main.main())"
     monkeypatch.setattr(command, "DROVER", [sys.executable, "-c", program])
     done = drover("generate", "Hi", "--checkpoint", str(checkpoint))
     assert (done.returncode, done.stdout) == (1, "")

@@ -9,11 +9,10 @@ from typing import Any
 
 import ray
 
-from cluster import launch, ray_runtime
-from cluster.actor_state import ActorState
+from cluster import launch, ray_runtime, teardown
 from cluster.config import DeploymentConfig, parse_deployment
 from cluster.free_ports import free_ports
-from cluster.router_actor import RouterStats
+from cluster.reports import ActorState, RouterStats
 from tests.loopback import PATIENCE_S
 
 NAMESPACE = "drover-test"
@@ -50,7 +49,7 @@ def running(config: DeploymentConfig) -> Iterator[launch.Deployment]:
     try:
         yield launch.start(config, Silent())
     finally:
-        launch.stop(config.ray.namespace)
+        teardown.stop(config.ray.namespace)
 
 
 @contextmanager

@@ -9,10 +9,10 @@ import yaml
 from pydantic import ValidationError
 
 from checkpoint.tensors import Checkpoint
+from cluster.actors.specs import router_spec
 from cluster.config import SECTIONS, ConfigError, DeploymentConfig, load_deployment, parse_deployment
-from cluster.specs import router_spec
-from router.engine import DEFAULT_LIMITS
-from router.memory import KvBudget
+from router.kv_budget import KvBudget
+from router.schedule.limits import DEFAULT_LIMITS
 from tests.command import ROOT
 
 LOCAL = ROOT / "deploy" / "local.yaml"

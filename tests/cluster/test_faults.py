@@ -9,7 +9,7 @@ import pytest
 
 from client import Client, ServerUnavailable
 from cluster.launch import Deployment
-from frontend.metrics_page import CONTENT_TYPE
+from frontend.metrics.page import CONTENT_TYPE
 from tests.cluster.deployment import deployment_config, http_get, local_ray, pid_of, running
 from tests.cluster.test_service import wait_until
 from tests.reference import Reference, make_served_reference, prompt

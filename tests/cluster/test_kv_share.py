@@ -11,12 +11,12 @@ import ray
 
 from checkpoint.tensors import Checkpoint
 from client import Client
-from cluster import launch, ray_runtime
-from cluster.actor_state import ActorState, Phase
+from cluster import launch, ray_runtime, teardown
+from cluster.actors.router import RouterActor, RouterSpec
+from cluster.actors.shard import ShardActor, ShardSpec
+from cluster.actors.specs import router_spec, shard_specs
 from cluster.config import DeploymentConfig
-from cluster.router_actor import RouterActor, RouterSpec
-from cluster.shard_actor import ShardActor, ShardSpec
-from cluster.specs import router_spec, shard_specs
+from cluster.reports import ActorState, Phase
 from tests.cluster.deployment import NAMESPACE, Silent, deployment_config, local_ray, router_stats, running
 from tests.cluster.test_service import wait_until
 from tests.loopback import PATIENCE_S
@@ -40,7 +40,7 @@ def _ray(directory: Path) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
     yield
-    launch.stop(NAMESPACE)
+    teardown.stop(NAMESPACE)
 
 
 def config_of(directory: Path, **engine: Any) -> DeploymentConfig:

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from checkpoint.tokenizer import Tokenizer
 from client import Client, Delta, Message, Usage
 from cluster.launch import Deployment
-from frontend.tokenizer import Tokenizer
 from tests.cluster.deployment import deployment_config, local_ray, router_stats, running
 from tests.reference import Reference, make_served_reference, prompt
 

@@ -15,12 +15,12 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
+from checkpoint.tokenizer import Tokenizer
 from client import Client, DeadlineExceeded, InvalidRequest, NotFound, ResourceExhausted
 from cluster.launch import Deployment
 from cluster.metrics_reader import read_page
-from cluster.router_actor import Batch
-from frontend.tokenizer import Tokenizer
-from router.metrics import EngineStats
+from cluster.reports import Batch
+from router.counts.requests import EngineStats
 from router.request import GenerationRequest, SamplingParams
 from tests.cluster.deployment import NAMESPACE, actor, deployment_config, http_get, local_ray, router_stats, running
 from tests.command import ROOT, drover, start

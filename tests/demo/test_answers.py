@@ -9,13 +9,13 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 import demo.answers
-from checkpoint.tokenizer_files import BOS, LLAMA4_CHAT_TEMPLATE
+from checkpoint.make_tokenizer import BOS, LLAMA4_CHAT_TEMPLATE
+from checkpoint.tokenizer import Tokenizer as ServingTokenizer
 from demo.answers import SHOWN, Answer, answer_glossary, drawn, greedy_answers, refusals
 from demo.data import chat_text
 from demo.glossary import UNKNOWN_ANSWER, Entry
 from demo.model import Llama4
 from frontend.chat_template import ChatTemplate
-from frontend.tokenizer import Tokenizer as ServingTokenizer
 from tests.demo.tiny import NO_PROGRESS, ROOMY, TINY, drawn_model
 
 QUESTIONS = ["What is acid?", "Hi", "What is rain?", "Hi", "What is the capital of France?"]

@@ -8,7 +8,8 @@ import pytest
 from tokenizers import Tokenizer
 
 import demo.data
-from checkpoint.tokenizer_files import BOS, LLAMA4_CHAT_TEMPLATE
+from checkpoint.make_tokenizer import BOS, LLAMA4_CHAT_TEMPLATE
+from checkpoint.tokenizer import Tokenizer as ServingTokenizer
 from demo.corpus import Document
 from demo.data import (
     CHAT_SHARE,
@@ -23,7 +24,6 @@ from demo.data import (
 from demo.glossary import UNKNOWN_ANSWER, read_glossary
 from demo.sources import SOURCES
 from frontend.chat_template import ChatTemplate
-from frontend.tokenizer import Tokenizer as ServingTokenizer
 from tests.demo.tiny import NO_PROGRESS, TINY
 
 WINDOW = 16

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from checkpoint.tokenizer_files import BOS
+from checkpoint.make_tokenizer import BOS
 from demo.data import framed_tokens
 from demo.model import Llama4
 from demo.scoring import Score, chosen_experts, score

@@ -11,6 +11,8 @@ import torch
 
 from checkpoint.inspect import inspect_checkpoint
 from checkpoint.tensors import Checkpoint
+from checkpoint.tokenizer import Tokenizer
+from checkpoint.weights import WeightReader
 from demo.evaluate import FOLDER
 from demo.export import DESTINATION
 from demo.glossary import read_glossary
@@ -19,12 +21,10 @@ from demo.trace import TOKENS_PER_KIND, RoutingTrace, read_trace
 from experts.link import ExpertRows, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
-from frontend.one_process import CPU
-from frontend.tokenizer import Tokenizer
-from router.dispatch import Dispatcher
-from router.model import Model
-from router.weights import WeightReader
-from tests.one_process import load_model, prefill_logits
+from router.local import CPU
+from router.model.dispatch import Dispatcher
+from router.model.llama4 import Model
+from tests.local_model import load_model, prefill_logits
 
 
 @pytest.fixture(scope="module")

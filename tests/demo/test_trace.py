@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import demo.trace
-from checkpoint.tokenizer_files import BOS
+from checkpoint.make_tokenizer import BOS
 from demo.command import exit_code
 from demo.corpus import Document, read_corpus
 from demo.scoring import load_exported

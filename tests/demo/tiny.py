@@ -7,8 +7,8 @@ import torch
 from rich.progress import Progress
 from tokenizers import Tokenizer
 
+from checkpoint.make_tokenizer import write_byte_tokenizer
 from checkpoint.shape import ModelShape
-from checkpoint.tokenizer_files import write_byte_tokenizer
 from demo.model import Llama4
 
 # Two dense layers, two with experts; the fourth layer is NoPE and sees everything, the others chunks of 16.

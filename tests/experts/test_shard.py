@@ -8,10 +8,10 @@ import torch
 from checkpoint.layout import TensorNames
 from checkpoint.tensors import Checkpoint
 from experts.errors import ShardRefused
-from experts.grouped_mlp import grouped_mlp_reference
 from experts.link import ExpertRows, LocalLink
 from experts.placement import Placement, even_placement
 from experts.shard import ExpertShard, load_shard, shard_bytes
+from kernels.grouped_mlp import grouped_mlp_reference
 from tests.reference import make_reference
 
 CPU = torch.device("cpu")

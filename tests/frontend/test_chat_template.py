@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.errors import CheckpointError
-from checkpoint.tokenizer_files import LLAMA4_CHAT_TEMPLATE, write_byte_tokenizer
+from checkpoint.make_tokenizer import LLAMA4_CHAT_TEMPLATE, write_byte_tokenizer
+from checkpoint.tokenizer import Tokenizer
 from frontend.chat_template import ChatTemplate, Message
-from frontend.tokenizer import Tokenizer
 from router.errors import InvalidArgument
 
 # What chat templates do: strip contents, loop with a state, use macros, JSON, the date, other tokens' names.

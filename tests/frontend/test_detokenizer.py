@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from checkpoint.tokenizer_files import write_byte_tokenizer, write_llama4_tokenizer
+from checkpoint.make_tokenizer import write_byte_tokenizer, write_llama4_tokenizer
+from checkpoint.tokenizer import Tokenizer
 from frontend.detokenizer import IncrementalDetokenizer
-from frontend.tokenizer import Tokenizer
 
 VOCAB_SIZE = 400
 

@@ -8,9 +8,9 @@ import grpc
 import pytest
 import torch
 
+from checkpoint.tokenizer import Tokenizer
 from client import Client, Delta
-from frontend.one_process import serve_checkpoint
-from frontend.tokenizer import Tokenizer
+from frontend.in_process.server import serve_checkpoint
 from protos.drover.v1 import inference_pb2 as pb
 from protos.drover.v1.inference_pb2_grpc import InferenceStub
 from tests.loopback import PATIENCE_S

@@ -8,8 +8,8 @@ import pytest
 
 from protos.drover.v1 import inference_pb2 as pb
 from router.errors import ResourceExhausted, Unavailable
-from router.noise import derived_seed
 from router.request import FinishReason, GenerationRequest, TokenDelta
+from router.sampling.noise import derived_seed
 from tests.fake_router import EOS, fails, says, says_then_waits
 from tests.loopback import PATIENCE_S, failure_of
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from router.model import Model
-from tests.one_process import load_model
+from router.model.llama4 import Model
+from tests.local_model import load_model
 from tests.reference import Reference, make_reference
 from tests.router.engines import COMPANY, NUM_SHARDS
 

@@ -5,14 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
-from router.block_table import TableEntry
 from router.engine import Engine
 from router.errors import ResourceExhausted
-from router.kv_layout import KvLayout
-from router.model import Model
+from router.model.llama4 import Model
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
-from router.scheduler import Scheduler, SchedulerCounters, SchedulerLimits
-from router.sequence import Work
+from router.schedule.block_table import TableEntry
+from router.schedule.kv_layout import KvLayout
+from router.schedule.scheduler import Scheduler, SchedulerCounters, SchedulerLimits
+from router.schedule.sequence import Work
 from tests.reference import prompt
 
 NUM_SHARDS = 3

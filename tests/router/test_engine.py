@@ -5,11 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from router.engine import request_limits
 from router.errors import ResourceExhausted
-from router.model import Model
-from router.request import FinishReason, GenerationRequest
-from tests.one_process import load_model
+from router.model.llama4 import Model
+from router.request import FinishReason, GenerationRequest, request_limits
+from tests.local_model import load_model
 from tests.reference import Reference, prompt
 from tests.router.engines import (
     COMPANY,

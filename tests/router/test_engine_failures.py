@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from checkpoint.tensors import Checkpoint
+from checkpoint.weights import WeightReader
 from experts.errors import LinkDown
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
-from frontend.one_process import CPU
-from router.dispatch import Dispatcher
 from router.engine import Engine
 from router.errors import DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
-from router.model import Model
-from router.weights import WeightReader
+from router.local import CPU
+from router.model.dispatch import Dispatcher
+from router.model.llama4 import Model
 from tests.reference import Reference, prompt
 from tests.router.engines import COMPANY, NUM_SHARDS, FakeClock, greedy, make_engine, run_to_end, tokens_of
 

@@ -4,12 +4,12 @@ import time
 
 import pytest
 
+from router.counts.requests import EngineSnapshot
 from router.engine import Engine
 from router.errors import DeadlineExceeded, ResourceExhausted, Unavailable
-from router.metrics import EngineSnapshot
-from router.model import Model
+from router.model.llama4 import Model
 from router.request import GenerationRequest, SamplingParams
-from tests.one_process import load_model
+from tests.local_model import load_model
 from tests.reference import Reference, prompt
 from tests.router.engines import COMPANY, NUM_SHARDS, FakeClock, greedy, make_engine, run_to_end
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from router.errors import Unavailable
-from router.model import Model
+from router.model.llama4 import Model
 from router.request import FinishReason, TokenDelta, TokenLogprobs
 from tests.reference import Reference, prompt
 from tests.router.engines import COMPANY, alone, finish_of, greedy, make_engine, run_to_end, tokens_of

@@ -9,10 +9,10 @@ import pytest
 from router.engine import Engine
 from router.engine_thread import EngineThread
 from router.errors import ResourceExhausted, Unavailable
-from router.model import Model
+from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta
-from router.scheduler import SchedulerLimits
-from tests.one_process import load_model
+from router.schedule.limits import SchedulerLimits
+from tests.local_model import load_model
 from tests.reference import make_reference, prompt
 from tests.router.engines import alone, drawn, greedy, make_engine, tokens_of
 

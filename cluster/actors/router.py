@@ -1,0 +1,235 @@
+"""A router as a Ray actor: the model without its experts, the engine, and links to every shard.
+
+Frontends talk to it in batches: `submit` and `cancel` carry many requests, and `pull` answers with everything that was
+made for one frontend since its last pull. One call costs about 0.9 ms whatever it carries; a call per token would
+cost more than the token.
+"""
+
+import asyncio
+import itertools
+import logging
+import os
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+import torch
+
+from checkpoint.tensors import Checkpoint
+from checkpoint.weights import WeightReader, router_bytes
+from cluster.actors.link_keeper import LinkKeeper, LinkSettings, NoLink
+from cluster.actors.load_progress import LoadProgress
+from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
+from experts.placement import Placement
+from frontend.router_client import Readiness
+from kernels.cores import share_of_cores
+from kernels.memory import free_bytes
+from router.counts.requests import CANCELLED
+from router.engine import Engine
+from router.engine_thread import EngineThread
+from router.errors import Unavailable
+from router.kv_budget import KvBudget
+from router.model.dispatch import Dispatcher
+from router.model.llama4 import Model
+from router.request import GenerationRequest, TokenDelta
+from router.schedule.limits import SchedulerLimits
+
+logger = logging.getLogger(__name__)
+
+LONG_POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class RouterSpec:
+    """What a router actor is to run. shard_names: actor names, by shard number. limits: but for kv_bytes, which
+    kv_budget says once the weights are loaded, for a share those of the shards too."""
+
+    name: str
+    namespace: str
+    checkpoint: Path
+    placement: Placement
+    shard_names: tuple[str, ...]
+    dtype: torch.dtype
+    device: str
+    threads: int | None
+    limits: SchedulerLimits
+    kv_budget: KvBudget
+    max_context_tokens: int | None
+    frontend_grace_s: float
+    links: LinkSettings
+
+
+@dataclass
+class _Outbox:
+    """Deltas for one frontend that it has not pulled yet, and the last batch, until its receipt has come.
+
+    pulls: how many pulls there were; only the newest may take anything, an older one's caller has given up.
+    heard_s: when the frontend last called.
+    """
+
+    deltas: list[TokenDelta]
+    filled: asyncio.Event
+    heard_s: float
+    last: Batch
+    pulls: int = 0
+
+
+class RouterActor:
+    """An asyncio actor; the engine has a thread of its own, and so has loading."""
+
+    def __init__(self, spec: RouterSpec) -> None:
+        torch.set_num_threads(spec.threads or share_of_cores(1))
+        self._spec = spec
+        self._progress = LoadProgress()
+        self._dispatcher = Dispatcher(spec.placement, [NoLink("not linked yet")] * len(spec.shard_names))
+        self._engine: EngineThread | None = None
+        self._outboxes: dict[str, _Outbox] = {}
+        self._batch_numbers = itertools.count(secrets.randbits(62))
+        self._frontend_of: dict[str, str] = {}
+        self._made: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
+
+    async def state(self) -> ActorState:
+        self._attend_to_the_loop()
+        return self._progress.state()
+
+    async def readiness(self) -> Readiness:
+        """Ready once the model is loaded and every shard is linked."""
+        if self._engine is None:
+            return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
+        unlinked = self._unlinked()
+        return Readiness(not unlinked, unlinked)
+
+    async def stats(self) -> RouterStats:
+        engine = self._engine.stats if self._engine else None
+        (first_s, first), (last_s, last) = self._made[0], self._made[-1]
+        rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+        return RouterStats(engine, rate, len(self._outboxes), self._down())
+
+    async def metrics(self) -> RouterMetrics:
+        """What was counted, in full, for the metrics page."""
+        return RouterMetrics(self._engine.snapshot if self._engine else None, tuple(self._down()))
+
+    async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
+        """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing."""
+        self._attend_to_the_loop()
+        outbox = self._outbox(frontend_id)
+        for request in requests:
+            if self._engine is None:
+                error = Unavailable(f"{self._spec.name} is {self._progress.state().summary}")
+                outbox.deltas.append(TokenDelta(request.request_id, error=error))
+                outbox.filled.set()
+                continue
+            self._frontend_of[request.request_id] = frontend_id
+            self._engine.submit(request)
+
+    async def cancel(self, ending_of: Mapping[str, str]) -> None:
+        """Forget requests within one step; unknown ones are ignored. ending_of: how each is counted, by its id."""
+        for request_id, ending in ending_of.items():
+            if self._frontend_of.pop(request_id, None) is not None and self._engine is not None:
+                self._engine.cancel(request_id, ending)
+
+    async def pull(self, frontend_id: str, receipt: int) -> Batch:
+        """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
+
+        If `receipt` is not the last batch's number, that batch was lost on the way, or this is a new outbox: the last
+        batch comes (again), at once. If nothing was made, it comes too, and its number says that it is known.
+        """
+        self._attend_to_the_loop()
+        outbox = self._outbox(frontend_id)
+        outbox.pulls += 1
+        this_pull = outbox.pulls
+        if receipt != outbox.last.number:
+            return outbox.last
+        try:
+            await asyncio.wait_for(outbox.filled.wait(), LONG_POLL_S)
+        except asyncio.TimeoutError:
+            return outbox.last
+        if this_pull != outbox.pulls:
+            return outbox.last
+        outbox.filled.clear()
+        outbox.last = Batch(next(self._batch_numbers), outbox.deltas)
+        outbox.deltas = []
+        return outbox.last
+
+    def _outbox(self, frontend_id: str) -> _Outbox:
+        now = time.monotonic()
+        outbox = self._outboxes.get(frontend_id)
+        if outbox is None:
+            outbox = _Outbox([], asyncio.Event(), now, Batch(next(self._batch_numbers), []))
+            self._outboxes[frontend_id] = outbox
+        outbox.heard_s = now
+        return outbox
+
+    def _down(self) -> dict[str, str]:
+        return {self._spec.shard_names[shard]: reason for shard, reason in self._dispatcher.down_reasons().items()}
+
+    def _unlinked(self) -> str:
+        return "; ".join(f"{name}: {reason}" for name, reason in self._down().items())
+
+    def _attend_to_the_loop(self) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._watcher = self._loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """Every second: note the speed, and cancel the requests of frontends that have gone."""
+        grace_s = self._spec.frontend_grace_s
+        while True:
+            now = time.monotonic()
+            self._made.append((now, self._engine.stats.generated_tokens if self._engine else 0))
+            for frontend_id in [f for f, outbox in self._outboxes.items() if outbox.heard_s < now - grace_s]:
+                del self._outboxes[frontend_id]
+                open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
+                if open_requests:
+                    logger.warning("%s has gone; its %d requests are cancelled", frontend_id, len(open_requests))
+                    await self.cancel(dict.fromkeys(open_requests, CANCELLED))
+            await asyncio.sleep(1.0)
+
+    def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
+        # In the engine's thread. A request reaches the engine through `submit`, which has set the loop.
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._sort, deltas)
+
+    def _sort(self, deltas: Sequence[TokenDelta]) -> None:
+        for delta in deltas:
+            frontend_id = self._frontend_of.get(delta.request_id)
+            if frontend_id is None:
+                continue  # cancelled meanwhile
+            if delta.is_last:
+                del self._frontend_of[delta.request_id]
+            outbox = self._outboxes.get(frontend_id)
+            if outbox is not None:
+                outbox.deltas.append(delta)
+                outbox.filled.set()
+
+    def _load(self) -> None:
+        spec = self._spec
+        checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
+        self._progress.expect(router_bytes(checkpoint))
+        weights = WeightReader(checkpoint, spec.dtype, device, self._progress.add_bytes)
+        model = Model(checkpoint.config, weights, self._dispatcher)
+        self._keeper = LinkKeeper(
+            self._dispatcher,
+            list(spec.shard_names),
+            lambda name: ray.get_actor(name, namespace=spec.namespace),
+            spec.links,
+            spec.name,
+            device,
+        )
+        if spec.kv_budget.share is not None:  # a shard on this machine that still loads has not taken its memory yet
+            self._progress.wait(self._keeper.wait_until_all_were_linked, self._unlinked)
+        kv_bytes = spec.kv_budget.resolve(model.kv_layout, free_bytes(device), router_bytes(checkpoint))
+        # A router without its engine is worth nothing; when its process ends, Ray starts a new one.
+        self._engine = EngineThread(
+            Engine(model, replace(spec.limits, kv_bytes=kv_bytes), spec.max_context_tokens),
+            self._deliver,
+            on_crash=lambda: os._exit(1),
+        )

@@ -1,0 +1,78 @@
+"""An expert shard as a Ray actor. Restarted by Ray, it loads its experts again by itself."""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from checkpoint.errors import DroverError
+from checkpoint.tensors import Checkpoint
+from cluster.actors.link_invitation import LinkInvitation
+from cluster.actors.load_progress import LoadProgress
+from cluster.reports import ActorState, ShardStats
+from experts.process_group import SHARD_RANK
+from experts.shard import load_shard, shard_bytes
+from experts.shard_server import ShardServer
+from kernels.cores import share_of_cores
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """What a shard actor is to hold. experts_of: layer -> experts. threads: none means an equal part of its machine's
+    cores for each of the `neighbours`, the shards there, itself included."""
+
+    name: str
+    checkpoint: Path
+    placement_version: int
+    experts_of: Mapping[int, Sequence[int]]
+    dtype: torch.dtype
+    device: str
+    threads: int | None
+    neighbours: int = 1
+
+
+class ShardActor:
+    """Loads in a thread of its own, so that `state` answers meanwhile. Threaded: calls run side by side."""
+
+    def __init__(self, spec: ShardSpec) -> None:
+        torch.set_num_threads(spec.threads or share_of_cores(spec.neighbours))
+        self._spec = spec
+        self._progress = LoadProgress()
+        self._server: ShardServer | None = None
+        threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
+
+    def state(self) -> ActorState:
+        return self._progress.state()
+
+    def stats(self) -> ShardStats:
+        if self._server is None:
+            return ShardStats(0, 0, ())
+        shard = self._server.shard
+        return ShardStats(len(shard.slots), shard.rows_computed, self._server.link_names)
+
+    def join(self, invitation: LinkInvitation) -> None:
+        """Form this shard's end of a link; returns once both ends have met. Raises DroverError, ConnectionError."""
+        if self._server is None:
+            raise DroverError(f"{self._spec.name} is not ready: {self.state().summary}")
+        pair, rows = invitation.accept(SHARD_RANK, torch.device(self._spec.device))
+        self._server.add_link(pair, invitation.wire, invitation.liveness, invitation.name, rows)
+
+    def _load(self) -> None:
+        spec = self._spec
+        checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
+        self._progress.expect(shard_bytes(checkpoint, spec.experts_of))
+        shard = load_shard(
+            checkpoint,
+            spec.placement_version,
+            spec.experts_of,
+            spec.dtype,
+            device,
+            self._progress.add_bytes,
+            torch.get_num_threads(),
+        )
+        self._server = ShardServer(shard, device)

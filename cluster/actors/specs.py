@@ -1,0 +1,102 @@
+"""From a deployment file and a checkpoint to what each actor is told. Starts nothing."""
+
+import torch
+
+from checkpoint.tensors import Checkpoint
+from cluster.actors.link_keeper import LinkSettings
+from cluster.actors.router import RouterSpec
+from cluster.actors.shard import ShardSpec
+from cluster.config import DeploymentConfig
+from cluster.names import ROUTER_NAME, shard_name
+from cluster.serve_app import FrontendSpec
+from experts.endpoint import Liveness
+from experts.placement import Placement, even_placement
+from experts.wire import WireFormat
+from router.schedule.limits import SchedulerLimits
+
+# A shard is more patient than a router: a router that is merely stalled would otherwise lose all its links at once.
+SHARD_PATIENCE = 10.0
+
+
+def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
+    """The one router of a deployment."""
+    engine, links = config.engine, config.links
+    silence_s, heartbeat_s = links.dead_after_ms / 1e3, links.heartbeat_ms / 1e3
+    dtype = _dtype(config, checkpoint)
+    return RouterSpec(
+        name=ROUTER_NAME,
+        namespace=config.ray.namespace,
+        checkpoint=config.checkpoint,
+        placement=_placement(config, checkpoint),
+        shard_names=_shard_names(config),
+        dtype=dtype,
+        device=config.router.device,
+        threads=config.router.threads,
+        limits=SchedulerLimits(
+            engine.max_running,
+            engine.max_waiting,
+            engine.max_step_tokens,
+            kv_bytes=0,  # for the router to fill in from kv_budget
+            prefix_cache=engine.prefix_cache,
+            prefill_slowdown=engine.prefill_slowdown,
+        ),
+        kv_budget=engine.kv_budget,
+        max_context_tokens=engine.max_context_tokens,
+        frontend_grace_s=config.frontend.grace_s,
+        links=LinkSettings(
+            wire=WireFormat(
+                max_groups=checkpoint.config.num_experts,
+                max_rows=engine.max_step_tokens * checkpoint.config.experts_per_token,
+                hidden_size=checkpoint.config.hidden_size,
+                dtype=dtype,
+                rows_inline=links.backend == "gloo",
+            ),
+            router_liveness=Liveness(heartbeat_s, silence_s),
+            shard_liveness=Liveness(heartbeat_s, SHARD_PATIENCE * silence_s),
+            reply_deadline_s=links.reply_deadline_ms / 1e3,
+        ),
+    )
+
+
+def shard_specs(config: DeploymentConfig, checkpoint: Checkpoint) -> list[ShardSpec]:
+    """The expert shards, by number: an even share of every MoE layer's experts each."""
+    placement = _placement(config, checkpoint)
+    return [
+        ShardSpec(
+            name=name,
+            checkpoint=config.checkpoint,
+            placement_version=placement.version,
+            experts_of=placement.experts_of(index),
+            dtype=_dtype(config, checkpoint),
+            device=config.shards.device,
+            threads=config.shards.threads,
+        )
+        for index, name in enumerate(_shard_names(config))
+    ]
+
+
+def frontend_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> FrontendSpec:
+    """What every frontend replica serves."""
+    return FrontendSpec(
+        model_name=config.name,
+        checkpoint=config.checkpoint,
+        dtype=str(_dtype(config, checkpoint)).removeprefix("torch."),
+        router_name=ROUTER_NAME,
+        shard_names=_shard_names(config),
+        namespace=config.ray.namespace,
+        max_context_tokens=config.engine.max_context_tokens,
+    )
+
+
+def _placement(config: DeploymentConfig, checkpoint: Checkpoint) -> Placement:
+    model = checkpoint.config
+    return even_placement(model.moe_layers, model.num_experts, config.shards.count)
+
+
+def _shard_names(config: DeploymentConfig) -> tuple[str, ...]:
+    return tuple(shard_name(index) for index in range(config.shards.count))
+
+
+def _dtype(config: DeploymentConfig, checkpoint: Checkpoint) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, checkpoint.config.dtype if config.dtype == "auto" else config.dtype)
+    return dtype

@@ -1,0 +1,22 @@
+"""What the parts of a deployment are called, and which of them exist now."""
+
+import ray
+
+ROUTER_NAME = "router-0"
+
+
+def shard_name(shard: int) -> str:
+    """The actor name of shard number `shard`."""
+    return f"shard-{shard}"
+
+
+def app_name(namespace: str) -> str:
+    """Of the Serve application and the placement group: neither is told apart by Ray's namespaces."""
+    return f"drover.{namespace}"
+
+
+def actor_names(namespace: str) -> list[str]:
+    """The deployment's named actors that exist now, routers first."""
+    listed = ray.util.list_named_actors(all_namespaces=True)
+    names = [actor["name"] for actor in listed if actor["namespace"] == namespace]
+    return sorted(name for name in names if name.startswith(("router-", "shard-")))

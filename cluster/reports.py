@@ -1,0 +1,77 @@
+"""What actors answer: plain data that a process can read without torch, such as `drover status` or a Serve replica."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from router.counts.requests import EngineSnapshot, EngineStats
+from router.request import TokenDelta
+
+
+class Phase(str, Enum):
+    LOADING = "loading"
+    READY = "ready"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class ActorState:
+    """bytes_done of bytes_total checkpoint bytes are read. pid: of the actor's process on its node.
+    error: why, when the phase is FAILED. waits_for: what keeps an actor LOADING that has read its weights."""
+
+    pid: int
+    phase: Phase
+    bytes_done: int
+    bytes_total: int
+    error: str = ""
+    waits_for: str = ""
+
+    @property
+    def summary(self) -> str:
+        if self.phase is Phase.FAILED:
+            return f"failed: {self.error}"
+        if self.phase is Phase.LOADING:
+            waiting = f", waiting for {self.waits_for}" if self.waits_for else ""
+            return f"loading, {self.bytes_done} of {self.bytes_total} bytes{waiting}"
+        return "ready"
+
+
+RATE_WINDOW_S = 10
+
+
+@dataclass(frozen=True)
+class RouterStats:
+    """tokens_per_s: generated, averaged over the last RATE_WINDOW_S seconds. down: shard name -> why."""
+
+    engine: EngineStats | None
+    tokens_per_s: float
+    frontends: int
+    down: dict[str, str]
+
+
+@dataclass(frozen=True)
+class RouterMetrics:
+    """engine: None while the model is being loaded. down: names of shards without a working link."""
+
+    engine: EngineSnapshot | None
+    down: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one pull brings. A frontend names the number in its next pull, as a receipt.
+
+    No two batches share a number, not even those of a router before and after its restart: a frontend that was
+    forgotten, or talks to a new router, can then never take new tokens for ones that it has.
+    """
+
+    number: int
+    deltas: list[TokenDelta]
+
+
+@dataclass(frozen=True)
+class ShardStats:
+    """experts_held: (layer, expert) pairs. rows_computed: since the start."""
+
+    experts_held: int
+    rows_computed: int
+    links: tuple[str, ...]

@@ -1,0 +1,49 @@
+"""Removes a deployment from Ray: the Serve application, the actors and the placement group."""
+
+from typing import Any
+
+import ray
+from ray import serve
+from ray.util.placement_group import remove_placement_group
+
+from cluster.config import DeploymentConfig
+from cluster.names import actor_names, app_name
+
+
+def end(config: DeploymentConfig) -> None:
+    """Remove what `launch.start` made, unless this process's Ray takes it along when it ends."""
+    if config.ray.address != "local":
+        stop(config.ray.namespace)
+
+
+def stop(namespace: str) -> list[str]:
+    """Remove the Serve application, the actors and the placement group of `namespace`; names what was removed."""
+    removed = []
+    if app_name(namespace) in serve_applications():
+        serve.shutdown()
+        removed.append("frontend")
+    for name in actor_names(namespace):
+        try:
+            ray.kill(ray.get_actor(name, namespace=namespace))
+            removed.append(name)
+        except ValueError:
+            pass  # it went by itself meanwhile
+    group = _find_group(namespace)
+    if group is not None:
+        remove_placement_group(group)
+    return removed
+
+
+def serve_applications() -> list[str]:
+    """Names of the Serve applications on this Ray cluster."""
+    try:
+        return list(serve.status().applications)
+    except (RuntimeError, ray.exceptions.RayError):
+        return []
+
+
+def _find_group(namespace: str) -> Any:
+    try:
+        return ray.util.get_placement_group(app_name(namespace))
+    except ValueError:
+        return None

@@ -1,0 +1,197 @@
+"""Puts the services on a gRPC server: one in this process, or Ray Serve's.
+
+Both go through the same registration (which lets no malformed request pass as the server's fault) and the same
+`answer_unary` and `answer_stream` (which turn errors into statuses). They differ in who calls these two: here the
+handlers that `serve_in_process` makes, there the methods of a Serve deployment.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, Protocol, TypeVar
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection
+
+from checkpoint.errors import DroverError
+from frontend.grpc_api.decode import MalformedRequest, decoder
+from frontend.grpc_api.health import HealthService
+from frontend.grpc_api.service import InferenceService
+from frontend.grpc_api.status import metadata_of, status_of
+from protos.drover.v1 import inference_pb2
+from router.errors import InvalidArgument
+
+# Large enough for any context as text; gRPC's own default of 4 MiB would answer a long prompt with a puzzling status.
+MAX_REQUEST_BYTES = 256 * 2**20
+
+INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+
+Response = TypeVar("Response", bound=Message)
+
+
+class CallFailed(Exception):
+    """A call failed and its context has the status; the text is that status's message. Crosses processes."""
+
+
+class StatusContext(Protocol):
+    """The part of a call's context that grpc.aio.ServicerContext and Ray's RayServegRPCContext share."""
+
+    def set_code(self, code: grpc.StatusCode, /) -> None: ...
+
+    def set_details(self, details: str, /) -> None: ...
+
+    def set_trailing_metadata(self, metadata: Any, /) -> None: ...
+
+
+async def answer_unary(
+    method: Callable[[Any], Awaitable[Response]],
+    request: Message | MalformedRequest,
+    context: StatusContext,
+    empty_response: Response,
+) -> Response:
+    """What `method` answers; if it fails, the status is set on `context` and gRPC ignores the empty response.
+
+    Cancellation passes through.
+    """
+    try:
+        return await method(_well_formed(request))
+    except Exception as error:
+        _set_status(context, error)
+        return empty_response
+
+
+async def answer_stream(
+    method: Callable[[Any], AsyncGenerator[Response, None]],
+    request: Message | MalformedRequest,
+    context: StatusContext,
+) -> AsyncGenerator[Response, None]:
+    """The responses of `method`; if it fails, the status is set on `context` and CallFailed raised.
+
+    Merely ending would not do: in Ray Serve's Python proxy a stream's status travels with its messages and exceptions
+    only, so that one set after the last message is lost and the client sees OK. Cancellation passes through; closing
+    this generator closes the method's.
+    """
+    try:
+        async with aclosing(method(_well_formed(request))) as responses:
+            async for response in responses:
+                yield response
+    except Exception as error:
+        raise CallFailed(_set_status(context, error)) from None
+
+
+def add_inference_services(servicer: Any, server: grpc.aio.Server) -> None:
+    """Register drover.v1.Inference; like the generated `add_InferenceServicer_to_server`, but see `_add_service`.
+
+    For Ray Serve its import path is one of the `grpc_servicer_functions`.
+    """
+    _add_service(INFERENCE, servicer, server)
+
+
+def add_health_service(servicer: Any, server: grpc.aio.Server) -> None:
+    """Register grpc.health.v1.Health, in the same way."""
+    _add_service(HEALTH, servicer, server)
+
+
+@asynccontextmanager
+async def serve_in_process(
+    service: InferenceService,
+    health: HealthService,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    *,
+    grace_s: float = 1.0,
+) -> AsyncIterator[str]:
+    """Serve both services, and reflection, from this event loop; gives the address, "host:port".
+
+    port 0 takes any free one. On leaving, running calls get `grace_s` to end before they are cancelled.
+    Raises DroverError if the port is taken.
+    """
+    options = [
+        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.so_reuseport", 0),  # otherwise a second server would silently share the port with the first
+    ]
+    server = grpc.aio.server(options=options)
+    add_inference_services(_handlers(INFERENCE, service), server)
+    add_health_service(_handlers(HEALTH, health), server)
+    names = (INFERENCE.full_name, HEALTH.full_name, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
+    try:
+        bound_port = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError as error:
+        raise DroverError(
+            f"cannot listen on {host}:{port}; is the port taken, or the host not this machine's?"
+        ) from error
+    await server.start()
+    try:
+        yield f"{host}:{bound_port}"
+    finally:
+        await server.stop(grace_s)
+
+
+def _add_service(descriptor: ServiceDescriptor, servicer: Any, server: grpc.aio.Server) -> None:
+    """Register the service's methods, `servicer`'s attributes of the same names, with deserializers that never raise.
+
+    A handler may therefore get a MalformedRequest; `answer_unary` and `answer_stream` know what to do with it. Ray
+    Serve passes a mock servicer and replaces the behaviours and serializers, but keeps the deserializers.
+    """
+    handlers = {}
+    for method in descriptor.methods:
+        make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
+        handlers[method.name] = make(
+            getattr(servicer, method.name),
+            request_deserializer=decoder(GetMessageClass(method.input_type)),
+            response_serializer=GetMessageClass(method.output_type).SerializeToString,
+        )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
+    server.add_registered_method_handlers(descriptor.full_name, handlers)
+
+
+def _handlers(descriptor: ServiceDescriptor, service: object) -> SimpleNamespace:
+    """The methods of `service` as grpc.aio calls them: with a context, and statuses instead of errors."""
+
+    def unary(method: Callable[[Any], Awaitable[Message]], response_class: type[Message]) -> Any:
+        async def handle(request: Message | MalformedRequest, context: Any) -> Message:
+            return await answer_unary(method, request, context, response_class())
+
+        return handle
+
+    def stream(method: Callable[[Any], AsyncGenerator[Message, None]]) -> Any:
+        # Writes by itself rather than yield: a cancelled call then unwinds at once, wherever it waits.
+        async def handle(request: Message | MalformedRequest, context: Any) -> None:
+            try:
+                async with aclosing(answer_stream(method, request, context)) as responses:
+                    async for response in responses:
+                        await context.write(response)
+            except CallFailed:
+                pass  # the context has the status
+
+        return handle
+
+    handlers = SimpleNamespace()
+    for method in descriptor.methods:
+        bound = getattr(service, method.name)
+        handler = stream(bound) if method.server_streaming else unary(bound, GetMessageClass(method.output_type))
+        setattr(handlers, method.name, handler)
+    return handlers
+
+
+def _well_formed(request: Message | MalformedRequest) -> Message:
+    if isinstance(request, MalformedRequest):
+        raise InvalidArgument(request.field, request.reason)
+    return request
+
+
+def _set_status(context: StatusContext, error: Exception) -> str:
+    code, details = status_of(error)
+    context.set_code(code)
+    context.set_details(details)
+    metadata = metadata_of(error)
+    if metadata:
+        context.set_trailing_metadata(list(metadata))
+    return details

@@ -1,0 +1,54 @@
+"""A router in the same process, with its engine in a thread."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from frontend.router_client import DeltaStreams, Readiness
+from router.counts.requests import CANCELLED, EngineSnapshot
+from router.engine import Engine
+from router.engine_thread import EngineThread
+from router.request import GenerationRequest, RequestLimits, TokenDelta
+
+
+class InProcessRouter:
+    """A RouterClient whose engine runs in a thread of this process."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Must be called on the event loop that will use it."""
+        self._limits = engine.request_limits
+        self._streams = DeltaStreams()
+        self._loop = asyncio.get_running_loop()
+        self._engine = EngineThread(engine, self._deliver)
+
+    async def limits(self) -> RequestLimits:
+        return self._limits
+
+    async def readiness(self) -> Readiness:
+        return Readiness(ready=True)
+
+    @property
+    def snapshot(self) -> EngineSnapshot:
+        """Everything that the engine counts; from the event loop's thread."""
+        return self._engine.snapshot
+
+    async def generate(
+        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
+    ) -> AsyncGenerator[TokenDelta, None]:
+        self._streams.open(request.request_id)
+        finished = False
+        try:
+            self._engine.submit(request)
+            async for delta in self._streams.read(request.request_id):
+                finished = delta.is_last
+                yield delta
+        finally:
+            self._streams.close(request.request_id)
+            if not finished:
+                self._engine.cancel(request.request_id, ending())
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Stop the engine after the step at hand."""
+        self._engine.stop(timeout_s)
+
+    def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
+        self._loop.call_soon_threadsafe(self._streams.deliver, deltas)

@@ -1,0 +1,97 @@
+"""SwiGLU for experts that have few rows each; their weights are read as in kernels/cpu/streamed_linear.py.
+
+The work of each expert is cut into parts where there are few experts, first those of gate and up, then those of down;
+cores take them one by one.
+
+Legend: N rows, D model width, F expert width.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kernels.cores import Cores
+from kernels.cpu.compiled import compiled
+from kernels.cpu.counters import take, wait_for
+from kernels.cpu.numerics import FAST, as_numpy, exp_of_negative, from_float, to_float
+from kernels.cpu.streamed_linear import COLUMN, PARTS_PER_CORE, is_streamable, product
+from kernels.linear import Linear, OneDnnLinear
+
+
+def streams(gate_up: Linear, down: Linear) -> bool:
+    """Whether an expert's weights can be streamed by this file's loops."""
+    return is_streamable(gate_up) and is_streamable(down) and down.inputs % COLUMN == 0
+
+
+def streamed_mlp(
+    cores: Cores,
+    x_ND: torch.Tensor,
+    gate_up: Sequence[Linear],
+    down: Sequence[Linear],
+    first_rows: Sequence[int],
+    counts: Sequence[int],
+    y_ND: torch.Tensor,
+) -> None:
+    """Put into y_ND what each expert i makes of the counts[i] rows of x_ND from first_rows[i] on.
+
+    gate_up, down: the experts' layers, which must pass `streams`.
+    """
+    gate_up_addresses, down_addresses = (
+        np.array([linear.address for linear in linears if isinstance(linear, OneDnnLinear)])
+        for linears in (gate_up, down)
+    )
+    assert len(gate_up_addresses) == len(down_addresses) == len(first_rows) == len(counts)
+    assert isinstance(down[0], OneDnnLinear)
+    x, y = as_numpy(x_ND), as_numpy(y_ND)
+    h = np.empty((len(x), down[0].inputs), x.dtype)
+    firsts, lengths = np.array(first_rows), np.array(counts)
+    parts = -(-PARTS_PER_CORE * cores.threads // len(counts)) if cores.threads > 1 else 1
+    counters = np.zeros(1 + len(counts), np.int64)
+    cores.run(
+        lambda: _compute(counters, parts, gate_up_addresses, down_addresses, firsts, lengths, x, h, y),
+        len(counts) * parts,
+    )
+
+
+@compiled(fastmath=FAST)
+def _swiglu(gate_NF, up_NF, h_NF):
+    """silu(gate) * up, rounded where torch rounds: after the product, after silu, and after the multiplication."""
+    like = h_NF[0, 0]
+    for n in range(len(h_NF)):
+        for f in range(h_NF.shape[1]):
+            gate = to_float(from_float(gate_NF[n, f], like))
+            up = to_float(from_float(up_NF[n, f], like))
+            small = exp_of_negative(-abs(gate))
+            sigmoid = (np.float32(1) if gate >= 0 else small) / (np.float32(1) + small)
+            h_NF[n, f] = from_float(to_float(from_float(gate * sigmoid, like)) * up, like)
+
+
+@compiled()
+def _compute(counters, parts, gate_up, down, firsts, counts, x_ND, h_NF, y_ND):
+    """Items 0..E*parts-1 are parts of h_NF, the next as many are parts of y_ND. counters: the next item, then each
+    expert's parts of h_NF that are done."""
+    h_columns, y_columns = h_NF.shape[1] // COLUMN, y_ND.shape[1] // COLUMN
+    most, items = counts.max(), len(counts) * parts
+    gate = np.empty((most, h_NF.shape[1]), np.float32)
+    up = np.empty((most, h_NF.shape[1]), np.float32)
+    sums = np.empty((most, y_ND.shape[1]), np.float32)
+    while True:
+        item = take(counters)
+        if item >= 2 * items:
+            return
+        e, part = (item % items) // parts, item % parts
+        rows, end = firsts[e], firsts[e] + counts[e]
+        if item < items:
+            first, last = h_columns * part // parts, h_columns * (part + 1) // parts
+            product(gate_up[e], x_ND[rows:end], first, last, gate)
+            product(gate_up[e], x_ND[rows:end], h_columns + first, h_columns + last, up)
+            _swiglu(gate, up, h_NF[rows:end, first * COLUMN : last * COLUMN])
+            take(counters, 1 + e)
+        else:
+            wait_for(counters, 1 + e, parts)
+            first, last = y_columns * part // parts, y_columns * (part + 1) // parts
+            product(down[e], h_NF[rows:end], first, last, sums)
+            for n in range(end - rows):
+                for d in range((last - first) * COLUMN):
+                    y_ND[rows + n, first * COLUMN + d] = from_float(sums[n, d], y_ND[0, 0])

@@ -1,0 +1,156 @@
+"""What an engine counts, as plain data: it travels to whoever shows it, and knows no Prometheus.
+
+One thread counts, any may take a snapshot: each number is right by itself, though two may be a step apart.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from router.counts.expert_load import ExpertLoadSummary
+from router.counts.step_clock import Phase
+
+# How a request can end: the values of FinishReason, and what else may happen to it.
+CANCELLED = "cancelled"
+ENDINGS = ("stop", "length", CANCELLED, "deadline", "refused", "error")
+
+# Upper bounds of buckets, in seconds. A token takes from below a millisecond (a tiny model) to seconds (a large one
+# beside long prompts); a request from one token of it to many minutes.
+STEP_BOUNDS_S = (
+    0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0,
+)  # fmt: skip
+WAIT_BOUNDS_S = (
+    0.002, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 240.0,
+)  # fmt: skip
+REQUEST_BOUNDS_S = (0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0, 960.0, 1920.0)
+# In tokens.
+LENGTH_BOUNDS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
+
+
+class Histogram:
+    """How many observed values were at most each of `bounds` and above the one before; the last, above all."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+
+    @property
+    def count(self) -> int:
+        """Values observed."""
+        return sum(self.counts)
+
+    def copy(self) -> "Histogram":
+        copied = Histogram(self.bounds)
+        copied.counts, copied.sum = list(self.counts), self.sum
+        return copied
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counters since the start, and the state now. Bytes are of the KV cache: used by running requests, kept for
+    others with the same prefix (and given up when needed), and all of it.
+
+    prompt_tokens: computed, again after a preemption, and without what was found in the prefix cache.
+    prefix_queried_tokens, prefix_hit_tokens: prompt tokens looked up in the prefix cache, and found.
+    """
+
+    prompt_tokens: int
+    generated_tokens: int
+    steps: int
+    running: int
+    waiting: int
+    kv_bytes_used: int
+    kv_bytes_cached: int
+    kv_bytes_total: int
+    prefix_queried_tokens: int
+    prefix_hit_tokens: int
+    preemptions: int
+
+
+@dataclass
+class _Times:
+    """Of one request, in seconds of one clock. last_s: when its newest token was made. tokens: made so far."""
+
+    arrived_s: float
+    started_s: float | None = None
+    last_s: float | None = None
+    tokens: int = 0
+
+
+@dataclass
+class RequestMetrics:
+    """Follows every request from its arrival to its end. Histograms are in seconds, lengths in tokens.
+
+    ended: by how, one of ENDINGS.
+    """
+
+    ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
+    queue_s: Histogram = field(default_factory=lambda: Histogram(WAIT_BOUNDS_S))
+    first_token_s: Histogram = field(default_factory=lambda: Histogram(WAIT_BOUNDS_S))
+    inter_token_s: Histogram = field(default_factory=lambda: Histogram(STEP_BOUNDS_S))
+    request_s: Histogram = field(default_factory=lambda: Histogram(REQUEST_BOUNDS_S))
+    prompt_length: Histogram = field(default_factory=lambda: Histogram(LENGTH_BOUNDS))
+    generation_length: Histogram = field(default_factory=lambda: Histogram(LENGTH_BOUNDS))
+    _open: dict[str, _Times] = field(default_factory=dict)
+
+    def arrived(self, request_id: str, now_s: float, prompt_tokens: int) -> None:
+        """A request was accepted, which came at `now_s`."""
+        self.prompt_length.observe(prompt_tokens)
+        self._open[request_id] = _Times(now_s)
+
+    def refused(self) -> None:
+        """A request was not accepted."""
+        self.ended["refused"] += 1
+
+    def started(self, request_ids: Sequence[str], now_s: float) -> None:
+        """A step that began at `now_s` computes these requests; for some it may be their first."""
+        for request_id in request_ids:
+            times = self._open[request_id]
+            if times.started_s is None:
+                times.started_s = now_s
+                self.queue_s.observe(now_s - times.arrived_s)
+
+    def made(self, request_ids: Sequence[str], now_s: float) -> None:
+        """The step that ended at `now_s` made a token for each of these requests."""
+        since: dict[float, int] = {}  # most had their last token from one and the same step
+        for request_id in request_ids:
+            times = self._open[request_id]
+            times.tokens += 1
+            if times.last_s is None:
+                self.first_token_s.observe(now_s - times.arrived_s)
+            else:
+                since[times.last_s] = since.get(times.last_s, 0) + 1
+            times.last_s = now_s
+        for last_s, tokens in since.items():
+            self.inter_token_s.observe(now_s - last_s, tokens)
+
+    def end(self, request_id: str, ending: str, now_s: float) -> None:
+        """The request is over, for one of the reasons in ENDINGS; one that is not known is ignored."""
+        times = self._open.pop(request_id, None)
+        if times is None:
+            return
+        self.ended[ending] += 1
+        self.request_s.observe(now_s - times.arrived_s)
+        self.generation_length.observe(times.tokens)
+
+    def copy(self) -> "RequestMetrics":
+        """As it is now, without the open requests."""
+        histograms = {name: value.copy() for name, value in vars(self).items() if isinstance(value, Histogram)}
+        return replace(self, ended=dict(self.ended), _open={}, **histograms)
+
+
+@dataclass(frozen=True)
+class EngineSnapshot:
+    """Everything that an engine counts, at one moment. rows_of_shard: sent, by shard number."""
+
+    stats: EngineStats
+    requests: RequestMetrics
+    step_s: Histogram
+    phase_s: dict[Phase, float]
+    rows_of_shard: tuple[int, ...]
+    expert_load: ExpertLoadSummary | None

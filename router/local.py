@@ -1,0 +1,41 @@
+"""The whole model in one process: router and expert shards over LocalLinks."""
+
+from collections.abc import Callable
+
+import torch
+
+from checkpoint.config import ModelConfig
+from checkpoint.tensors import Checkpoint
+from checkpoint.weights import WeightReader
+from experts.link import LocalLink
+from experts.placement import even_placement
+from experts.shard import load_shard
+from router.model.dispatch import Dispatcher
+from router.model.heads import HeadAttention
+from router.model.llama4 import Model
+
+CPU = torch.device("cpu")
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    num_shards: int = 1,
+    on_bytes: Callable[[int], None] | None = None,
+    head_attention: HeadAttention | None = None,
+) -> Model:
+    """The model over LocalLinks, with its experts spread evenly over `num_shards` shards; all on the CPU.
+
+    config: the checkpoint's, unless a test falsifies it. on_bytes: called with the size of each piece read.
+    head_attention: see Model.
+    """
+    placement = even_placement(config.moe_layers, config.num_experts, num_shards)
+    threads = torch.get_num_threads()
+    links = [
+        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), dtype, CPU, on_bytes, threads))
+        for shard in range(num_shards)
+    ]
+    weights = WeightReader(checkpoint, dtype, CPU, on_bytes)
+    return Model(config, weights, Dispatcher(placement, links), head_attention)

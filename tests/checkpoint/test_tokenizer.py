@@ -1,0 +1,275 @@
+"""Our tokenizer against the reference one (llama-models), and what a checkpoint can get wrong."""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import llama_models.llama4.tokenizer as llama4
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from checkpoint.errors import CheckpointError
+from checkpoint.make_tokenizer import write_byte_tokenizer, write_llama4_tokenizer
+from checkpoint.tokenizer import Tokenizer
+
+STRINGS_FILE = Path(__file__).with_name("tokenizer_strings.txt")
+NOT_LANGUAGES = ("Emoji", "Code", "White space", "Odd characters", "Special text")
+
+
+def read_strings() -> dict[str, list[str]]:
+    """The strings by heading; the file says how it is written."""
+    strings: dict[str, list[str]] = {}
+    shown = str.maketrans({"⏎": "\n", "␍": "\r", "⇥": "\t", "␠": " "})
+    for line in STRINGS_FILE.read_text(encoding="utf-8").split("\n"):
+        if line.startswith("## "):
+            heading = strings.setdefault(line[3:], [])
+        elif line and not line.startswith("//"):
+            heading.append(line.translate(shown))
+    return strings
+
+
+STRINGS = read_strings()
+every_string = pytest.mark.parametrize(
+    "text", [pytest.param(text, id=f"{key}-{i}") for key, texts in STRINGS.items() for i, text in enumerate(texts)]
+)
+every_special_text = pytest.mark.parametrize("text", STRINGS["Special text"])
+
+Edit = Callable[[str, Callable[[Any], None]], None]
+
+
+@pytest.fixture(scope="module")
+def reference() -> llama4.Tokenizer:
+    return llama4.Tokenizer.get_instance()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    directory = tmp_path_factory.mktemp("llama4")
+    write_llama4_tokenizer(directory, Path(llama4.__file__).with_name("tokenizer.model"))
+    return Tokenizer.open(directory)
+
+
+def test_the_strings_are_varied() -> None:
+    assert sum(map(len, STRINGS.values())) >= 200
+    assert len(STRINGS.keys() - NOT_LANGUAGES) >= 12
+
+
+@every_string
+def test_encodes_like_the_reference(text: str, tokenizer: Tokenizer, reference: llama4.Tokenizer) -> None:
+    assert tokenizer.encode(text, add_bos=False) == reference.encode(text, bos=False, eos=False)
+
+
+@every_string
+def test_decoding_gives_the_text_back(text: str, tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode(text, add_bos=False)) == text
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(max_size=80))
+def test_encodes_any_text_like_the_reference(text: str, tokenizer: Tokenizer, reference: llama4.Tokenizer) -> None:
+    assert tokenizer.encode(text, add_bos=False) == reference.encode(text, bos=False, eos=False)
+
+
+@every_special_text
+def test_special_names_in_a_text_stay_text(text: str, tokenizer: Tokenizer) -> None:
+    assert not any(map(tokenizer.is_special, tokenizer.encode(text, add_bos=False)))
+
+
+@every_special_text
+def test_special_names_from_the_server_are_tokens(text: str, tokenizer: Tokenizer, reference: llama4.Tokenizer) -> None:
+    assert tokenizer.encode_with_specials(text) == reference.encode(text, bos=False, eos=False, allowed_special="all")
+
+
+def test_every_token_has_the_reference_bytes(tokenizer: Tokenizer, reference: llama4.Tokenizer) -> None:
+    ids = range(reference.n_words)
+    assert tokenizer.vocab_size == reference.n_words
+    assert [tokenizer.token_bytes(i) for i in ids] == [reference.model.decode_single_token_bytes(i) for i in ids]
+
+
+@settings(max_examples=300, deadline=None)
+@given(ids=st.lists(st.integers(0, 202_047), max_size=40))
+def test_decodes_any_tokens_like_the_reference(
+    ids: list[int], tokenizer: Tokenizer, reference: llama4.Tokenizer
+) -> None:
+    assert tokenizer.decode(ids) == reference.decode(ids)
+
+
+def test_begins_a_text_like_the_reference(tokenizer: Tokenizer, reference: llama4.Tokenizer) -> None:
+    assert tokenizer.encode("Hello", add_bos=True) == reference.encode("Hello", bos=True, eos=False)
+
+
+def test_bos_name_in_a_text_is_no_second_bos(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode("<|begin_of_text|>", add_bos=True).count(200000) == 1
+
+
+def test_special_tokens_are_those_of_the_reference(tokenizer: Tokenizer, reference: llama4.Tokenizer) -> None:
+    assert tokenizer.special_tokens == reference.special_tokens
+
+
+def test_special_tokens_can_be_left_out(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode_with_specials("Hi<|eot|>!"), skip_special=True) == "Hi!"
+
+
+@every_string
+def test_a_token_is_at_most_max_token_bytes_long(text: str, tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode(text, add_bos=False)) >= len(text.encode()) / tokenizer.max_token_bytes
+
+
+def test_half_a_surrogate_pair_is_a_replacement_character(tokenizer: Tokenizer) -> None:
+    """JSON can carry it ("\\ud83d"); Unicode text cannot."""
+    assert tokenizer.decode(tokenizer.encode("a\ud83db", add_bos=False)) == "a\ufffdb"
+
+
+def test_an_id_without_a_token_has_no_text(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode([tokenizer.vocab_size, tokenizer.vocab_size + 1000]) == ""
+
+
+def test_threads_may_share_it(tokenizer: Tokenizer) -> None:
+    texts = [text for texts in STRINGS.values() for text in texts]
+    alone = [tokenizer.encode_with_specials(text) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(tokenizer.encode_with_specials, texts * 4)) == alone * 4
+
+
+def test_overlapping_and_cut_off_names_are_found(tokenizer: Tokenizer) -> None:
+    assert tokenizer.special_starts("<|eot|> <|eot<|eom|> then <|header_st \n") == [0, 13, 26]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A checkpoint directory with a small tokenizer, to break."""
+    write_byte_tokenizer(tmp_path, 300)
+    return tmp_path
+
+
+@pytest.fixture
+def edit(directory: Path) -> Edit:
+    """edit(name, change) applies `change` to a JSON file of the directory, which need not exist."""
+
+    def edit(name: str, change: Callable[[Any], None]) -> None:
+        path = directory / name
+        data = json.loads(path.read_text()) if path.exists() else {}
+        change(data)
+        path.write_text(json.dumps(data))
+
+    return edit
+
+
+def test_bos_is_what_tokenizer_config_names(directory: Path, edit: Edit) -> None:
+    edit("tokenizer_config.json", lambda data: data.update(bos_token={"content": "<|eom|>", "special": True}))
+    edit("config.json", lambda data: data.update(bos_token_id=279))
+    tokenizer = Tokenizer.open(directory)
+    assert tokenizer.bos_token_id == tokenizer.special_tokens["<|eom|>"]
+
+
+def test_a_null_bos_is_none(directory: Path, edit: Edit) -> None:
+    edit("tokenizer_config.json", lambda data: data.update(bos_token=None))
+    edit("config.json", lambda data: data.update(bos_token_id=279))
+    tokenizer = Tokenizer.open(directory)
+    assert tokenizer.bos_token_id is None
+    assert tokenizer.encode("Hi", add_bos=True) == tokenizer.encode("Hi", add_bos=False)
+
+
+@pytest.mark.parametrize("config", [{"bos_token_id": 280}, {"text_config": {"bos_token_id": 280}}])
+def test_bos_falls_back_on_config_json(config: dict[str, Any], directory: Path, edit: Edit) -> None:
+    (directory / "tokenizer_config.json").unlink()
+    edit("config.json", lambda data: data.update(config))
+    assert Tokenizer.open(directory).bos_token_id == 280
+
+
+def test_added_tokens_that_are_not_special_are_words(directory: Path, edit: Edit) -> None:
+    word = {"id": 300, "content": "Drover", "special": False, "normalized": False}
+    word |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    edit("tokenizer.json", lambda data: data["added_tokens"].append(word))
+    tokenizer = Tokenizer.open(directory)
+    assert tokenizer.encode("Drover", add_bos=False) == [300]
+    assert tokenizer.decode([300], skip_special=True) == "Drover"
+
+
+def test_truncation_in_the_file_is_ignored(directory: Path, edit: Edit) -> None:
+    limit = {"max_length": 2, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    edit("tokenizer.json", lambda data: data.update(truncation=limit))
+    tokenizer = Tokenizer.open(directory)
+    assert tokenizer.decode(tokenizer.encode("a long text", add_bos=False)) == "a long text"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: no such file; copy it"):
+        Tokenizer.open(tmp_path)
+
+
+def test_a_cut_off_file_is_named(directory: Path) -> None:
+    path = directory / "tokenizer.json"
+    path.write_text(path.read_text()[:1000])
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not JSON .* download the file again"):
+        Tokenizer.open(directory)
+
+
+def test_json_that_is_no_tokenizer_is_refused(directory: Path) -> None:
+    (directory / "tokenizer.json").write_text('{"version": "1.0"}')
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
+        Tokenizer.open(directory)
+
+
+def test_a_gap_before_an_added_token_is_refused(directory: Path, edit: Edit) -> None:
+    edit("tokenizer.json", lambda data: data["added_tokens"][-1].update(id=400))
+    with pytest.raises(CheckpointError, match=r"the id of '<\|reasoning_thinking_end\|>' does not follow"):
+        Tokenizer.open(directory)
+
+
+def test_a_tokenizer_that_normalizes_is_refused(directory: Path, edit: Edit) -> None:
+    edit("tokenizer.json", lambda data: data.update(normalizer={"type": "NFC"}))
+    with pytest.raises(CheckpointError, match="does not give text back unchanged; Drover reads byte-level BPE"):
+        Tokenizer.open(directory)
+
+
+def test_a_tokenizer_not_made_of_bytes_is_refused(directory: Path, edit: Edit) -> None:
+    def replace_last_token(data: Any) -> None:
+        vocab = data["model"]["vocab"]
+        vocab["▁the"] = vocab.pop(list(vocab)[-1])
+        data["model"]["merges"].pop()
+
+    edit("tokenizer.json", replace_last_token)
+    with pytest.raises(CheckpointError, match="token '▁the' is not made of bytes"):
+        Tokenizer.open(directory)
+
+
+def test_a_tokenizer_of_another_type_is_refused(directory: Path, edit: Edit) -> None:
+    unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": False}
+    edit("tokenizer.json", lambda data: data.update(model=unigram, added_tokens=[], post_processor=None))
+    with pytest.raises(CheckpointError, match="is a Unigram tokenizer; Drover reads byte-level BPE"):
+        Tokenizer.open(directory)
+
+
+def test_a_vocabulary_without_some_byte_is_refused(directory: Path, edit: Edit) -> None:
+    def keep_one_token(data: Any) -> None:
+        data["model"].update(vocab={"!": 0}, merges=[])
+        for token_id, token in enumerate(data["added_tokens"], start=1):
+            token["id"] = token_id
+
+    edit("tokenizer.json", keep_one_token)
+    with pytest.raises(CheckpointError, match="has no token for byte 0x00"):
+        Tokenizer.open(directory)
+
+
+def test_special_tokens_that_take_white_space_along_are_refused(directory: Path, edit: Edit) -> None:
+    edit("tokenizer.json", lambda data: data["added_tokens"][0].update(rstrip=True))
+    with pytest.raises(CheckpointError, match=r"special token '<\|begin_of_text\|>' has lstrip, rstrip"):
+        Tokenizer.open(directory)
+
+
+@pytest.mark.parametrize("name", ["<s>", "the"])
+def test_a_bos_that_is_no_special_token_is_refused(name: str, directory: Path, edit: Edit) -> None:
+    edit("tokenizer_config.json", lambda data: data.update(bos_token=name))
+    with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json: bos_token is '{name}'"):
+        Tokenizer.open(directory)
+
+
+def test_a_bos_id_that_is_no_special_token_is_refused(directory: Path, edit: Edit) -> None:
+    (directory / "tokenizer_config.json").unlink()
+    edit("config.json", lambda data: data.update(bos_token_id=5))
+    with pytest.raises(CheckpointError, match=r"config\.json: bos_token_id is 5"):
+        Tokenizer.open(directory)

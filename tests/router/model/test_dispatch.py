@@ -1,0 +1,291 @@
+"""Tokens to shards and back: the sum over each token's experts, wherever those are."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from experts.endpoint import Liveness
+from experts.errors import LinkDown
+from experts.group_link import GroupLink
+from experts.link import ExpertRows, Link, LocalLink, Reply
+from experts.placement import Placement, even_placement
+from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
+from experts.shard import ExpertShard
+from experts.shard_server import ShardServer
+from experts.wire import WireFormat
+from kernels.grouped_mlp import Expert, grouped_mlp_reference
+from router.model.dispatch import Dispatcher, ShardUnavailable
+
+EXPERTS, HIDDEN, WIDTH = 8, 16, 12
+LAYER, OTHER_LAYER = 3, 5
+CPU = torch.device("cpu")
+DEAD = "lost: the peer is gone"
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+GATE_UP_EDF2, DOWN_EFD = random(EXPERTS, HIDDEN, 2 * WIDTH, seed=1) * 0.3, random(EXPERTS, WIDTH, HIDDEN, seed=2) * 0.3
+
+
+def make_shard(placement: Placement, number: int) -> ExpertShard:
+    """Layer numbers are in the weights, so that rows sent to a wrong layer come back wrong."""
+    slots = {
+        (layer, expert): Expert.of((GATE_UP_EDF2[expert] * layer).t(), DOWN_EFD[expert].t())
+        for layer, experts in placement.experts_of(number).items()
+        for expert in experts
+    }
+    return ExpertShard(placement.version, slots)
+
+
+class RecordingLink(LocalLink):
+    """A real link that remembers what it carried."""
+
+    def __init__(self, shard: ExpertShard) -> None:
+        super().__init__(shard)
+        self.carried: list[ExpertRows] = []
+
+    def request(self, rows: ExpertRows) -> Reply:
+        self.carried.append(rows)
+        return super().request(rows)
+
+
+@dataclass
+class DownLink:
+    """A link whose shard died, before or after it took the rows."""
+
+    takes_rows: bool = False
+    down_reason: str = field(default=DEAD, init=False)
+
+    def request(self, rows: ExpertRows) -> Reply:
+        if not self.takes_rows:
+            raise LinkDown(self.down_reason)
+        return self
+
+    def wait(self) -> torch.Tensor:
+        raise LinkDown(self.down_reason)
+
+    def close(self) -> None:
+        pass
+
+
+def make_dispatcher(placement: Placement) -> tuple[Dispatcher, list[RecordingLink]]:
+    links = [RecordingLink(make_shard(placement, number)) for number in range(placement.num_shards)]
+    return Dispatcher(placement, links), links
+
+
+def even(num_shards: int) -> Placement:
+    return even_placement([LAYER, OTHER_LAYER], EXPERTS, num_shards)
+
+
+def run(dispatcher: Dispatcher, x_TD: torch.Tensor, expert_TA: torch.Tensor, layer: int = LAYER) -> torch.Tensor:
+    return dispatcher.combine(dispatcher.dispatch(layer, x_TD, expert_TA, scores_for(expert_TA)))
+
+
+def scores_for(expert_TA: torch.Tensor) -> torch.Tensor:
+    return torch.sigmoid(random(*expert_TA.shape, seed=3))
+
+
+def plain_formula(x_TD: torch.Tensor, expert_TA: torch.Tensor, layer: int = LAYER) -> torch.Tensor:
+    """sum over each token's experts of expert(score * x)."""
+    scored_TAD = x_TD[:, None, :] * scores_for(expert_TA)[:, :, None]
+    y_ND = grouped_mlp_reference(scored_TAD.flatten(0, 1), GATE_UP_EDF2 * layer, DOWN_EFD, expert_TA.flatten())
+    return y_ND.view(*expert_TA.shape, HIDDEN).sum(dim=1)
+
+
+def assert_plain(dispatcher: Dispatcher, expert_TA: torch.Tensor, layer: int = LAYER) -> None:
+    x_TD = random(len(expert_TA), HIDDEN, seed=4)
+    expected_TD = plain_formula(x_TD, expert_TA, layer)
+    torch.testing.assert_close(run(dispatcher, x_TD, expert_TA, layer), expected_TD, rtol=1e-5, atol=1e-5)
+
+
+def choose(tokens: int, top_k: int, among: Sequence[int] = range(EXPERTS)) -> torch.Tensor:
+    """expert_TA: random, different experts for each token, in no order."""
+    places_TA = random(tokens, len(among), seed=5).topk(top_k, dim=-1).indices
+    return torch.tensor(list(among))[places_TA]
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
+@pytest.mark.parametrize("tokens", [1, 2, 50])
+def test_every_token_gets_the_sum_of_its_experts(tokens: int, top_k: int, num_shards: int) -> None:
+    dispatcher, _ = make_dispatcher(even(num_shards))
+    assert_plain(dispatcher, choose(tokens, top_k))
+
+
+@pytest.mark.parametrize("layer", [LAYER, OTHER_LAYER])
+def test_each_layer_has_experts_of_its_own(layer: int) -> None:
+    dispatcher, _ = make_dispatcher(even(2))
+    assert_plain(dispatcher, choose(9, 1), layer)
+
+
+@pytest.mark.parametrize("expert", [0, 4, EXPERTS - 1])
+def test_all_tokens_may_choose_one_expert(expert: int) -> None:
+    dispatcher, _ = make_dispatcher(even(3))
+    assert_plain(dispatcher, torch.full((20, 1), expert))
+
+
+SCATTERED = {
+    "interleaved": Placement(1, 3, {LAYER: tuple((expert % 3,) for expert in range(EXPERTS))}),
+    "backwards": Placement(1, 4, {LAYER: tuple((3 - expert // 2,) for expert in range(EXPERTS))}),
+    "one shard without experts": Placement(1, 3, {LAYER: tuple((2 * (expert % 2),) for expert in range(EXPERTS))}),
+    "layers placed differently": Placement(
+        1,
+        2,
+        {
+            LAYER: tuple((expert % 2,) for expert in range(EXPERTS)),
+            OTHER_LAYER: tuple((int(expert < 3),) for expert in range(EXPERTS)),
+        },
+    ),
+    "replicated": Placement(1, 2, {LAYER: tuple((expert % 2, 1 - expert % 2) for expert in range(EXPERTS))}),
+}
+
+
+@pytest.mark.parametrize("placement", SCATTERED.values(), ids=SCATTERED)
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_a_shards_experts_need_not_lie_together(placement: Placement, top_k: int) -> None:
+    dispatcher, _ = make_dispatcher(placement)
+    for layer in placement.shards_of:
+        assert_plain(dispatcher, choose(30, top_k), layer)
+
+
+def test_a_shard_gets_one_message_with_its_rows_sorted_by_expert() -> None:
+    placement = SCATTERED["interleaved"]
+    dispatcher, links = make_dispatcher(placement)
+    run(dispatcher, random(4, HIDDEN), torch.tensor([[6], [1], [0], [6]]))
+    carried = [[(rows.experts, rows.counts) for rows in link.carried] for link in links]
+    assert carried == [[([0, 6], [1, 2])], [([1], [1])], []]
+
+
+def test_rows_of_one_expert_keep_the_order_of_their_tokens() -> None:
+    dispatcher, [link] = make_dispatcher(even(1))
+    x_TD = random(3, HIDDEN)
+    dispatcher.dispatch(LAYER, x_TD, torch.tensor([[2], [0], [2]]), torch.ones(3, 1))
+    assert torch.equal(link.carried[0].x_ND, x_TD[[1, 0, 2]])
+
+
+def test_rows_travel_with_their_scores_applied() -> None:
+    dispatcher, [link] = make_dispatcher(even(1))
+    x_TD = random(1, HIDDEN)
+    dispatcher.dispatch(LAYER, x_TD, torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.25]]))
+    assert torch.equal(link.carried[0].x_ND, torch.cat([x_TD * 0.5, x_TD * 0.25]))
+
+
+def test_messages_name_the_placement_and_the_layer() -> None:
+    dispatcher, [link] = make_dispatcher(even_placement([LAYER], EXPERTS, 1, version=9))
+    run(dispatcher, random(1, HIDDEN), torch.tensor([[0]]))
+    assert [(rows.placement_version, rows.layer) for rows in link.carried] == [(9, LAYER)]
+
+
+def test_rows_keep_the_models_dtype() -> None:
+    dispatcher, [link] = make_dispatcher(even(1))
+    x_TD = random(2, HIDDEN).bfloat16()
+    with pytest.raises(RuntimeError):  # the shard here has float32 weights
+        dispatcher.dispatch(LAYER, x_TD, torch.tensor([[0], [1]]), torch.ones(2, 1, dtype=torch.bfloat16))
+    assert link.carried[0].x_ND.dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("takes_rows", [False, True], ids=["before it took the rows", "afterwards"])
+def test_a_shard_that_died_is_named(takes_rows: bool) -> None:
+    dispatcher, _ = make_dispatcher(even(2))
+    dispatcher.links[1] = DownLink(takes_rows)
+    with pytest.raises(ShardUnavailable, match=f"^expert shard 1: {DEAD}$"):
+        run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
+
+
+def test_a_shard_that_refuses_is_named() -> None:
+    dispatcher, _ = make_dispatcher(even(2))
+    dispatcher.links[1] = LocalLink(make_shard(even_placement([LAYER], EXPERTS, 2, version=2), 1))
+    with pytest.raises(ShardUnavailable, match="shard 1: placement 1 was asked for, 2 is held"):
+        run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
+
+
+def test_a_dead_shard_that_no_token_needs_is_not_missed() -> None:
+    dispatcher, _ = make_dispatcher(even(2))
+    dispatcher.links[1] = DownLink()
+    assert_plain(dispatcher, choose(10, 2, among=range(4)))
+
+
+def test_a_replaced_link_is_used_at_once() -> None:
+    dispatcher, links = make_dispatcher(even(2))
+    dispatcher.links[1] = DownLink()
+    assert dispatcher.down_reasons() == {1: DEAD}
+    dispatcher.links[1] = links[1]
+    assert dispatcher.down_reasons() == {}
+    assert_plain(dispatcher, choose(10, 1))
+
+
+# Over a real link between two ends of one process.
+
+LIVENESS = Liveness(heartbeat_s=0.1, silence_s=20.0)
+PATIENCE_S = 20.0
+
+
+@pytest.fixture
+def group_link() -> Iterator[GroupLink]:
+    """A link to a real server of shard 0 of two."""
+    store, ends = LinkStore("127.0.0.1"), dict[int, Pair]()
+
+    def join(rank: int) -> None:
+        ends[rank] = Pair(store.host, store.port, "dispatch", rank, "127.0.0.1", PATIENCE_S)
+
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in (ROUTER_RANK, SHARD_RANK)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    wire = WireFormat(max_groups=EXPERTS, max_rows=64, hidden_size=HIDDEN, dtype=torch.float32)
+    server = ShardServer(make_shard(even(2), 0), CPU)
+    server.add_link(ends[SHARD_RANK], wire, LIVENESS, "dispatch")
+    link = GroupLink(ends[ROUTER_RANK], wire, LIVENESS, PATIENCE_S, CPU, "dispatch")
+    yield link
+    link.close()
+    server.close()
+
+
+def test_a_group_link_carries_what_a_local_link_does(group_link: GroupLink) -> None:
+    local, links = make_dispatcher(even(2))
+    mixed = Dispatcher(even(2), [group_link, links[1]])
+    x_TD, expert_TA = random(30, HIDDEN), choose(30, 2)
+    assert torch.equal(run(mixed, x_TD, expert_TA), run(local, x_TD, expert_TA))
+
+
+GIVEN_UP: dict[str, tuple[int, DownLink]] = {
+    "while dispatching": (0, DownLink()),  # the living shard has its rows when the dead one is asked
+    "while combining": (1, DownLink(takes_rows=True)),  # the dead shard is waited for before the living one
+}
+
+
+@pytest.mark.parametrize("when", GIVEN_UP)
+def test_a_step_given_up_leaves_nothing_behind_in_the_links_that_are_well(group_link: GroupLink, when: str) -> None:
+    living, dead_link = GIVEN_UP[when]
+    links: list[Link] = [dead_link, dead_link]
+    links[living] = group_link
+    placement = Placement(1, 2, {LAYER: ((living,),) * 4 + ((1 - living,),) * 4})
+    dispatcher = Dispatcher(placement, links)
+    for _ in range(3):
+        with pytest.raises(ShardUnavailable):
+            run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
+    assert_plain(dispatcher, choose(5, 1, among=range(4)))  # answers come in order: the earlier ones have come, too
+    assert len(group_link._awaited) == 0
+
+
+# What it counts.
+
+
+def test_tokens_are_counted_by_expert_and_rows_by_shard_wherever_the_experts_are() -> None:
+    by_expert = ((1,), (0,), (2,), (1,), (0,), (2,), (2,), (0,))
+    dispatcher, links = make_dispatcher(Placement(1, 3, {LAYER: by_expert, OTHER_LAYER: by_expert[::-1]}))
+    expert_TA = torch.tensor([[7, 0], [7, 3], [7, 1], [2, 0]])
+    x_TD = random(4, HIDDEN)
+    for _ in range(2):
+        dispatcher.combine(dispatcher.dispatch(OTHER_LAYER, x_TD, expert_TA, torch.ones(4, 2)))
+    dispatcher.load.end_step()
+    assert dispatcher.load.layers == (LAYER, OTHER_LAYER)
+    assert dispatcher.load.tokens_LE.tolist() == [[0] * EXPERTS, [4, 2, 2, 2, 0, 0, 0, 6]]
+    carried = [sum(sum(rows.counts) for rows in link.carried) for link in links]
+    assert dispatcher.load.rows_of_shard == carried
