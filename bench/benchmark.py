@@ -8,6 +8,7 @@ from typing import Any
 
 from bench import results
 from bench.closed import ClosedRun, closed_runs
+from bench.deaths import measure_deaths
 from bench.drover_server import ClusterShape
 from bench.errors import BenchError
 from bench.floor import model_bytes
@@ -49,7 +50,7 @@ def run(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": machine,
         "date": date,
-        "parts": {part: {"date": date, "commit": machine["commit"]} for part in plan.parts},
+        "parts": {part: {"date": date, "commit": machine["commit"], "cpu": machine["cpu"]} for part in plan.parts},
         "model": {"parameters": total, "active_parameters": active, "dtype": config.dtype},
         "cluster": asdict(plan.setting.shape),
     }
@@ -63,6 +64,9 @@ def run(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
         found["shards"] = _shards(plan, config, say)
     if "long" in plan.parts:
         found["long_prompt"] = _long(plan, say)
+    if "deaths" in plan.parts:
+        with alone(plan.lock):
+            found["deaths"] = measure_deaths(plan.setting.work, say)
     return found
 
 
@@ -167,7 +171,7 @@ def _shards(plan: Plan, config: ModelConfig, say: Say) -> list[dict[str, Any]]:
 def with_parts_kept(path: Path, found: dict[str, Any]) -> dict[str, Any]:
     """`found`, and of the file what `found` has not: a run of some parts leaves the others' figures.
 
-    Machine and date stay the closed loop's; `parts` tells when each part was run, and on which commit.
+    Machine and date stay the closed loop's; `parts` tells when each part was run, on which commit and which processor.
     """
     if "runs" in found or not path.exists():
         return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bench.worker import Request
 
-PARTS = ("closed", "open", "prefix", "shards", "long")
+PARTS = ("closed", "open", "prefix", "shards", "long", "deaths")
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 128
 

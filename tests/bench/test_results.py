@@ -10,6 +10,7 @@ from rich.console import Console
 
 from bench import benchmark, results, table
 from bench.closed import ClosedRun
+from bench.deaths import Death, summary
 from bench.drover_server import ClusterShape, deployment
 from bench.errors import BenchError
 from bench.floor import model_bytes
@@ -41,7 +42,11 @@ def made() -> dict[str, Any]:
     return {
         "machine": {"cpu": "a processor", "cores": 2, "memory_gib": 24},
         "date": "2026-11-21T00:00:00+00:00",
-        "parts": {"closed": {"date": "2026-11-21T00:00:00+00:00", "commit": "abc"}},
+        "parts": {
+            part: {"date": "2026-11-21T00:00:00+00:00", "commit": "abc", "cpu": "a processor"}
+            for part in ("closed", "deaths")
+        },
+        "deaths": [summary("shard killed", [Death(0.25, frozenset({"UNAVAILABLE"}), 1.5)])],
         "runs": results.closed_objects(runs),
         "floor": [results.floor_object(runs, CONFIG, sizes, 2, 40e9, 2)],
         "first_token_agreement": results.agreement(runs),
@@ -83,7 +88,8 @@ def test_a_run_of_some_parts_leaves_the_others(tmp_path: Path) -> None:
     later = {"machine": {}, "date": "later", "parts": {"shards": {"date": "later"}}, "shards": [1]}
     kept = benchmark.with_parts_kept(file, later)
     assert (kept["date"], kept["shards"], len(kept["runs"])) == (made()["date"], [1], 3)
-    assert {part: ran["date"] for part, ran in kept["parts"].items()} == {"closed": made()["date"], "shards": "later"}
+    dates = {part: ran["date"] for part, ran in kept["parts"].items()}
+    assert dates == {"closed": made()["date"], "deaths": made()["date"], "shards": "later"}
     assert benchmark.with_parts_kept(file, {"runs": []}) == {"runs": []}
     assert benchmark.with_parts_kept(tmp_path / "absent", later) == later
 
@@ -92,6 +98,7 @@ def test_the_tables_show_every_system() -> None:
     text = io.StringIO()
     table.show(made(), Console(file=text, width=200))
     assert all(name in text.getvalue() for name in ("drover", "drover-one-process", "vllm", "bandwidth floor"))
+    assert all(text.getvalue().count(cell) for cell in ("shard killed", "0.25 / 0.25", "1.50 / 1.50", "UNAVAILABLE"))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"runs": 1}'], ids=["absent", "cut", "list", "other"])
