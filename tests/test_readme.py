@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = ("checkpoint", "kernels", "experts", "router", "frontend", "cluster", "cli")
 ROOMS = (*FLOORS, "client", "protos", "demo", "bench", "deploy")
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "demo" / "README.md"])
-README_LINES = 170
+README_LINES, PROSE_COLUMNS = 170, 100
 
 
 def name_of(document: Path) -> str:
@@ -95,6 +95,13 @@ def test_the_tree_is_the_repository() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= README_LINES
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_lines_of_prose_are_short(document: Path) -> None:
+    prose = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for line in prose.splitlines() if not line.startswith(("|", "!"))]
+    assert [line for line in lines if len(line) >= PROSE_COLUMNS] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
