@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench import benchmark, results, table
 from bench.closed import ClosedRun
-from bench.deaths import Death, summary
+from bench.deaths import VICTIMS, Death, summary
 from bench.drover_server import ClusterShape, deployment
 from bench.errors import BenchError
 from bench.floor import model_bytes
@@ -19,7 +19,8 @@ from bench.systems import NAMES
 from cluster.config import parse_deployment
 from tests.bench.test_floor import CONFIG
 
-SHIPPED = Path(__file__).parents[2] / "bench" / "results.json"
+ROOT = Path(__file__).parents[2]
+SHIPPED, README = ROOT / "bench" / "results.json", ROOT / "README.md"
 ASKED_FOR = {
     "system",
     "concurrency",
@@ -121,5 +122,17 @@ def test_the_shipped_results_are_complete() -> None:
     assert {run["system"] for run in shipped["runs"]} == set(NAMES)
     of_system = {name: [run["concurrency"] for run in shipped["runs"] if run["system"] == name] for name in NAMES}
     assert all(streams == [1, 8, 32, 64] for streams in of_system.values())
+    assert {row["victim"] for row in shipped["deaths"]} == set(VICTIMS)
     assert shipped["machine"]["cores"] >= 1
     assert datetime.fromisoformat(shipped["date"])
+
+
+def test_the_readme_states_the_shipped_results() -> None:
+    shipped, readme = results.read(SHIPPED), README.read_text()
+    for streams in (1, 8, 32, 64):
+        decode = {run["system"]: run["decode_tok_s"] for run in shipped["runs"] if run["concurrency"] == streams}
+        assert f"| {streams} | {' | '.join(f'{decode[name]:.0f}' for name in NAMES)} |" in readme
+    for row in shipped["deaths"]:
+        for name in ("streams_ended_s", "silent_s"):
+            assert f"| {row[f'{name}_median']:.2f} / {row[f'{name}_worst']:.2f}" in readme
+        assert all(f"`{status}`" in readme for status in row["statuses"])
