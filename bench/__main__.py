@@ -28,7 +28,7 @@ parts:
 A run of some parts leaves the other parts' figures in the file, unless closed is among them.
 
 examples:
-  python -m bench                                  # everything: about 20 minutes on 2 cores
+  python -m bench                                  # everything: about 25 minutes on 2 cores
   python -m bench --quick                          # 1 and 8 streams, one repeat: about 2 minutes
   python -m bench --systems drover,vllm --concurrency 32 --repeats 5 --parts closed
   python -m bench --router-threads 1 --shards 2 --shard-threads 1 --parts closed --systems drover
