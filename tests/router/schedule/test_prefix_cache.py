@@ -14,6 +14,7 @@ from tests.router.engines import (
     counters_of,
     drawn,
     greedy,
+    layout_of,
     make_engine,
     make_scheduler,
     name_of,
@@ -124,6 +125,25 @@ def test_who_waits_for_a_prefix_does_not_look_for_it_in_every_step(monkeypatch: 
     run_step(scheduler)
     monkeypatch.setattr(scheduler.pool, "find", None)
     assert [run_step(scheduler) for _ in range(3)] == [[("first", 8, 8)], [("first", 16, 8)], [("first", 24, 8)]]
+
+
+def test_who_waits_for_room_does_not_look_for_its_prefix_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only when room has changed; a long prompt has thousands of blocks to look for."""
+    scheduler = make_scheduler(layout=layout_of(1, 0, block_tokens=16, chunk_tokens=64), kv_units=6)
+    prompt_tokens = tuple(range(100, 180))
+    serve(scheduler, request("before", prompt_tokens, max_tokens=1))
+    scheduler.add(request("running", 3, max_tokens=30))
+    scheduler.add(request("large", prompt_tokens, max_tokens=1))
+    looked_up: list[object] = []
+    find = scheduler.pool.find
+    monkeypatch.setattr(scheduler.pool, "find", lambda key: looked_up.append(key) or find(key))
+    per_step = []
+    for _ in range(20):
+        run_step(scheduler)
+        per_step.append(len(looked_up))
+        looked_up.clear()
+    assert [step for step, count in enumerate(per_step) if count] == [0, 15]  # step 14 took a block
+    assert scheduler.num_waiting == 1
 
 
 def test_a_request_does_not_wait_for_the_block_with_its_last_token() -> None:
