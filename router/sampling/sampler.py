@@ -31,7 +31,7 @@ class SampledToken:
 def sample(logits_RV: torch.Tensor, states: Sequence[SamplingState], positions: Sequence[int]) -> list[SampledToken]:
     """One token per row. positions: the place in its sequence (prompt included) that each row's token will take.
 
-    The states are not told of it; `SamplingState.push` does that once the token is taken.
+    The states are not told of it; `SamplingState.append` does that once the token is taken.
     """
     params = [state.params for state in states]
     logits_RV = logits_RV.float()

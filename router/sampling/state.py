@@ -16,13 +16,13 @@ class SamplingState:
     seen_ids: every token of prompt and completion, each once, where there is a repetition penalty.
     made_ids, made_counts: every token of the completion and how often it is there, where presence or frequency counts.
     ending_ids: the tokens that end the text; they are not drawn while `made` is below min_tokens.
-    prompt_places_told: how many of the prompt's positions have had their log-probabilities told; the engine's to count.
+    prompt_logprobs_told: how many of the prompt's positions have had their log-probabilities told; the engine counts.
     """
 
     def __init__(self, params: SamplingParams, prompt_token_ids: Sequence[int], eos_token_ids: Iterable[int]) -> None:
         self.params = params
         self.made = 0
-        self.prompt_places_told = 0
+        self.prompt_logprobs_told = 0
         self.bias_ids = array("q", [token_id for token_id, _ in params.logit_bias])
         self.biases = array("d", [bias for _, bias in params.logit_bias])
         self.ending_ids = array("q")
@@ -43,7 +43,7 @@ class SamplingState:
         """The next token may not end the text: min_tokens are not made yet."""
         return self.made < self.params.min_tokens
 
-    def push(self, token_id: int) -> None:
+    def append(self, token_id: int) -> None:
         """Note a token that was made."""
         self.made += 1
         if self._repeats_cost and token_id not in self._seen:

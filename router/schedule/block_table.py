@@ -101,7 +101,7 @@ class BlockTable:
                 self._append(self._chunk, layout.global_units, layout.chunked_units)
         return min(length, len(self._global) * layout.block_tokens - first)
 
-    def computed(self, token_ids: Sequence[int], count: int) -> list[bytes]:
+    def mark_computed(self, token_ids: Sequence[int], count: int) -> list[bytes]:
         """Positions below `count` are stored: publish full blocks and, at a chunk's end, let its blocks go.
 
         Returns the keys published now.

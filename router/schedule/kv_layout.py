@@ -17,7 +17,7 @@ MAX_BLOCK_TOKENS = 64
 
 
 @dataclass(frozen=True)
-class LayerPlace:
+class LayerLocation:
     """Where a layer's keys and values are: in the units of block table `table`, at `index` within each unit."""
 
     table: int
@@ -39,7 +39,7 @@ class KvLayout:
     chunked_units: int
     layers_per_unit: int
     unit_bytes: int
-    places: tuple[LayerPlace, ...]
+    locations: tuple[LayerLocation, ...]
 
     @classmethod
     def of(cls, config: ModelConfig, bytes_per_value: int, max_block_tokens: int = MAX_BLOCK_TOKENS) -> "KvLayout":
@@ -55,7 +55,7 @@ class KvLayout:
             number = seen[layer.is_chunked]
             seen[layer.is_chunked] += 1
             first = global_units if layer.is_chunked else 0
-            places.append(LayerPlace(first + number // per_unit, number % per_unit))
+            places.append(LayerLocation(first + number // per_unit, number % per_unit))
         unit_bytes = 2 * config.num_kv_heads * config.head_dim * bytes_per_value * per_unit * block
         return cls(block, chunk, global_units, chunked // per_unit, per_unit, unit_bytes, tuple(places))
 

@@ -49,7 +49,7 @@ class Scheduler:
             if self.limits.prefill_slowdown is not None
             else None
         )
-        self._free_rows = list(range(self.limits.max_running - 1, -1, -1))
+        self._free_table_rows = list(range(self.limits.max_running - 1, -1, -1))
         self._arrivals = 0
         self._being_computed: set[bytes] = set()  # keys of prompt blocks that running requests are about to publish
         self._expiring: list[tuple[float, str]] = []  # a heap
@@ -82,7 +82,7 @@ class Scheduler:
     def kv_bytes_cached(self) -> int:
         return self.pool.cached_units * self.layout.unit_bytes
 
-    def add(self, request: GenerationRequest) -> None:
+    def enqueue(self, request: GenerationRequest) -> None:
         """Queue a request. Raises ResourceExhausted if the queue is full or the request can never fit."""
         assert request.request_id not in self._running
         assert request.request_id not in self._waiting
@@ -135,16 +135,16 @@ class Scheduler:
         plan = _Plan(self.limits.max_step_tokens)
         by_age = sorted(self._running.values(), key=lambda s: s.number)
         for sequence in [s for s in by_age if s.is_decoding]:
-            if plan.tokens_left and sequence.row >= 0 and self._make_room(sequence, 1, plan):
+            if plan.tokens_left and sequence.table_row >= 0 and self._make_room(sequence, 1, plan):
                 plan.put(sequence, 1)
         paced_left = plan.tokens_left
         if self._pace is not None:
             paced_left = min(paced_left, self._pace.prompt_tokens(len(plan.lengths)))
         prompts = [s for s in by_age if not s.is_decoding]
-        if any(sequence.row >= 0 and sequence.computed < UNPACED_TOKENS for sequence in prompts):
+        if any(sequence.table_row >= 0 and sequence.computed < UNPACED_TOKENS for sequence in prompts):
             paced_left = min(paced_left, -(-plan.tokens_left // 2))  # a prompt begins at once, older long ones or not
         for sequence in prompts:
-            if plan.tokens_left and sequence.row >= 0:
+            if plan.tokens_left and sequence.table_row >= 0:
                 to_chunk_end = self.layout.chunk_tokens - sequence.computed % self.layout.chunk_tokens
                 wanted = min(len(sequence.token_ids) - sequence.computed, plan.tokens_left, to_chunk_end)
                 is_paced = sequence.computed >= UNPACED_TOKENS
@@ -162,7 +162,7 @@ class Scheduler:
         assert sequence.blocks is not None
         assert work.samples == (token_id is not None)
         sequence.computed = work.first + work.length
-        published = sequence.blocks.computed(sequence.token_ids, sequence.computed)
+        published = sequence.blocks.mark_computed(sequence.token_ids, sequence.computed)
         self._being_computed.difference_update(published)
         if token_id is None:
             return None
@@ -243,7 +243,7 @@ class Scheduler:
             self._being_computed.update(self._keys_to_come(sequence))
         if sequence.cached_tokens is None:
             sequence.cached_tokens = found
-        sequence.blocks, sequence.row = blocks, self._free_rows.pop()
+        sequence.blocks, sequence.table_row = blocks, self._free_table_rows.pop()
         del self._waiting[sequence.request.request_id]
         self._running[sequence.request.request_id] = sequence
 
@@ -292,8 +292,8 @@ class Scheduler:
             self._being_computed.difference_update(self._keys_to_come(sequence))
         sequence.blocks.release()
         sequence.blocks = None
-        self._free_rows.append(sequence.row)
-        sequence.row = -1
+        self._free_table_rows.append(sequence.table_row)
+        sequence.table_row = -1
 
 
 class _Plan:

@@ -10,7 +10,7 @@ from router.schedule.block_table import BlockTable, PrefixKeys, TableEntry
 class SequenceState:
     """A request on its way.
 
-    number: of its arrival. computed: how many of token_ids are in the KV cache. While it runs, it has a row of its own
+    number: of its arrival. computed: how many of token_ids are in the KV cache. While it runs, it has its own table_row
     among the block tables, and blocks.
     cached_tokens: prompt tokens that it found in the prefix cache when it was first started.
     awaited: the key of a block that another is computing, and before which it had better not start.
@@ -21,7 +21,7 @@ class SequenceState:
     token_ids: list[int]
     keys: PrefixKeys
     computed: int = 0
-    row: int = -1
+    table_row: int = -1
     blocks: BlockTable | None = None
     cached_tokens: int | None = None
     awaited: bytes | None = None
