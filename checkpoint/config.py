@@ -1,8 +1,8 @@
 """The shape of a Llama 4 text model, read from a Hugging Face config.json.
 
-Accepts what transformers 4 and 5 write: `rope_scaling` + `rope_theta` or `rope_parameters`, an integer
-`attn_temperature_tuning`, an empty `no_rope_layers`. Fields that are absent have the defaults of transformers'
-Llama4TextConfig, because save_pretrained leaves defaults out.
+Accepts what transformers 4 and 5 write: `rope_scaling` + `rope_theta` or `rope_parameters`, an
+integer `attn_temperature_tuning`, an empty `no_rope_layers`. Fields that are absent have the
+defaults of transformers' Llama4TextConfig, because save_pretrained leaves defaults out.
 """
 
 import json
@@ -37,7 +37,8 @@ class RopeScaling:
 class LayerConfig:
     """The properties that differ between layers.
 
-    uses_rope: rotary positions, with QK norm if the model has it. Otherwise NoPE with temperature tuning.
+    uses_rope: rotary positions, with QK norm if the model has it. Otherwise NoPE with temperature
+    tuning.
     is_chunked: a token attends to its own attention chunk only. Otherwise to all tokens before it.
     is_moe: routed experts and a shared expert. Otherwise a dense MLP.
     """
@@ -49,7 +50,10 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """Defaults from generation_config.json for parameters that a request leaves out. Units as in inference.proto."""
+    """Defaults from generation_config.json for parameters that a request leaves out.
+
+    Units as in inference.proto.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -116,7 +120,10 @@ class ModelConfig:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The config of the checkpoint in `directory`. Raises CheckpointError, which names file, field and value."""
+    """The config of the checkpoint in `directory`.
+
+    Raises CheckpointError, which names file, field and value.
+    """
     path = directory / "config.json"
     config = parse_config(read_json(path), str(path))
     generation = directory / "generation_config.json"
@@ -129,7 +136,10 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises CheckpointError if the file is missing, unreadable or not an object."""
+    """The object in a JSON file.
+
+    Raises CheckpointError if the file is missing, unreadable or not an object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -181,7 +191,8 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     if text.flag("attention_bias", False):
         text.fail("attention_bias", True, "false, as in every Llama 4")
 
-    # transformers 5 writes `dtype`, 4 wrote `torch_dtype`; either level of a multimodal config may carry it.
+    # transformers 5 writes `dtype`, 4 wrote `torch_dtype`; either level of a multimodal config may
+    # carry it.
     dtype = next(
         (f.raw[key] for f in (text, top) for key in ("dtype", "torch_dtype") if f.raw.get(key) is not None), "bfloat16"
     )

@@ -7,8 +7,8 @@
     ├── NoRoom               the KV cache does not fit beside the weights          (router/kv_budget.py)
     └── RequestError         one request cannot be answered                        (router/errors.py)
 
-`str(error)` is a complete message for the user. It names the field or file, the value, and the valid values. Broken
-invariants are assertions instead.
+`str(error)` is a complete message for the user. It names the field or file, the value, and the
+valid values. Broken invariants are assertions instead.
 """
 
 

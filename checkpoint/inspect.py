@@ -24,13 +24,16 @@ UNKNOWN_ROLE = "unknown"
 
 @dataclass(frozen=True)
 class Report:
-    """What a checkpoint directory holds. Fields that depend on the config are None if it cannot be read.
+    """What a checkpoint directory holds.
+
+    Fields that depend on the config are None if it cannot be read.
 
     active_parameters: those that one token uses, including embedding and output head.
     bytes_by_role: stored size of the tensors, by Role value, NOT_SERVED or UNKNOWN_ROLE.
     dtypes: the stored types, by their safetensors names.
     kv_bytes_per_token: KV cache of one token in all global layers, in the model's dtype.
-    kv_bytes_per_token_in_chunk: the same in all chunked layers; they keep at most attention_chunk_size tokens.
+    kv_bytes_per_token_in_chunk: the same in all chunked layers; they keep at most
+    attention_chunk_size tokens.
     problems: one line each; empty if the checkpoint can be served.
     """
 
@@ -53,7 +56,9 @@ class Report:
 
 
 def inspect_checkpoint(directory: Path | str) -> Report:
-    """Inspect a checkpoint directory. Whatever is missing, unreadable or inconsistent is listed in `problems`.
+    """Inspect a checkpoint directory.
+
+    Whatever is missing, unreadable or inconsistent is listed in `problems`.
 
     Raises CheckpointError only if the directory does not exist.
     """
@@ -109,7 +114,8 @@ def _kv_bytes_per_token(config: ModelConfig) -> tuple[int, int]:
 
 
 def _tokenizer_problems(directory: Path, config: ModelConfig | None) -> list[str]:
-    """Problems of tokenizer.json: it is unreadable, has ids that the model lacks, or lacks the config's bos or eos."""
+    """Problems of tokenizer.json: it is unreadable, has ids that the model lacks, or lacks the
+    config's bos or eos."""
     path = directory / "tokenizer.json"
     if not path.exists():
         return [f"{path} is missing, so text cannot become tokens"]

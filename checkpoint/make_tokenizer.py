@@ -1,8 +1,9 @@
 """Writes a checkpoint's tokenizer files: converted from Meta's `tokenizer.model`, or for a small made-up vocabulary.
 
-Both write the files of a Hugging Face checkpoint: tokenizer.json, tokenizer_config.json and chat_template.jinja. Meta's
-licence does not let us ship the real vocabulary. The names and ids of special tokens, the split pattern and the chat
-format are facts (llama-models 0.3.0, `llama4/tokenizer.py`).
+Both write the files of a Hugging Face checkpoint: tokenizer.json, tokenizer_config.json and
+chat_template.jinja. Meta's licence does not let us ship the real vocabulary. The names and ids of
+special tokens, the split pattern and the chat format are facts (llama-models 0.3.0,
+`llama4/tokenizer.py`).
 """
 
 import base64
@@ -26,7 +27,8 @@ PAD = "<|finetune_right_pad|>"
 
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-# Llama 4 splits text by this before merging: words, numbers of up to three digits, punctuation, line ends, spaces.
+# Llama 4 splits text by this before merging: words, numbers of up to three digits, punctuation,
+# line ends, spaces.
 O200K_PATTERN = "|".join(
     (
         rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}",
@@ -39,8 +41,8 @@ O200K_PATTERN = "|".join(
     )
 )
 
-# Llama 4's format. A message is a header with the role, an empty line, the text and an end-of-turn token. The role of a
-# tool's answer is "ipython".
+# Llama 4's format. A message is a header with the role, an empty line, the text and an end-of-turn
+# token. The role of a tool's answer is "ipython".
 LLAMA4_CHAT_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -146,9 +148,10 @@ def write_llama4_tokenizer(directory: Path, tokenizer_model: Path) -> TokenizerI
 def write_byte_tokenizer(directory: Path, vocab_size: int) -> TokenizerIds:
     """Write a small working tokenizer with exactly `vocab_size` ids, for a checkpoint with random weights.
 
-    Ids in order: the 256 bytes, merges learnt from a short sample text, pairs of learnt tokens once the sample has no
-    more pairs, and Llama 4's special tokens except reserved ones, under their real names. The same vocab_size always
-    gives the same files. Raises CheckpointError if vocab_size is too small.
+    Ids in order: the 256 bytes, merges learnt from a short sample text, pairs of learnt tokens
+    once the sample has no more pairs, and Llama 4's special tokens except reserved ones, under
+    their real names. The same vocab_size always gives the same files. Raises CheckpointError if
+    vocab_size is too small.
     """
     special = _named_special_tokens()
     num_ordinary = vocab_size - len(special)
@@ -160,8 +163,8 @@ def write_byte_tokenizer(directory: Path, vocab_size: int) -> TokenizerIds:
 def write_trained_tokenizer(directory: Path, vocab_size: int, texts: Iterable[str]) -> TokenizerIds:
     """Write a byte-level BPE tokenizer learnt from `texts`, with `vocab_size` ids if the texts have enough pairs.
 
-    Ids in order: the 256 bytes, the learnt merges, and Llama 4's special tokens except reserved ones, under their real
-    names. Raises CheckpointError if vocab_size is too small.
+    Ids in order: the 256 bytes, the learnt merges, and Llama 4's special tokens except reserved
+    ones, under their real names. Raises CheckpointError if vocab_size is too small.
     """
     special = _named_special_tokens()
     tokens, merges = _learn_merges(texts, vocab_size, special)
@@ -216,9 +219,10 @@ def _read_ranks(tokenizer_model: Path) -> dict[bytes, int]:
 def _recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
     """The pair from which byte-pair encoding builds each token, in order of rank. tiktoken stores ranks only.
 
-    Each token has at most one such pair. A pair merges into a token only if nothing merged across the token's ends
-    before. So the merges inside the token are the same as for the token alone. Encoding each token alone, down to its
-    last two parts, therefore gives its pair, and the result encodes every text as tiktoken does.
+    Each token has at most one such pair. A pair merges into a token only if nothing merged across
+    the token's ends before. So the merges inside the token are the same as for the token alone.
+    Encoding each token alone, down to its last two parts, therefore gives its pair, and the result
+    encodes every text as tiktoken does.
     """
     merges = []
     for token in sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__):
@@ -256,7 +260,10 @@ def _add_pairs(tokens: list[str], merges: list[str], num_tokens: int) -> None:
 
 
 def _tokenizer_json(tokens: Sequence[str], merges: Sequence[str], special: Sequence[str]) -> str:
-    """The text of a tokenizer.json. tokens, special: names in order of their ids; special ids follow the others."""
+    """The text of a tokenizer.json.
+
+    tokens, special: names in order of their ids; special ids follow the others.
+    """
     added = [
         {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False, "special": True}

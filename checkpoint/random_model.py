@@ -1,8 +1,8 @@
 """Writes checkpoints with random weights: Scout's or Maverick's shape, or a smaller one.
 
-The result is a complete Hugging Face Llama 4 directory: weights, config, generation config, tokenizer, chat template.
-transformers loads it as it is. Weights are drawn and written block by block, so memory stays below 100 MB for any model
-size (measured: 70 MB for a file of 610 MB).
+The result is a complete Hugging Face Llama 4 directory: weights, config, generation config,
+tokenizer, chat template. transformers loads it as it is. Weights are drawn and written block by
+block, so memory stays below 100 MB for any model size (measured: 70 MB for a file of 610 MB).
 """
 
 import hashlib
@@ -40,21 +40,24 @@ def write_random_checkpoint(
 ) -> ModelConfig:
     """Write a checkpoint of `shape` with random weights. Returns its config.
 
-    Weights are normal with standard deviation `std`. Three exceptions keep the experts' load varied: norm weights are
-    around 1, expert gates give logits with standard deviation 2, and untied embeddings have standard deviation 1.
-    (Smaller embeddings drown in attention's output, which is similar for all tokens. Measured: 8 of 128 experts then
-    got every token of the last layer.)
+    Weights are normal with standard deviation `std`. Three exceptions keep the experts' load
+    varied: norm weights are around 1, expert gates give logits with standard deviation 2, and
+    untied embeddings have standard deviation 1. (Smaller embeddings drown in attention's output,
+    which is similar for all tokens. Measured: 8 of 128 experts then got every token of the last
+    layer.)
 
-    Each tensor depends on (seed, name, shape) only, not on the division into files. A 16-bit checkpoint is the float32
-    one of the same seed, rounded.
+    Each tensor depends on (seed, name, shape) only, not on the division into files. A 16-bit
+    checkpoint is the float32 one of the same seed, rounded.
 
-    architecture: Llama4ForConditionalGeneration writes the same text model under that class's names, without vision.
+    architecture: Llama4ForConditionalGeneration writes the same text model under that class's
+    names, without vision.
     max_file_bytes: begin another file where tensors would exceed it. One tensor is never split.
     overwrite: replace an existing checkpoint. Files that belong to no checkpoint stay.
     on_progress: called with (bytes of weights written, bytes of weights in total).
 
     config.json is written last, so an interrupted call leaves nothing that loads.
-    Raises CheckpointError if an option is invalid, the disk is too small or the directory is not empty.
+    Raises CheckpointError if an option is invalid, the disk is too small or the directory is not
+    empty.
     """
     if dtype not in _HEADER_NAMES:
         raise CheckpointError(f"dtype is {dtype!r}; it must be one of {', '.join(_HEADER_NAMES)}")
@@ -89,7 +92,8 @@ class _RandomWeights:
         self.total_bytes = sum(self._nbytes(spec) for spec in self._specs.values())
 
     def write(self, directory: Path, max_file_bytes: int, on_progress: Callable[[int, int], None]) -> None:
-        """One model.safetensors if everything fits max_file_bytes, else numbered files and their index."""
+        """One model.safetensors if everything fits max_file_bytes, else numbered files and their
+        index."""
         files = split_into_files({name: self._nbytes(spec) for name, spec in self._specs.items()}, max_file_bytes)
         file_names = write_index(directory, files, self.total_bytes)
         written = 0

@@ -13,7 +13,9 @@ from checkpoint.tensors import INDEX_FILE, SINGLE_FILE
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The hyperparameters in a Llama 4 config.json, under the same names. The defaults are Maverick's.
+    """The hyperparameters in a Llama 4 config.json, under the same names.
+
+    The defaults are Maverick's.
 
     Only rope_scaling differs: config.json has it as part of `rope_parameters`.
     """
@@ -71,7 +73,8 @@ SHAPES: Mapping[str, ModelShape] = {
 def config_json(shape: ModelShape, dtype: str, architecture: str, ids: TokenizerIds | None) -> dict[str, Any]:
     """The contents of config.json, as transformers 5 writes it.
 
-    dtype: of the weights, as torch names it. architecture: one of checkpoint/config.py's ARCHITECTURES.
+    dtype: of the weights, as torch names it. architecture: one of checkpoint/config.py's
+    ARCHITECTURES.
     ids: None omits the tokenizer's fields.
     """
     fields = asdict(shape)
@@ -85,7 +88,8 @@ def config_json(shape: ModelShape, dtype: str, architecture: str, ids: Tokenizer
         text |= token_id_fields(ids)
     if architecture == "Llama4ForCausalLM":
         return {"architectures": [architecture], **text}
-    # The outer flag repeats the inner one because transformers looks at either, depending on the class.
+    # The outer flag repeats the inner one because transformers looks at either, depending on the
+    # class.
     outer = {"tie_word_embeddings": shape.tie_word_embeddings, "dtype": dtype}
     return {"architectures": [architecture], "model_type": "llama4", "text_config": text, **outer}
 
@@ -118,7 +122,10 @@ def write_index(directory: Path, files: Sequence[Sequence[str]], total_bytes: in
 
 
 def split_into_files(tensor_bytes: Mapping[str, int], max_file_bytes: int) -> list[list[str]]:
-    """Distribute tensors, in order, over files of at most max_file_bytes. A larger tensor gets a file of its own."""
+    """Distribute tensors, in order, over files of at most max_file_bytes.
+
+    A larger tensor gets a file of its own.
+    """
     files: list[list[str]] = [[]]
     file_bytes = 0
     for name, nbytes in tensor_bytes.items():

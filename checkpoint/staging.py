@@ -1,4 +1,5 @@
-"""Writes a checkpoint's directory atomically: an interrupted writer leaves nothing that loads as a checkpoint."""
+"""Writes a checkpoint's directory atomically: an interrupted writer leaves nothing that loads as a
+checkpoint."""
 
 import fcntl
 import os
@@ -21,7 +22,8 @@ def staging_directory(directory: Path, needed_bytes: int, overwrite: bool) -> It
     It lies inside `directory`, which may be a mounted volume that cannot be renamed.
     needed_bytes: free space that the disk must have.
     overwrite: replace an existing checkpoint. Files that belong to no checkpoint stay.
-    Raises CheckpointError if `directory` is not empty, not writable, too small, or being written by another process.
+    Raises CheckpointError if `directory` is not empty, not writable, too small, or being written
+    by another process.
     """
     is_new = not directory.exists()
     lock = None
@@ -53,7 +55,8 @@ def staging_directory(directory: Path, needed_bytes: int, overwrite: bool) -> It
 
 
 def _publish(staging: Path, directory: Path) -> None:
-    # The old config.json is removed first and the new one comes last: without it, the directory does not load.
+    # The old config.json is removed first and the new one comes last: without it, the directory
+    # does not load.
     for pattern in _OUR_FILES:
         for old in directory.glob(pattern):
             old.unlink()

@@ -1,8 +1,9 @@
 """Reads tensors, or ranges of their rows, from a directory of safetensors files.
 
-Files are not memory-mapped but read with pread, at the offsets in their headers. A process wants only some rows of a
-tensor (one Maverick expert tensor has 21.5 GB), and `bytes_read` counts exactly what was read. Only the JSON header is
-interpreted, so nothing in a checkpoint is executed. Format: https://github.com/huggingface/safetensors#format
+Files are not memory-mapped but read with pread, at the offsets in their headers. A process wants
+only some rows of a tensor (one Maverick expert tensor has 21.5 GB), and `bytes_read` counts
+exactly what was read. Only the JSON header is interpreted, so nothing in a checkpoint is executed.
+Format: https://github.com/huggingface/safetensors#format
 """
 
 import json
@@ -26,7 +27,10 @@ _MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor is stored. offset: of its first byte in the file. dtype: name in the header, such as BF16."""
+    """Where one tensor is stored.
+
+    offset: of its first byte in the file. dtype: name in the header, such as BF16.
+    """
 
     path: Path
     dtype: str
@@ -40,7 +44,8 @@ class TensorFiles:
     """The safetensors files of one directory.
 
     paths: the readable files. entries: their tensors by name.
-    problems: one line for each missing or damaged file. lost: the tensors that the index places in these files.
+    problems: one line for each missing or damaged file. lost: the tensors that the index places in
+    these files.
     """
 
     paths: tuple[Path, ...]
@@ -49,7 +54,8 @@ class TensorFiles:
     lost: frozenset[str] = frozenset()
 
     def compare(self, config: ModelConfig) -> list[str]:
-        """One line for each tensor or file that is missing, damaged, or unlike what `config` requires."""
+        """One line for each tensor or file that is missing, damaged, or unlike what `config`
+        requires."""
         found = list(self.problems)
         if not self.entries and found:
             return found  # no file is readable: do not list every tensor as missing, too
@@ -66,7 +72,10 @@ class TensorFiles:
 
 
 class Checkpoint:
-    """An open Llama 4 checkpoint directory: its config, and where each tensor is stored. Weights are read on demand."""
+    """An open Llama 4 checkpoint directory: its config, and where each tensor is stored.
+
+    Weights are read on demand.
+    """
 
     def __init__(self, directory: Path, config: ModelConfig, files: TensorFiles) -> None:
         self.directory = directory
@@ -128,7 +137,10 @@ class Checkpoint:
 
 
 def read_tensor_files(directory: Path) -> TensorFiles:
-    """Read the headers of all safetensors files in `directory`. Damaged or missing files are listed, not raised."""
+    """Read the headers of all safetensors files in `directory`.
+
+    Damaged or missing files are listed, not raised.
+    """
     index_path, single = directory / INDEX_FILE, directory / SINGLE_FILE
     try:
         if index_path.exists():
@@ -189,7 +201,10 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def _parse_entry(path: Path, name: str, fields: object, data_start: int, file_size: int) -> TensorEntry:
-    """One tensor's entry in a header, checked against the file. data_start: the byte that offsets are relative to."""
+    """One tensor's entry in a header, checked against the file.
+
+    data_start: the byte that offsets are relative to.
+    """
     match fields:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
             all(isinstance(length, int) and length >= 0 for length in shape) and 0 <= begin <= end

@@ -1,8 +1,8 @@
 """Converts text to token ids and back, by a checkpoint's tokenizer.json.
 
-Llama 4 uses byte-pair encoding over bytes. Each token is a fixed string of bytes, so any text can be encoded and
-decodes to itself. Special tokens such as `<|eot|>` have an id and a name. In a user's text that name is plain text. It
-means the token only in text that the server itself wrote.
+Llama 4 uses byte-pair encoding over bytes. Each token is a fixed string of bytes, so any text can
+be encoded and decodes to itself. Special tokens such as `<|eot|>` have an id and a name. In a
+user's text that name is plain text. It means the token only in text that the server itself wrote.
 """
 
 import json
@@ -28,7 +28,8 @@ class Tokenizer:
 
     vocab_size: the highest token id plus 1.
     bos_token_id: the beginning-of-text token; None if the model has none.
-    max_token_bytes: length of the longest token. N bytes of text are at least N / max_token_bytes tokens.
+    max_token_bytes: length of the longest token. N bytes of text are at least N / max_token_bytes
+    tokens.
     special_tokens: the id of each special token, by name.
     """
 
@@ -40,8 +41,9 @@ class Tokenizer:
         bos_token_id: int | None,
     ) -> None:
         """Use `Tokenizer.open`. token_bytes is indexed by token id; b"" for ids without a token."""
-        # By default `tokenizers` encodes a special token's name in any text as the token. This turns that off.
-        # `encode_with_specials` finds the names itself, so one backend (about 100 MB for Llama 4) serves both.
+        # By default `tokenizers` encodes a special token's name in any text as the token. This
+        # turns that off. `encode_with_specials` finds the names itself, so one backend (about 100
+        # MB for Llama 4) serves both.
         backend.encode_special_tokens = True
         self._backend = backend
         self._token_bytes = token_bytes
@@ -60,9 +62,10 @@ class Tokenizer:
     def open(cls, directory: Path) -> "Tokenizer":
         """Read a checkpoint's tokenizer.json, and find its beginning-of-text token.
 
-        That token is `bos_token` in tokenizer_config.json, as in Hugging Face's tokenizers; null there means none. If
-        the file or the key is absent, it is `bos_token_id` in config.json.
-        Raises CheckpointError if a file is missing, damaged, or describes a tokenizer of another kind.
+        That token is `bos_token` in tokenizer_config.json, as in Hugging Face's tokenizers; null
+        there means none. If the file or the key is absent, it is `bos_token_id` in config.json.
+        Raises CheckpointError if a file is missing, damaged, or describes a tokenizer of another
+        kind.
         """
         path = directory / "tokenizer.json"
         text = read_text(path)
@@ -94,7 +97,9 @@ class Tokenizer:
         return tokenizer
 
     def encode(self, text: str, *, add_bos: bool) -> list[int]:
-        """Encode a user's text: names of special tokens stay plain text. A lone surrogate becomes U+FFFD.
+        """Encode a user's text: names of special tokens stay plain text.
+
+        A lone surrogate becomes U+FFFD.
 
         add_bos: put bos_token_id in front, if the model has one.
         """
@@ -106,7 +111,10 @@ class Tokenizer:
         return [self.bos_token_id, *ids] if add_bos and self.bos_token_id is not None else ids
 
     def encode_with_specials(self, text: str) -> list[int]:
-        """Encode text that the server wrote: the name of a special token becomes that token. No bos is added."""
+        """Encode text that the server wrote: the name of a special token becomes that token.
+
+        No bos is added.
+        """
         ids: list[int] = []
         for part in self.split_specials(text):
             ids += [part] if isinstance(part, int) else self.encode(part, add_bos=False)
@@ -129,7 +137,8 @@ class Tokenizer:
     def special_starts(self, text: str) -> list[int]:
         """Every offset where a special token's name starts, even inside another or cut off by the text's end.
 
-        Trailing white space is ignored for cut-off names: a template may strip it before it appends more text.
+        Trailing white space is ignored for cut-off names: a template may strip it before it
+        appends more text.
         """
         starts = [match.start() for match in self._special_start_pattern.finditer(text)]
         stripped = text.rstrip()
@@ -148,7 +157,8 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes of a token; for a special token, its name.
 
-        Ids without a token give b"": a model may have more ids than its tokenizer, to round up its matrices.
+        Ids without a token give b"": a model may have more ids than its tokenizer, to round up its
+        matrices.
         """
         assert token_id >= 0
         return self._token_bytes[token_id] if token_id < self.vocab_size else b""
@@ -158,12 +168,18 @@ class Tokenizer:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a checkpoint's JSON file. Raises CheckpointError, with the fix, if it is missing or damaged."""
+    """The object in a checkpoint's JSON file.
+
+    Raises CheckpointError, with the fix, if it is missing or damaged.
+    """
     return _parse_json_object(path, read_text(path))
 
 
 def read_text(path: Path) -> str:
-    """The text of a checkpoint's file. Raises CheckpointError, with the fix, if it is missing or damaged."""
+    """The text of a checkpoint's file.
+
+    Raises CheckpointError, with the fix, if it is missing or damaged.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -220,7 +236,8 @@ def _bos_token_id(directory: Path, special_tokens: dict[str, int]) -> int | None
 
 
 def token_name(value: Any) -> str | None:
-    """The name of a token in tokenizer_config.json: a string, an object with `content`, or null (None)."""
+    """The name of a token in tokenizer_config.json: a string, an object with `content`, or null
+    (None)."""
     name = value.get("content") if isinstance(value, dict) else value
     return name if isinstance(name, str) else None
 
@@ -228,8 +245,8 @@ def token_name(value: Any) -> str | None:
 def _longest_match_pattern(names: Iterable[str]) -> str:
     """A regular expression that matches the longest of `names` at an offset.
 
-    It branches letter by letter, which takes 0.02 us at every "<|" of a text. Trying 2048 names in turn takes 10 us,
-    which is seconds for a hostile text.
+    It branches letter by letter, which takes 0.02 us at every "<|" of a text. Trying 2048 names in
+    turn takes 10 us, which is seconds for a hostile text.
     """
     tree: dict[str, Any] = {}
     for name in names:

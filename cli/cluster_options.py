@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that find the deployment. The defaults find what `drover serve` started on this machine."""
+    """Add the flags that find the deployment.
+
+    The defaults find what `drover serve` started on this machine.
+    """
     parser.add_argument(
         "--namespace", default="drover", metavar="NAME", help="ray.namespace of the deployment; default: %(default)s"
     )
@@ -21,12 +24,16 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def connected(args: argparse.Namespace) -> Iterator[bool]:
-    """Connect to the Ray cluster during the block. Yields False if there is none and no address was given."""
+    """Connect to the Ray cluster during the block.
+
+    Yields False if there is none and no address was given.
+    """
     from cluster.local_rays import find_local_ray
 
     local = None if args.ray_address else find_local_ray(args.namespace)
     if local is not None:
-        # A local Ray requires the token that Ray keeps in the user's home. Set this before Ray is imported.
+        # A local Ray requires the token that Ray keeps in the user's home. Set this before Ray is
+        # imported.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from cluster import ray_runtime
     from cluster.config import RayConfig

@@ -1,4 +1,5 @@
-"""Connects `drover generate` and `drover chat` to a server, or to a checkpoint loaded into this process."""
+"""Connects `drover generate` and `drover chat` to a server, or to a checkpoint loaded into this
+process."""
 
 import argparse
 import signal
@@ -49,7 +50,10 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def connected_client(args: argparse.Namespace) -> Iterator[Client]:
-    """A client of the server to ask. A server that was started in this process stops when the block ends."""
+    """A client of the server to ask.
+
+    A server that was started in this process stops when the block ends.
+    """
     with _server(args) as address, Client(address) as client:
         yield client
 
@@ -87,8 +91,8 @@ def _listens(address: str) -> bool:
 def _in_this_process(directory: Path) -> Iterator[str]:
     """Serve a checkpoint on loopback. Yields the address.
 
-    The first Ctrl-C ends the block like any exception. If that takes too long, because a large model is amid a step, a
-    second Ctrl-C kills the process.
+    The first Ctrl-C ends the block like any exception. If that takes too long, because a large
+    model is amid a step, a second Ctrl-C kills the process.
     """
     read_config(directory)  # fails before torch is imported, which takes a second
     with ExitStack() as stack:
@@ -103,7 +107,8 @@ def _in_this_process(directory: Path) -> Iterator[str]:
 
 
 def _serve_checkpoint() -> Callable[..., AbstractContextManager[str]]:
-    """Import the function in a thread: Ctrl-C during torch's imports could get lost, or print a traceback."""
+    """Import the function in a thread: Ctrl-C during torch's imports could get lost, or print a
+    traceback."""
 
     def imported() -> Callable[..., AbstractContextManager[str]]:
         from frontend.in_process.server import serve_checkpoint

@@ -1,4 +1,5 @@
-"""`drover demo`: serves a small model on this machine, talks to it, and stops: the whole system in a minute."""
+"""`drover demo`: serves a small model on this machine, talks to it, and stops: the whole system in
+a minute."""
 
 import argparse
 import sys
@@ -36,7 +37,8 @@ examples:
   drover demo --checkpoint /models/my-llama4 --prompt "Once upon a time"
 """
 DEPLOYMENT = Path(__file__).parent.parent / "deploy" / "local.yaml"
-# The first three are in the embedded model's glossary, in the words it was trained with. The fourth is not.
+# The first three are in the embedded model's glossary, in the words it was trained with. The
+# fourth is not.
 QUESTIONS = (
     "What is photosynthesis?",
     "What is expert parallelism?",

@@ -1,4 +1,5 @@
-"""Ctrl-C while an answer streams: cancels the call instead of raising KeyboardInterrupt at any line."""
+"""Ctrl-C while an answer streams: cancels the call instead of raising KeyboardInterrupt at any
+line."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -9,14 +10,17 @@ from client import ClientError, DeltaStream
 
 @contextmanager
 def cancelled_by_ctrl_c(start: Callable[[], DeltaStream]) -> Iterator[DeltaStream]:
-    """A stream that Ctrl-C cancels. KeyboardInterrupt is raised when the block ends. Closes the stream.
+    """A stream that Ctrl-C cancels.
 
-    If it were raised at once, it could strike inside gRPC just after a lock is taken. The lock would then never be
-    released, and the next call on the channel would wait for ever. gRPC's own examples also cancel from the signal
-    handler (examples/python/cancellation).
+    KeyboardInterrupt is raised when the block ends. Closes the stream.
 
-    A second Ctrl-C before the block ends is raised at once, in case the block waits for something else. Where Ctrl-C is
-    ignored, as in a script's background job, it stays ignored. For the main thread only, which gets Python's signals.
+    If it were raised at once, it could strike inside gRPC just after a lock is taken. The lock
+    would then never be released, and the next call on the channel would wait for ever. gRPC's own
+    examples also cancel from the signal handler (examples/python/cancellation).
+
+    A second Ctrl-C before the block ends is raised at once, in case the block waits for something
+    else. Where Ctrl-C is ignored, as in a script's background job, it stays ignored. For the main
+    thread only, which gets Python's signals.
     """
     pressed = False
     stream: DeltaStream | None = None

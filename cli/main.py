@@ -5,10 +5,11 @@ Each subcommand is a module of this folder with the same name. It has two functi
     add_parser(subparsers)    adds its ArgumentParser with help and an example
     run(args) -> int          runs it; returns the exit code
 
-Modules are light to import. Heavy packages (ray, torch) are imported inside `run`, so `drover generate` and
-`drover --help` start at once, and work where neither is installed.
+Modules are light to import. Heavy packages (ray, torch) are imported inside `run`, so `drover
+generate` and `drover --help` start at once, and work where neither is installed.
 
-Exit codes: 0 success, 1 failure (stderr says why), 2 wrong usage, 130 Ctrl-C, 141 the reader of stdout has closed it.
+Exit codes: 0 success, 1 failure (stderr says why), 2 wrong usage, 130 Ctrl-C, 141 the reader of
+stdout has closed it.
 """
 
 import argparse

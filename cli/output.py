@@ -88,8 +88,9 @@ def answers_for(args: argparse.Namespace) -> list[Answer]:
 def show(start: Callable[[], DeltaStream], answers: Sequence[Answer], args: argparse.Namespace) -> None:
     """Start the stream, collect its deltas in `answers`, and print them as the flags ask.
 
-    Several answers are printed one after the other, each below a line with its number. The first is streamed. The
-    stream is closed in any case, and an unfinished line is ended. Raises KeyboardInterrupt once the stream is closed.
+    Several answers are printed one after the other, each below a line with its number. The first
+    is streamed. The stream is closed in any case, and an unfinished line is ended. Raises
+    KeyboardInterrupt once the stream is closed.
     """
     shown = None if args.json else _Shown(len(answers))
     try:

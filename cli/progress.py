@@ -1,4 +1,5 @@
-"""Shows the progress of a start: its stages, and a bar with loaded bytes for each router and shard."""
+"""Shows the progress of a start: its stages, and a bar with loaded bytes for each router and
+shard."""
 
 import sys
 import time

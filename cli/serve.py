@@ -87,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def interrupt_on_signals(ending: threading.Event) -> None:
-    """Make SIGTERM interrupt like Ctrl-C. Once `ending` is set, the clean-up runs and both are ignored."""
+    """Make SIGTERM interrupt like Ctrl-C.
+
+    Once `ending` is set, the clean-up runs and both are ignored.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         if not ending.is_set():

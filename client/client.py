@@ -28,7 +28,10 @@ _LOOPBACK = ("127.", "localhost", "[::1]")
 
 
 class DeltaStream(Iterator[Delta]):
-    """The deltas of a call's answers, as they are made. `close`, or the end of its `with` block, cancels the rest."""
+    """The deltas of a call's answers, as they are made.
+
+    `close`, or the end of its `with` block, cancels the rest.
+    """
 
     def __init__(self, call: Any, address: str, answers: int = 1) -> None:
         self._call = call
@@ -37,7 +40,10 @@ class DeltaStream(Iterator[Delta]):
         self._closed = False
 
     def __next__(self) -> Delta:
-        """The next delta. Each answer's last one has a finish_reason. Raises ClientError if the server failed."""
+        """The next delta.
+
+        Each answer's last one has a finish_reason. Raises ClientError if the server failed.
+        """
         if self._closed:
             raise StopIteration
         try:
@@ -53,7 +59,10 @@ class DeltaStream(Iterator[Delta]):
         return delta
 
     def close(self) -> None:
-        """Cancel the rest. The server frees the request's memory within one step. Harmless after the end."""
+        """Cancel the rest.
+
+        The server frees the request's memory within one step. Harmless after the end.
+        """
         self._closed = True
         self._call.cancel()
 
@@ -67,7 +76,8 @@ class DeltaStream(Iterator[Delta]):
 class Client:
     """A connection to one server, opened by the first call. Threads may share it.
 
-    Every method takes `timeout_s` for the whole call; None waits for ever. Errors are ClientErrors (client/errors.py).
+    Every method takes `timeout_s` for the whole call; None waits for ever. Errors are ClientErrors
+    (client/errors.py).
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
@@ -104,7 +114,8 @@ class Client:
     ) -> DeltaStream:
         """Continue a prompt: text, or token ids, which are used unchanged.
 
-        With n above 1 the deltas of all answers arrive interleaved. `Delta.index` says which answer each belongs to.
+        With n above 1 the deltas of all answers arrive interleaved. `Delta.index` says which
+        answer each belongs to.
         """
         request = pb.GenerateRequest(model=model, sampling=_sampling(sampling))
         if isinstance(prompt, str):
@@ -154,7 +165,10 @@ class Client:
         return model_info_of(self._call(self._inference.GetModelInfo, request, timeout_s))
 
     def health(self, service: str = INFERENCE, *, timeout_s: float | None = None) -> str:
-        """The health of a service: "SERVING" or "NOT_SERVING". Service "" is the server as a whole."""
+        """The health of a service: "SERVING" or "NOT_SERVING".
+
+        Service "" is the server as a whole.
+        """
         request = health_pb2.HealthCheckRequest(service=service)
         reply: health_pb2.HealthCheckResponse = self._call(self._health.Check, request, timeout_s)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))

@@ -18,7 +18,10 @@ class Message(NamedTuple):
 
 
 class Sampling(TypedDict, total=False):
-    """Keyword arguments of `generate` and `chat`. Missing ones, and None, mean the server's default."""
+    """Keyword arguments of `generate` and `chat`.
+
+    Missing ones, and None, mean the server's default.
+    """
 
     max_tokens: int | None
     temperature: float | None
@@ -49,7 +52,8 @@ class TokenAlternative:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log-probability of a generated token, and the most likely tokens at its position, most likely first."""
+    """The log-probability of a generated token, and the most likely tokens at its position, most
+    likely first."""
 
     token_id: int
     logprob: float
@@ -58,7 +62,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class PromptLogprob:
-    """The log-probability of a prompt token (None for the first), and the most likely tokens at its position."""
+    """The log-probability of a prompt token (None for the first), and the most likely tokens at
+    its position."""
 
     token_id: int
     logprob: float | None
@@ -67,7 +72,10 @@ class PromptLogprob:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of an answer. cached_tokens: prompt tokens found in the prefix cache, which were not computed again."""
+    """Tokens of an answer.
+
+    cached_tokens: prompt tokens found in the prefix cache, which were not computed again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -81,7 +89,8 @@ class Delta:
     index: number of the answer, below n.
     finish_reason ("stop" or "length") and usage: only in the last delta of each answer.
     stop_string, stop_token_id: what stopped the answer, also in its last delta; at most one is set.
-    logprobs, prompt_logprobs: empty unless asked for. prompt_logprobs arrive in parts, with the deltas of answer 0.
+    logprobs, prompt_logprobs: empty unless asked for. prompt_logprobs arrive in parts, with the
+    deltas of answer 0.
     """
 
     request_id: str

@@ -20,7 +20,10 @@ Bytes = Annotated[int, Field(gt=0)]
 
 
 class ConfigError(DroverError):
-    """A deployment file has a wrong key or value. The message names the key, the value and the valid values."""
+    """A deployment file has a wrong key or value.
+
+    The message names the key, the value and the valid values.
+    """
 
 
 class _Section(BaseModel):
@@ -30,8 +33,8 @@ class _Section(BaseModel):
 class RayConfig(_Section):
     """Which Ray to run on.
 
-    address: "local" starts a Ray that belongs to the serving process. "auto" joins the cluster that runs on this
-    machine, host:port joins the cluster there.
+    address: "local" starts a Ray that belongs to the serving process. "auto" joins the cluster
+    that runs on this machine, host:port joins the cluster there.
     num_cpus, num_gpus: resources of a local Ray. Default: those of the machine.
     """
 
@@ -45,9 +48,9 @@ class PartConfig(_Section):
     """Resources of one actor: the router, or one shard.
 
     cpus, gpus: reserved in Ray; fractions are allowed.
-    threads: compute threads. Default: all cores of its machine for the router; an equal share of them for each shard
-    there. Router and shards do not compete for cores, because they take turns. The exception is the shared expert,
-    which the router computes while it waits for the shards.
+    threads: compute threads. Default: all cores of its machine for the router; an equal share of
+    them for each shard there. Router and shards do not compete for cores, because they take turns.
+    The exception is the shared expert, which the router computes while it waits for the shards.
     device: where it computes.
     """
 
@@ -64,7 +67,10 @@ class PartConfig(_Section):
 
 
 class ShardsConfig(PartConfig):
-    """The expert shards. count: number of shards. Each layer's experts are spread evenly over them."""
+    """The expert shards.
+
+    count: number of shards. Each layer's experts are spread evenly over them.
+    """
 
     cpus: Annotated[float, Field(ge=0)] = 0.5
     count: Annotated[int, Field(ge=1)] = 2
@@ -100,9 +106,11 @@ class EngineConfig(_Section):
     max_waiting: requests in the queue. Further requests are refused with a retry hint.
     max_step_tokens: tokens in one step, prompts and decoding together. At least max_running.
     kv_bytes: KV cache of all running requests together. Default: 1 GiB.
-    kv_share: the same, as a share of the memory that is free on the router's device after loading. Set one of the two.
+    kv_share: the same, as a share of the memory that is free on the router's device after loading.
+    Set one of the two.
     prefix_cache: keep the KV cache of ended requests for requests with the same prefix.
-    prefill_slowdown: how many times as long a decoding step may take because of long prompts. null: no limit.
+    prefill_slowdown: how many times as long a decoding step may take because of long prompts.
+    null: no limit.
     max_context_tokens: prompt and completion together. Default: all positions of the model.
     """
 
@@ -141,7 +149,8 @@ class FrontendConfig(_Section):
     host: address on which gRPC and HTTP listen. The default is reachable from this machine only.
     http_port: port of GET /metrics, for Prometheus.
     replicas: frontend processes.
-    grace_s: a frontend that is silent for this long counts as gone. The router then cancels its requests.
+    grace_s: a frontend that is silent for this long counts as gone. The router then cancels its
+    requests.
     """
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
@@ -194,7 +203,8 @@ SECTIONS = ("ray", "router", "shards", "links", "engine", "frontend")
 def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConfig:
     """Read and validate the file. Raises ConfigError.
 
-    A relative `checkpoint` in the file is relative to the file; in an override, to the working directory.
+    A relative `checkpoint` in the file is relative to the file; in an override, to the working
+    directory.
     overrides: "section.key=value" each, with the value in YAML. They replace the file's values.
     """
     try:

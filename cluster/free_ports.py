@@ -1,6 +1,7 @@
 """Finds free ports below 32768, where Linux does not pick ports for outgoing connections.
 
-Asking the system for any free port (port 0) is not safe: an outgoing connection may take that port before we open it.
+Asking the system for any free port (port 0) is not safe: an outgoing connection may take that port
+before we open it.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Starts and stops a deployment: a placement group, detached named actors, links, and the Serve application."""
+"""Starts a deployment: placement group, detached named actors, links, and the Serve application."""
 
 import socket
 import time
@@ -39,7 +39,10 @@ MIN_CPUS = 0.001
 
 
 class StartError(DroverError):
-    """The deployment could not be started; nothing of it is left running. The message names the part and the cause."""
+    """The deployment could not be started; nothing of it is left running.
+
+    The message names the part and the cause.
+    """
 
 
 class Progress(Protocol):
@@ -66,8 +69,8 @@ class Deployment:
 def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     """Connect to Ray and start the deployment. Returns once the model answers over gRPC.
 
-    Raises DroverError. What was started on a running cluster is removed first. A local Ray is not: the caller ends it,
-    with everything in it, by `ray_runtime.disconnect`.
+    Raises DroverError. What was started on a running cluster is removed first. A local Ray is not:
+    the caller ends it, with everything in it, by `ray_runtime.disconnect`.
     """
     checkpoint = check(config)
     if "cuda" in (config.router.device, config.shards.device):
@@ -97,7 +100,10 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
 
 
 def check(config: DeploymentConfig) -> Checkpoint:
-    """Check the checkpoint, the config and the ports before anything is started. Raises DroverError."""
+    """Check the checkpoint, the config and the ports before anything is started.
+
+    Raises DroverError.
+    """
     checkpoint = Checkpoint.open(config.checkpoint)
     Tokenizer.open(config.checkpoint)
     ChatTemplate.open(config.checkpoint)
@@ -199,7 +205,8 @@ def _create(
         "num_cpus": max(part.cpus, MIN_CPUS),
         "num_gpus": part.gpus,
         "max_restarts": -1,
-        # A shard's actor has threads. A router's has coroutines, and each frontend keeps one pull waiting there.
+        # A shard's actor has threads. A router's has coroutines, and each frontend keeps one pull
+        # waiting there.
         "max_concurrency": 8 if cls is ShardActor else 1000,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         "runtime_env": {"env_vars": WAITING_THREADS},
@@ -220,7 +227,8 @@ def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: floa
                 what = f"is {summaries[name]}" if name in summaries else "did not start"
                 raise StartError(f"not all was loaded in time (start_timeout_s): {name} {what}") from None
             except ray.exceptions.RayActorError as error:
-                # Ray would restart it for ever: what kills an actor while it loads, mostly memory, does so each time.
+                # Ray would restart it for ever: what kills an actor while it loads, mostly memory,
+                # does so each time.
                 raise StartError(f"{name} died while starting: {_first_line(error)}") from None
             progress.loading(name, state)
             summaries[name] = state.summary
@@ -236,7 +244,10 @@ def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: floa
 
 
 def _wait_until(missing: Callable[[], str], deadline: float, what: str) -> None:
-    """Poll until `missing` returns an empty string. Raises StartError with `what` and its last answer."""
+    """Poll until `missing` returns an empty string.
+
+    Raises StartError with `what` and its last answer.
+    """
     while reason := missing():
         if time.monotonic() > deadline:
             raise StartError(f"{what} (start_timeout_s): {reason}")

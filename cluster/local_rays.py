@@ -1,6 +1,7 @@
 """Addresses of the local Rays that `drover serve` runs on this machine, for `drover status` and `drover stop`.
 
-Each serving process writes one small file in ~/.drover/, named by namespace and process id. Plain Python without Ray.
+Each serving process writes one small file in ~/.drover/, named by namespace and process id. Plain
+Python without Ray.
 """
 
 import json
@@ -25,7 +26,10 @@ def forget_local_ray() -> None:
 
 
 def find_local_ray(namespace: str) -> str | None:
-    """The address of the local Ray that serves `namespace`, or None. Removes files of processes that are gone."""
+    """The address of the local Ray that serves `namespace`, or None.
+
+    Removes files of processes that are gone.
+    """
     for path in sorted(_folder().glob(f"{namespace}.*.json")):
         try:
             note = json.loads(path.read_text())

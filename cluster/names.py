@@ -11,7 +11,10 @@ def shard_name(shard: int) -> str:
 
 
 def app_name(namespace: str) -> str:
-    """Name of the Serve application and of the placement group. Ray's namespaces do not separate these."""
+    """Name of the Serve application and of the placement group.
+
+    Ray's namespaces do not separate these.
+    """
     return f"drover.{namespace}"
 
 

@@ -22,12 +22,14 @@ class NoRay(DroverError):
 def connect(config: RayConfig) -> None:
     """Start a local Ray, or join the cluster at config.address. Raises DroverError if there is none.
 
-    Does nothing if this process is connected already. `disconnect` ends a local Ray and everything in it.
+    Does nothing if this process is connected already. `disconnect` ends a local Ray and everything
+    in it.
     """
     if ray.is_initialized():
         return
-    # With HAProxy, gRPC streams through Serve are about ten times as fast as with Serve's Python proxy: 9,000-34,000
-    # messages/s against 1,100-3,700 on 2 cores. The nodes of a running cluster must be started with the same setting.
+    # With HAProxy, gRPC streams through Serve are about ten times as fast as with Serve's Python
+    # proxy: 9,000-34,000 messages/s against 1,100-3,700 on 2 cores. The nodes of a running cluster
+    # must be started with the same setting.
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _mute_raylet()
@@ -65,8 +67,8 @@ def disconnect() -> None:
 def _mute_raylet() -> None:
     """Keep the raylet's messages off the terminal, such as one about Serve's controller at every shutdown.
 
-    log_to_driver=False silences the actors' logs only. Errors still reach the user as exceptions, and all messages stay
-    in Ray's logs.
+    log_to_driver=False silences the actors' logs only. Errors still reach the user as exceptions,
+    and all messages stay in Ray's logs.
     """
 
     def discard(data: object, ignore_prefix: bool) -> None:
@@ -89,8 +91,8 @@ def _address_of_this_machine() -> str:
 def _serve_ports() -> dict[str, str]:
     """Environment variables with free ports for what Serve opens besides the configured ports.
 
-    By default Serve uses the same fixed ports on every cluster, and replicas open them shared. With two clusters on one
-    machine, the kernel would send some requests to the wrong cluster.
+    By default Serve uses the same fixed ports on every cluster, and replicas open them shared.
+    With two clusters on one machine, the kernel would send some requests to the wrong cluster.
     """
     per_protocol = 24
     base = free_serve_ports(4 + 2 * per_protocol)[0]

@@ -13,7 +13,8 @@ TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class PartStatus:
-    """The answer of one router or shard. state and stats: None if it did not answer; `error` then says why."""
+    """The answer of one router or shard. state and stats: None if it did not answer; `error` then
+    says why."""
 
     name: str
     state: ActorState | None

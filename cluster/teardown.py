@@ -11,13 +11,19 @@ from cluster.names import actor_names, app_name
 
 
 def end(config: DeploymentConfig) -> None:
-    """Remove what `launch.start` created. With a local Ray there is nothing to do: all of it ends with that Ray."""
+    """Remove what `launch.start` created.
+
+    With a local Ray there is nothing to do: all of it ends with that Ray.
+    """
     if config.ray.address != "local":
         stop(config.ray.namespace)
 
 
 def stop(namespace: str) -> list[str]:
-    """Remove the Serve application, actors and placement group of `namespace`. Returns the names of removed parts."""
+    """Remove the Serve application, actors and placement group of `namespace`.
+
+    Returns the names of removed parts.
+    """
     removed = []
     if app_name(namespace) in serve_applications():
         serve.shutdown()

@@ -8,12 +8,15 @@ from router.schedule.limits import DEFAULT_KV_BYTES, GIB
 
 
 class NoRoom(DroverError):
-    """The requested KV cache does not fit beside the weights, or a share is requested and free memory is unknown."""
+    """The requested KV cache does not fit beside the weights, or a share is requested and free
+    memory is unknown."""
 
 
 @dataclass(frozen=True)
 class KvBudget:
-    """What the deployment file asks for: `bytes` or `share`, never both. With neither, DEFAULT_KV_BYTES.
+    """What the deployment file asks for: `bytes` or `share`, never both.
+
+    With neither, DEFAULT_KV_BYTES.
 
     share: fraction (0 to 1) of the device's memory that is free once the weights are loaded.
     """
@@ -25,7 +28,9 @@ class KvBudget:
         assert self.bytes is None or self.share is None
 
     def resolve(self, layout: KvLayout, free_bytes: int | None, weight_bytes: int) -> int:
-        """The cache's size in bytes, a whole number of units. Raises NoRoom, naming the key and the sizes.
+        """The cache's size in bytes, a whole number of units.
+
+        Raises NoRoom, naming the key and the sizes.
 
         free_bytes: None if unknown. Then a share is refused, and a number of bytes is taken as given.
         Example: with 24 GiB free, a share of 0.5 gives 12 GiB, and bytes = 32 GiB is refused.

@@ -17,8 +17,8 @@ from experts.placement import Placement
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-# "Recent" is an exponential window: tokens from t seconds ago count exp(-t / WINDOW_S). At a steady rate the sum is
-# what an expert gets in WINDOW_S.
+# "Recent" is an exponential window: tokens from t seconds ago count exp(-t / WINDOW_S). At a
+# steady rate the sum is what an expert gets in WINDOW_S.
 WINDOW_S = 60.0
 # Counts are added to the window this often. All that arrive in between count as equally old.
 FOLD_S = 1.0
@@ -43,10 +43,11 @@ class ExpertLoadSummary:
     """The load of all experts of all layers, in a fixed number of figures.
 
     hottest: at most HOTTEST experts.
-    ratio_counts: a histogram with RATIO_BOUNDS. It counts (layer, expert) by load over the mean load of the layer.
+    ratio_counts: a histogram with RATIO_BOUNDS. It counts (layer, expert) by load over the mean
+    load of the layer.
     ratio_sum: the sum of these ratios.
-    balance_worst, balance_mean: minimum and mean over layers of mean load / largest load. 1 is even; 1 / E is
-    everything on one expert.
+    balance_worst, balance_mean: minimum and mean over layers of mean load / largest load. 1 is
+    even; 1 / E is everything on one expert.
     """
 
     hottest: tuple[HotExpert, ...]
@@ -59,23 +60,26 @@ class ExpertLoadSummary:
 class ExpertLoad:
     """Tokens by (layer, expert), and rows by shard: totals and recent load.
 
-    `start_step`, `count` and `end_step` are for the engine's thread, everything else is for any one thread. Each
-    number is right by itself.
+    `start_step`, `count` and `end_step` are for the engine's thread, everything else is for any
+    one thread. Each number is right by itself.
     """
 
     def __init__(self, placement: Placement, clock: Callable[[], float] = time.monotonic) -> None:
         self.layers = tuple(placement.shards_of)
         self.rows_of_shard = [0] * placement.num_shards
-        """(token, expert) pairs sent to each shard since the start, including those of failed steps."""
+        """(token, expert) pairs sent to each shard since the start, including those of failed
+        steps."""
         self._clock = clock
         num_experts = max((len(by_expert) for by_expert in placement.shards_of.values()), default=0)
         self.tokens_LE: Counts = np.zeros((len(self.layers), num_experts), dtype=np.int64)
         """Since the start."""
         self._tokens_of = {layer: self.tokens_LE[index] for index, layer in enumerate(self.layers)}
         self._step: deque[tuple[int, Counts, Counts]] = deque(maxlen=MAX_LAYERS)
-        # A bare deque.append: counts are added after the step. Within it, each addition takes 5 us with cold caches.
+        # A bare deque.append: counts are added after the step. Within it, each addition takes 5 us
+        # with cold caches.
         self.count: Callable[[tuple[int, Counts, Counts]], None] = self._step.append
-        """count((layer, tokens, rank_E)): a step's tokens for each expert; those of expert e are tokens[rank_E[e]]."""
+        """count((layer, tokens, rank_E)): a step's tokens for each expert; those of expert e are
+        tokens[rank_E[e]]."""
         self._counted_s = clock()
         # (time, recent load at that time, totals included in it), replaced as one object.
         self._folded = (clock(), np.zeros(self.tokens_LE.shape), self.tokens_LE.copy())
@@ -87,7 +91,10 @@ class ExpertLoad:
         self._step.clear()
 
     def end_step(self) -> None:
-        """Add the step's counts to the totals. Called after each step that did not fail, by the thread that counts."""
+        """Add the step's counts to the totals.
+
+        Called after each step that did not fail, by the thread that counts.
+        """
         for layer, tokens, rank_E in self._step:
             total_E = self._tokens_of[layer]
             total_E += tokens[rank_E]
@@ -98,12 +105,16 @@ class ExpertLoad:
             self._folded = (now_s, self._recent(now_s, tokens_LE), tokens_LE)
 
     def summary(self) -> ExpertLoadSummary | None:
-        """The recent load, or None if there was none. For one thread only: it remembers which experts were hot."""
+        """The recent load, or None if there was none.
+
+        For one thread only: it remembers which experts were hot.
+        """
         now_s = self._clock()
         recent_LE = self._recent(now_s, self.tokens_LE)
         if recent_LE.sum() < 1.0:
             return None
-        # Each label ever shown is one more time series, so at most HOTTEST new ones are shown per window.
+        # Each label ever shown is one more time series, so at most HOTTEST new ones are shown per
+        # window.
         if now_s - self._hot_since_s >= WINDOW_S:
             self._hot = hottest(recent_LE.ravel(), self._hot, HOTTEST)
             self._hot_since_s = now_s
@@ -129,7 +140,10 @@ class ExpertLoad:
 
 
 def decayed(recent: Floats, added: Counts | int, elapsed_s: float) -> Floats:
-    """The window after elapsed_s more seconds, plus `added`. Example: after 60 s, 100 has become 100 / e = 37."""
+    """The window after elapsed_s more seconds, plus `added`.
+
+    Example: after 60 s, 100 has become 100 / e = 37.
+    """
     return recent * math.exp(-elapsed_s / WINDOW_S) + added
 
 
@@ -138,7 +152,8 @@ def hottest(recent: Floats, shown: Sequence[int], count: int) -> tuple[int, ...]
 
     An index in `shown` stays while it ranks in the top 2 * count; the rest are the highest loads.
 
-    recent: loads, flat. Example: of (5, 9, 8, 7) with count 1, index 1 is shown. If index 2 was shown, it stays.
+    recent: loads, flat. Example: of (5, 9, 8, 7) with count 1, index 1 is shown. If index 2 was
+    shown, it stays.
     """
     ranked = [int(index) for index in np.argsort(-recent, kind="stable")[: 2 * count] if recent[index] > 0]
     stay = [index for index in shown if index in ranked]

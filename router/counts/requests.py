@@ -1,6 +1,7 @@
 """What an engine counts, as plain data without Prometheus. It can be sent to other processes.
 
-One thread counts; any thread may take a snapshot. Each number is right by itself, but two may be one step apart.
+One thread counts; any thread may take a snapshot. Each number is right by itself, but two may be
+one step apart.
 """
 
 from bisect import bisect_left
@@ -14,8 +15,8 @@ from router.counts.step_clock import Phase
 CANCELLED = "cancelled"
 ENDINGS = ("stop", "length", CANCELLED, "deadline", "refused", "error")
 
-# Upper bounds of buckets, in seconds. A token takes from below a millisecond (a tiny model) to seconds (a large one
-# beside long prompts). A request takes from one such step to many minutes.
+# Upper bounds of buckets, in seconds. A token takes from below a millisecond (a tiny model) to
+# seconds (a large one beside long prompts). A request takes from one such step to many minutes.
 STEP_BOUNDS_S = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0,
 )  # fmt: skip
@@ -28,7 +29,10 @@ LENGTH_BOUNDS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 
 
 class Histogram:
-    """counts[i]: observed values above bounds[i - 1] and at most bounds[i]. The last entry: values above all bounds."""
+    """counts[i]: observed values above bounds[i - 1] and at most bounds[i].
+
+    The last entry: values above all bounds.
+    """
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
@@ -54,9 +58,10 @@ class Histogram:
 class EngineStats:
     """Counters since the start, and the current state.
 
-    prompt_tokens: prompt tokens computed. Tokens recomputed after a preemption count again; those found in the prefix
-    cache do not count.
-    kv_bytes_used, kv_bytes_cached, kv_bytes_total: KV cache held by running requests, kept as prefix cache, and all.
+    prompt_tokens: prompt tokens computed. Tokens recomputed after a preemption count again; those
+    found in the prefix cache do not count.
+    kv_bytes_used, kv_bytes_cached, kv_bytes_total: KV cache held by running requests, kept as
+    prefix cache, and all.
     prefix_queried_tokens, prefix_hit_tokens: prompt tokens looked up in the prefix cache, and found.
     """
 
@@ -75,7 +80,10 @@ class EngineStats:
 
 @dataclass
 class _Times:
-    """Times of one request, in seconds of one clock. last_s: of its newest token. tokens: made so far."""
+    """Times of one request, in seconds of one clock.
+
+    last_s: of its newest token. tokens: made so far.
+    """
 
     arrived_s: float
     started_s: float | None = None
@@ -85,7 +93,9 @@ class _Times:
 
 @dataclass
 class RequestMetrics:
-    """Times and lengths of all requests, from arrival to end. Histograms are in seconds, lengths in tokens.
+    """Times and lengths of all requests, from arrival to end.
+
+    Histograms are in seconds, lengths in tokens.
 
     ended: requests by ending, one of ENDINGS.
     """

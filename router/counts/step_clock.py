@@ -16,19 +16,24 @@ MAX_MARKS = 4096
 class StepClock:
     """A stopwatch: at any time of a step exactly one phase runs.
 
-    schedule: choosing the step's tokens. attention: norm, projections and attention. dispatch: norm, expert gate,
-    sorting, sending; over LocalLinks, which compute when asked, also the experts themselves. expert_wait: in `combine`,
-    after the shared expert, until the last shard's reply is back in order. sample: output head, sampler,
-    log-probabilities. other: embedding, dense MLPs, shared experts, handing out tokens.
-    On CUDA a phase is the time in which its kernels are queued. The phase that first needs a result pays for the wait:
-    dispatch, which must know how many rows go where, or sample.
+    schedule: choosing the step's tokens.
+    attention: norm, projections and attention.
+    dispatch: norm, expert gate, sorting, sending. LocalLinks compute when asked, so over these it
+    includes the experts.
+    expert_wait: in `combine`, after the shared expert, until all replies are back in order.
+    sample: output head, sampler, log-probabilities.
+    other: embedding, dense MLPs, shared experts, handing out tokens.
+
+    On CUDA a phase is the time in which its kernels are queued. The phase that first needs a result
+    pays for the wait: dispatch, which must know how many rows go where, or sample.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
         """Since the start, by phase."""
         self._marks: deque[tuple[Phase, float]] = deque(maxlen=MAX_MARKS)
-        # A bare deque.append: with cold caches, between large products, a Python function takes 1 us per mark.
+        # A bare deque.append: with cold caches, between large products, a Python function takes 1
+        # us per mark.
         self.mark: Callable[[tuple[Phase, float]], None] = self._marks.append
         """mark((phase, perf_counter())): ends the current phase and begins `phase`."""
 

@@ -1,8 +1,9 @@
 """The tokens that a row may draw with their probabilities, and the draw.
 
-Temperature comes first, then top_k, then top_p over what top_k kept, then min_p relative to the most likely token. This
-is the order of transformers' TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper and MinPLogitsWarper. One
-difference: of equal logits at the border of top_k exactly k are kept, those with the lowest token ids.
+Temperature comes first, then top_k, then top_p over what top_k kept, then min_p relative to the
+most likely token. This is the order of transformers' TemperatureLogitsWarper, TopKLogitsWarper,
+TopPLogitsWarper and MinPLogitsWarper. Only equal logits at the border of top_k differ: exactly k
+are kept, those with the lowest token ids.
 
 A row's candidates depend on its own logits and parameters only.
 
@@ -18,8 +19,8 @@ import torch
 from router.request import SamplingParams
 
 _TINY = torch.finfo(torch.float32).tiny  # lowest temperature: float32 would round a lower one to zero
-# How many of a row's most likely tokens are looked at first. They nearly always include all candidates, and finding
-# them is faster than sorting the vocabulary.
+# How many of a row's most likely tokens are looked at first. They nearly always include all
+# candidates, and finding them is faster than sorting the vocabulary.
 _FIRST_LOOK = 128
 _BLOCK = 256
 
@@ -55,10 +56,12 @@ def candidates(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: 
 
 
 def draw(found: Candidates, uniforms: Sequence[float]) -> list[int]:
-    """One token per row: the first whose cumulative weight exceeds uniform * total weight; uniform is in [0, 1)."""
+    """One token per row: the first whose cumulative weight exceeds uniform * total weight; uniform
+    is in [0, 1)."""
     weight_RN = found.weight_RN
     device, width = weight_RN.device, weight_RN.shape[-1]
-    # Find the block first, then the column in it. One float64 cumsum over the vocabulary takes ten times as long.
+    # Find the block first, then the column in it. One float64 cumsum over the vocabulary takes ten
+    # times as long.
     sum_RB = _block_sums(weight_RN)
     sums_RB = sum_RB.cumsum(-1)
     target_R1 = _column(uniforms, device, torch.float64) * sums_RB[:, -1:]
@@ -67,7 +70,8 @@ def draw(found: Candidates, uniforms: Sequence[float]) -> list[int]:
     column_RN = block_R1 * _BLOCK + torch.arange(_BLOCK, device=device)
     in_block_RN = weight_RN.gather(1, column_RN.clamp(max=width - 1)).double()
     within_RN = in_block_RN.where(column_RN < width, 0.0).cumsum(-1)
-    # Rounding may put the target at the end of the block, where no column exceeds it. Keep it just below.
+    # Rounding may put the target at the end of the block, where no column exceeds it. Keep it just
+    # below.
     last_R1 = torch.nextafter(within_RN[:, -1:], torch.zeros_like(target_R1))
     chosen_R1 = column_RN.gather(1, torch.searchsorted(within_RN, target_R1.minimum(last_R1), right=True))
     if found.token_id_RN is not None:
@@ -84,7 +88,8 @@ def _likeliest(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: 
     if looking:
         logit_RN, token_id_RN = _sorted_top(_of(logits_RV, looking), _FIRST_LOOK)
         weight_RN = _kept(logit_RN, [params[row] for row in looking], [total[row] for row in looking])
-        # If a kept token equals the last one looked at, tokens beyond may equal it too. Then look at the whole row.
+        # If a kept token equals the last one looked at, tokens beyond may equal it too. Then look
+        # at the whole row.
         unclear_R = ((weight_RN > 0) & (logit_RN == logit_RN[:, -1:])).any(dim=-1).tolist()
         clear = [i for i, unclear in enumerate(unclear_R) if not unclear]
         if clear:
@@ -108,7 +113,10 @@ def _border(
 
 
 def _largest(logits_RV: torch.Tensor, least_R1: torch.Tensor, count_R1: torch.Tensor) -> torch.Tensor:
-    """A mask of the `count` largest logits; `least` is the smallest of them. Of its equals the lowest ids are kept."""
+    """A mask of the `count` largest logits; `least` is the smallest of them.
+
+    Of its equals the lowest ids are kept.
+    """
     keep_RV = logits_RV >= least_R1
     if bool((keep_RV.sum(dim=-1, keepdim=True) > count_R1).any()):
         larger_RV = logits_RV > least_R1
@@ -158,7 +166,10 @@ def _sorted_top(logits_RV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch
 
 
 def _sorted(logits_RV: torch.Tensor) -> torch.Tensor:
-    """All logits, largest first. On a CPU numpy is twenty times as fast as torch: it computes no indices."""
+    """All logits, largest first.
+
+    On a CPU numpy is twenty times as fast as torch: it computes no indices.
+    """
     if logits_RV.is_cpu:
         return torch.from_numpy(np.sort(logits_RV.numpy(), axis=-1)).flip(-1)
     return logits_RV.sort(dim=-1, descending=True).values
@@ -167,7 +178,8 @@ def _sorted(logits_RV: torch.Tensor) -> torch.Tensor:
 def _block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
     """Sums of _BLOCK weights each, float64. The last block holds the remainder and may be empty.
 
-    torch spreads the sum of one long row over threads, which rounds differently than in a batch. Short blocks do not.
+    torch spreads the sum of one long row over threads, which rounds differently than in a batch.
+    Short blocks do not.
     """
     whole = weight_RN.shape[-1] // _BLOCK * _BLOCK
     full_RB = weight_RN[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
@@ -175,7 +187,8 @@ def _block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(logits_RN: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
-    """exp((logit - largest logit) / temperature), so the most likely token has weight 1 at any temperature."""
+    """exp((logit - largest logit) / temperature), so the most likely token has weight 1 at any
+    temperature."""
     temperature_R1 = _column([max(t, _TINY) for t in temperatures], logits_RN.device, torch.float32)
     return torch.sub(logits_RN, logits_RN.amax(dim=-1, keepdim=True)).div_(temperature_R1).exp_()
 

@@ -1,8 +1,8 @@
 """Changes a request makes to the logits: biases, penalties, and tokens that must not end the text yet.
 
-The order is that of transformers' `GenerationMixin._get_logits_processor`: logit_bias, repetition_penalty, [frequency
-and presence], min_tokens. Temperature, top_k, top_p and min_p follow in router/sampling/candidates.py. Greedy rows get
-biases and penalties, too.
+The order is that of transformers' `GenerationMixin._get_logits_processor`: logit_bias,
+repetition_penalty, [frequency and presence], min_tokens. Temperature, top_k, top_p and min_p
+follow in router/sampling/candidates.py. Greedy rows get biases and penalties, too.
 
   logit_bias          l[t] + bias                           SequenceBiasLogitsProcessor, for sequences of one token
   repetition_penalty  l[t] / r where l[t] > 0, else l[t] r  RepetitionPenaltyLogitsProcessor (Keskar et al. 2019,
@@ -27,7 +27,8 @@ _MOST = torch.finfo(torch.float32).max
 
 
 def penalised(logits_RV: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """The logits to choose tokens from: a changed copy, or `logits_RV` itself if no row asks for a change."""
+    """The logits to choose tokens from: a changed copy, or `logits_RV` itself if no row asks for a
+    change."""
     biased = [(row, s) for row, s in enumerate(states) if s.bias_ids]
     repeating = [(row, s) for row, s in enumerate(states) if s.seen_ids]
     counted = [(row, s) for row, s in enumerate(states) if s.made_ids]

@@ -1,7 +1,8 @@
 """Chooses the next token of every sequence in a step, all at once.
 
-The noise (router/sampling/noise.py) depends on seed and position only. So a request draws the same tokens whatever else
-is in the batch. It also continues with the same tokens when another router takes over after some are made.
+The noise (router/sampling/noise.py) depends on seed and position only. So a request draws the same
+tokens whatever else is in the batch. It also continues with the same tokens when another router
+takes over after some are made.
 
 Legend: R rows (sequences), V vocabulary.
 """

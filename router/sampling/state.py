@@ -1,7 +1,7 @@
 """What the sampler knows of one request: its parameters, and which tokens so far change the logits.
 
-Plain Python. Token lists are arrays of 64-bit integers. A step concatenates those of all rows into one tensor by
-copying bytes, which stays fast for long texts.
+Plain Python. Token lists are arrays of 64-bit integers. A step concatenates those of all rows into
+one tensor by copying bytes, which stays fast for long texts.
 """
 
 from array import array
@@ -15,9 +15,11 @@ class SamplingState:
 
     made: tokens of the completion so far.
     seen_ids: the distinct tokens of prompt and completion, for the repetition penalty.
-    made_ids, made_counts: the distinct tokens of the completion and their counts, for presence and frequency penalty.
+    made_ids, made_counts: the distinct tokens of the completion and their counts, for presence and
+    frequency penalty.
     ending_ids: tokens that end the text. They are not drawn while `made` is below min_tokens.
-    prompt_logprobs_told: prompt positions whose log-probabilities were returned; the engine counts them.
+    prompt_logprobs_told: prompt positions whose log-probabilities were returned; the engine counts
+    them.
     """
 
     def __init__(self, params: SamplingParams, prompt_token_ids: Sequence[int], eos_token_ids: Iterable[int]) -> None:

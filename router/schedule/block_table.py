@@ -1,4 +1,5 @@
-"""The blocks of one sequence: it takes them as it grows, shares those of a common prefix, and releases them."""
+"""The blocks of one sequence: it takes them as it grows, shares those of a common prefix, and
+releases them."""
 
 import hashlib
 from array import array
@@ -11,7 +12,8 @@ from router.schedule.kv_layout import KvLayout
 
 @dataclass(frozen=True)
 class TableEntry:
-    """A change: entry `index` of block tables first_table, first_table + 1, ... now has `units`, one per table."""
+    """A change: entry `index` of block tables first_table, first_table + 1, ... now has `units`,
+    one per table."""
 
     first_table: int
     index: int
@@ -19,10 +21,12 @@ class TableEntry:
 
 
 class PrefixKeys:
-    """The keys of a sequence's full blocks. Two keys are equal only if all tokens up to the block's end are equal.
+    """The keys of a sequence's full blocks.
 
-    Key i is BLAKE2b over key i - 1 and the tokens of block i. The hash is cryptographic, so nobody can construct a
-    different prompt with the same key.
+    Two keys are equal only if all tokens up to the block's end are equal.
+
+    Key i is BLAKE2b over key i - 1 and the tokens of block i. The hash is cryptographic, so nobody
+    can construct a different prompt with the same key.
     """
 
     def __init__(self, block_tokens: int) -> None:
@@ -30,7 +34,10 @@ class PrefixKeys:
         self._keys: list[bytes] = []
 
     def of(self, token_ids: Sequence[int], num_blocks: int) -> list[bytes]:
-        """The first num_blocks keys. Since the last call, token_ids may have grown but not changed."""
+        """The first num_blocks keys.
+
+        Since the last call, token_ids may have grown but not changed.
+        """
         size = self._block_tokens
         while len(self._keys) < num_blocks:
             first = len(self._keys) * size
@@ -65,10 +72,13 @@ class BlockTable:
         return layout.global_units * len(self._global) + layout.chunked_units * len(self._chunk)
 
     def adopt_prefix(self, token_ids: Sequence[int]) -> int:
-        """Hold the published blocks that match the start of token_ids. Returns how many tokens they hold.
+        """Hold the published blocks that match the start of token_ids.
 
-        The last token always stays to be computed, because the next token is sampled from its logits. Global layers
-        need every block from the start. Chunked layers need only the blocks of the chunk where computing continues.
+        Returns how many tokens they hold.
+
+        The last token always stays to be computed, because the next token is sampled from its
+        logits. Global layers need every block from the start. Chunked layers need only the blocks
+        of the chunk where computing continues.
         """
         layout, pool = self._layout, self._pool
         assert not self._global
@@ -90,7 +100,10 @@ class BlockTable:
         return len(found_global) * layout.block_tokens
 
     def grow(self, first: int, length: int) -> int:
-        """Allocate blocks for tokens first..first+length-1, all in one chunk. Returns how many have room now."""
+        """Allocate blocks for tokens first..first+length-1, all in one chunk.
+
+        Returns how many have room now.
+        """
         layout = self._layout
         assert first % layout.chunk_tokens + length <= layout.chunk_tokens
         while len(self._global) < layout.blocks(first + length):
@@ -102,7 +115,9 @@ class BlockTable:
         return min(length, len(self._global) * layout.block_tokens - first)
 
     def mark_computed(self, token_ids: Sequence[int], count: int) -> list[bytes]:
-        """The keys and values of positions below `count` are stored. Publishes full blocks; returns their keys.
+        """The keys and values of positions below `count` are stored.
+
+        Publishes full blocks; returns their keys.
 
         At a chunk's end the chunk's blocks are released.
         """

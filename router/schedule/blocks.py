@@ -1,7 +1,8 @@
 """The pool of KV blocks: reference counts and the prefix cache. Plain Python.
 
-A full block is published under a key made of its tokens and all tokens before them. Once no sequence holds it, it stays
-in the pool as a cached block. When memory is needed, cached blocks are evicted, least recently used first.
+A full block is published under a key made of its tokens and all tokens before them. Once no
+sequence holds it, it stays in the pool as a cached block. When memory is needed, cached blocks are
+evicted, least recently used first.
 """
 
 from collections import OrderedDict
@@ -11,7 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(eq=False)
 class Block:
-    """units: indices into the pool's tensors. holders: sequences that use it. key: set once it is published."""
+    """units: indices into the pool's tensors.
+
+    holders: sequences that use it. key: set once it is published.
+    """
 
     units: tuple[int, ...]
     holders: int = 1
@@ -30,7 +34,8 @@ class BlockPool:
 
     @property
     def available_units(self) -> int:
-        """Units that can be allocated now: free ones, and those of cached blocks, which can be evicted."""
+        """Units that can be allocated now: free ones, and those of cached blocks, which can be
+        evicted."""
         return len(self._free) + self._cached_units
 
     @property
@@ -44,7 +49,10 @@ class BlockPool:
         return self._cached_units
 
     def allocate(self, num_units: int) -> Block | None:
-        """A block with one holder and undefined content; None if fewer units are available. Evicts cached blocks."""
+        """A block with one holder and undefined content; None if fewer units are available.
+
+        Evicts cached blocks.
+        """
         if num_units > self.available_units:
             return None
         while len(self._free) < num_units:
@@ -78,14 +86,20 @@ class BlockPool:
             self._cached_units += len(block.units)
 
     def publish(self, block: Block, key: Hashable) -> None:
-        """Let `find` return this block. If a block with this key exists already, that one stays published."""
+        """Let `find` return this block.
+
+        If a block with this key exists already, that one stays published.
+        """
         assert block.holders > 0
         if block.key is None and key not in self._published:
             block.key = key
             self._published[key] = block
 
     def find(self, key: Hashable) -> Block | None:
-        """The block published under `key`, or None. Call `hold` before the next `allocate`, which may evict it."""
+        """The block published under `key`, or None.
+
+        Call `hold` before the next `allocate`, which may evict it.
+        """
         return self._published.get(key)
 
     def _evict(self) -> None:

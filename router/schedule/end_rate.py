@@ -2,7 +2,10 @@
 
 
 class EndRate:
-    """Seconds between the ends of requests, exponentially smoothed (weight 0.1). The caller passes the time."""
+    """Seconds between the ends of requests, exponentially smoothed (weight 0.1).
+
+    The caller passes the time.
+    """
 
     def __init__(self, now_s: float) -> None:
         self._last_s = now_s

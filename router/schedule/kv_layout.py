@@ -1,11 +1,13 @@
 """How the KV cache is cut into blocks and units. Arithmetic only, no tensors.
 
-A block holds `block_tokens` consecutive positions of one sequence. Its global layers are kept as long as the sequence
-lives, its chunked layers only until their attention chunk ends. So each kind is stored in units of its own. All units
-have the same size, `layers_per_unit` layers at `block_tokens` positions, and come from one pool.
+A block holds `block_tokens` consecutive positions of one sequence. Its global layers are kept as
+long as the sequence lives, its chunked layers only until their attention chunk ends. So each kind
+is stored in units of its own. All units have the same size, `layers_per_unit` layers at
+`block_tokens` positions, and come from one pool.
 
-Example, Scout: it has 12 global and 36 chunked layers, so a unit holds 12 layers. A block takes 1 unit for its global
-layers and 3 for its chunked ones. A sequence of 1,000,000 tokens holds 15,625 global and at most 384 chunked units.
+Example, Scout: it has 12 global and 36 chunked layers, so a unit holds 12 layers. A block takes 1
+unit for its global layers and 3 for its chunked ones. A sequence of 1,000,000 tokens holds 15,625
+global and at most 384 chunked units.
 """
 
 import math
@@ -18,7 +20,8 @@ MAX_BLOCK_TOKENS = 64
 
 @dataclass(frozen=True)
 class LayerLocation:
-    """Where a layer's keys and values are stored: in the units of block table `table`, at `index` within each unit."""
+    """Where a layer's keys and values are stored: in the units of block table `table`, at `index`
+    within each unit."""
 
     table: int
     index: int
@@ -28,10 +31,11 @@ class LayerLocation:
 class KvLayout:
     """Sizes of blocks and units, and each layer's location in them.
 
-    block_tokens: positions in a block. It divides chunk_tokens, so no block crosses an attention chunk's border.
-    global_units, chunked_units: units of one block for its global and its chunked layers. A sequence has one block
-    table for each. In the first `global_units` tables entry i is block i of the sequence; in the others it is block i
-    of the current chunk.
+    block_tokens: positions in a block. It divides chunk_tokens, so no block crosses an attention
+    chunk's border.
+    global_units, chunked_units: units of one block for its global and its chunked layers. A
+    sequence has one block table for each. In the first `global_units` tables entry i is block i of
+    the sequence; in the others it is block i of the current chunk.
     unit_bytes: keys and values of `layers_per_unit` layers at block_tokens positions.
     locations: by layer.
     """
@@ -46,7 +50,8 @@ class KvLayout:
 
     @classmethod
     def of(cls, config: ModelConfig, bytes_per_value: int, max_block_tokens: int = MAX_BLOCK_TOKENS) -> "KvLayout":
-        """The layout for a model, with the largest block that max_block_tokens and the chunk size allow."""
+        """The layout for a model, with the largest block that max_block_tokens and the chunk size
+        allow."""
         chunk = config.attention_chunk_size
         block = max(size for size in range(1, min(max_block_tokens, chunk) + 1) if chunk % size == 0)
         chunked = sum(layer.is_chunked for layer in config.layers)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 GIB = 2**30
 DEFAULT_KV_BYTES = GIB
 
-# The first tokens of a prompt are computed as fast as the step's budget allows; the rest is paced (see PrefillPace).
-# So short prompts are not delayed, and long ones do not delay running streams for long.
+# The first tokens of a prompt are computed as fast as the step's budget allows; the rest is paced
+# (see PrefillPace). So short prompts are not delayed, and long ones do not delay running streams
+# for long.
 UNPACED_TOKENS = 4096
 
 
@@ -15,13 +16,13 @@ class SchedulerLimits:
     """The scheduler's limits; all are upper bounds.
 
     max_running: sequences computed at once. max_waiting: requests in the queue.
-    max_step_tokens: tokens in one step, prompts and decoding together. It also bounds a link's rows: this many for
-    each expert that a token chooses.
+    max_step_tokens: tokens in one step, prompts and decoding together. It also bounds a link's
+    rows: this many for each expert that a token chooses.
     kv_bytes: KV cache of all running sequences together.
     prefix_cache: keep the blocks of ended requests for others with the same prefix.
-    prefill_slowdown: step time with long prompts over step time without. It paces what a prompt has beyond
-    UNPACED_TOKENS. With None, only max_step_tokens limits prompts. While another prompt is at its beginning, long
-    ones get at most half of a step.
+    prefill_slowdown: step time with long prompts over step time without. It paces what a prompt
+    has beyond UNPACED_TOKENS. With None, only max_step_tokens limits prompts. While another prompt
+    is at its beginning, long ones get at most half of a step.
     """
 
     max_running: int

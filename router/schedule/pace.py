@@ -1,21 +1,24 @@
 """How many tokens of long prompts a step may carry without slowing the running streams too much.
 
-The model is a line: step time = decode time + prompt tokens * time per prompt token. Both numbers come from recent
-steps. Plain Python without a clock of its own: the engine reports how long each step took.
+The model is a line: step time = decode time + prompt tokens * time per prompt token. Both numbers
+come from recent steps. Plain Python without a clock of its own: the engine reports how long each
+step took.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import median_low
 
-# Mixed steps (decoding and prompts) cannot separate the two numbers. After this many, run a few decode-only steps.
+# Mixed steps (decoding and prompts) cannot separate the two numbers. After this many, run a few
+# decode-only steps.
 REMEASURE_STEPS = 64
-# The first decode-only step after prompts is not counted. Prompts evict the weights from the caches: that step took
-# 8 ms where the next ones took 6.
+# The first decode-only step after prompts is not counted. Prompts evict the weights from the
+# caches: that step took 8 ms where the next ones took 6.
 MEASURING_STEPS = 3
 # Recent decode-only steps, and recent pieces of prompts, from which the two numbers are taken.
 DECODE_SAMPLES, PIECE_SAMPLES = 5, 8
-# A piece counts as at most this many times its expected time, so one slow step of eight takes an eighth off the pace.
+# A piece counts as at most this many times its expected time, so one slow step of eight takes an
+# eighth off the pace.
 MAX_OUTLIER = 2
 MIN_PROMPT_TOKENS = 16
 # Until this many pieces are known, a piece stays small: a lucky step would make prompts look free.
@@ -26,12 +29,13 @@ FIRST_PIECES, FIRST_PROMPT_TOKENS = 4, 64
 class PrefillPace:
     """Fits the line, and solves it for the prompt tokens with which a step takes `max_slowdown` times the decode time.
 
-    Example: decoding alone takes 10 ms and max_slowdown is 2. A step with 64 prompt tokens takes 50 ms. Prompts took
-    40 ms and may take 10, so the next step carries 16 tokens.
+    Example: decoding alone takes 10 ms and max_slowdown is 2. A step with 64 prompt tokens takes
+    50 ms. Prompts took 40 ms and may take 10, so the next step carries 16 tokens.
 
     max_step_tokens: upper limit for any step. While nothing decodes, prompts get all of it.
 
-    Pieces are kept as (tokens, seconds of the step), so that a better decode time also corrects the time per token.
+    Pieces are kept as (tokens, seconds of the step), so that a better decode time also corrects
+    the time per token.
     """
 
     max_step_tokens: int
@@ -58,8 +62,8 @@ class PrefillPace:
     def record(self, decoding: int, prompt_tokens: int, seconds: float, other_tokens: int = 0) -> None:
         """Report a step: its decoding sequences, its paced prompt tokens, and how long it took.
 
-        other_tokens: tokens of prompts that are not paced. They hide what paced tokens cost, so such a step is only an
-        upper bound of the decode time.
+        other_tokens: tokens of prompts that are not paced. They hide what paced tokens cost, so
+        such a step is only an upper bound of the decode time.
         """
         if not decoding:
             return
@@ -89,8 +93,10 @@ class PrefillPace:
         self._pieces.append((prompt_tokens, seconds))
 
     def _fit(self) -> tuple[float, float]:
-        """(decode time, time per prompt token), in seconds: a median, and the pieces' total time over total tokens."""
+        """(decode time, time per prompt token), in seconds: a median, and the pieces' total time
+        over total tokens."""
         decode_s = median_low(self._decode_s)
-        # A lucky step may be shorter than decoding alone. Prompts are not free: a piece takes at least 1/32 of it.
+        # A lucky step may be shorter than decoding alone. Prompts are not free: a piece takes at
+        # least 1/32 of it.
         spent_s = sum(max(seconds - decode_s, decode_s / 32) for _, seconds in self._pieces)
         return decode_s, spent_s / sum(tokens for tokens, _ in self._pieces)

@@ -1,10 +1,13 @@
-"""Chooses the tokens of the next step. Queues and block counts only: no tensors, no RPC, and the caller's clock.
+"""Chooses the tokens of the next step.
 
-Each decoding sequence gets one token per step. The rest of the step's token budget goes to prompts in pieces, oldest
-first. Requests are admitted in order of arrival.
+Queues and block counts only: no tensors, no RPC, and the caller's clock.
 
-Sequences take KV blocks as they grow. When blocks run out, the youngest running sequence is preempted: it gives its
-blocks back, and is computed again later. So the oldest always makes progress, and no request fails for lack of memory.
+Each decoding sequence gets one token per step. The rest of the step's token budget goes to prompts
+in pieces, oldest first. Requests are admitted in order of arrival.
+
+Sequences take KV blocks as they grow. When blocks run out, the youngest running sequence is
+preempted: it gives its blocks back, and is computed again later. So the oldest always makes
+progress, and no request fails for lack of memory.
 """
 
 import heapq
@@ -25,7 +28,10 @@ from router.schedule.sequence import SequenceState, Work
 
 @dataclass
 class SchedulerCounters:
-    """Totals since the start. prefix_queried_tokens: prompt tokens looked up; prefix_hit_tokens: those found."""
+    """Totals since the start.
+
+    prefix_queried_tokens: prompt tokens looked up; prefix_hit_tokens: those found.
+    """
 
     preemptions: int = 0
     prefix_queried_tokens: int = 0
@@ -36,7 +42,8 @@ class SchedulerCounters:
 class Scheduler:
     """The queue of waiting requests, the running sequences, and the KV pool.
 
-    layout: of the KV cache. The pool has as many units as fit into limits.kv_bytes. clock: monotonic seconds.
+    layout: of the KV cache. The pool has as many units as fit into limits.kv_bytes. clock:
+    monotonic seconds.
     """
 
     limits: SchedulerLimits
@@ -58,8 +65,8 @@ class Scheduler:
         self._being_computed: set[bytes] = set()  # keys of prompt blocks that running sequences will publish
         self._expiring: list[tuple[float, str]] = []  # a heap of (deadline, request id)
         self._ends = EndRate(self.clock())
-        # The head of the queue when it did not fit, and the spare units then. It is not tried again before that number
-        # changes: the prefix of a long prompt takes thousands of look-ups.
+        # The head of the queue when it did not fit, and the spare units then. It is tried again when
+        # that number changes, not sooner: the prefix of a long prompt takes thousands of look-ups.
         self._found_no_room: tuple[SequenceState, int] | None = None
 
     @property
@@ -162,7 +169,10 @@ class Scheduler:
         return [self._work(sequence, length) for sequence, length in plan.lengths.items()]
 
     def advance(self, work: Work, token_id: int | None, eos_token_ids: frozenset[int]) -> FinishReason | None:
-        """Record that `work` is computed, and the token it sampled, if any. A finished request is removed."""
+        """Record that `work` is computed, and the token it sampled, if any.
+
+        A finished request is removed.
+        """
         sequence, sampling = work.sequence, work.sequence.request.sampling
         assert sequence.blocks is not None
         assert work.samples == (token_id is not None)
@@ -204,8 +214,9 @@ class Scheduler:
         return Work(sequence, sequence.computed, length, entries)
 
     def _admit(self) -> None:
-        # First come, first served: while a large request at the head waits for room, nobody overtakes it. The
-        # exception is a request whose prefix is being computed now. It steps aside, and soon finds that prefix cached.
+        # First come, first served: while a large request at the head waits for room, nobody
+        # overtakes it. The exception is a request whose prefix is being computed now. It steps
+        # aside, and soon finds that prefix cached.
         for sequence in list(self._waiting.values()):
             if len(self._running) >= self.limits.max_running:
                 return
@@ -221,7 +232,8 @@ class Scheduler:
                 if sequence.awaited is not None:
                     blocks.release()
                     continue
-            # Admit with room for the whole prompt and the first new token. Blocks found are no longer spare.
+            # Admit with room for the whole prompt and the first new token. Blocks found are no
+            # longer spare.
             needed = self.layout.units(len(sequence.token_ids) + 1) - blocks.units
             if self._running and self._spare_units() < needed:
                 blocks.release()
@@ -239,7 +251,10 @@ class Scheduler:
         return self.pool.available_units - promised
 
     def _start(self, sequence: SequenceState, blocks: BlockTable, found: int) -> None:
-        """Move a waiting sequence to the running ones. found: how many of its tokens are in `blocks` already."""
+        """Move a waiting sequence to the running ones.
+
+        found: how many of its tokens are in `blocks` already.
+        """
         sequence.computed = found
         if self._shares_prefixes(sequence):
             if sequence.cached_tokens is None:
@@ -260,7 +275,8 @@ class Scheduler:
         return sequence.keys.of(sequence.token_ids, full)[done:]
 
     def _key_to_await(self, sequence: SequenceState, found: int) -> bytes | None:
-        # The last such key, not the first: else each waiting request would look its prefix up again after every block.
+        # The last such key, not the first: else each waiting request would look its prefix up
+        # again after every block.
         done, full = (n // self.layout.block_tokens for n in (found, len(sequence.token_ids) - 1))
         awaited = None
         for key in sequence.keys.of(sequence.token_ids, full)[done:]:
@@ -305,7 +321,10 @@ class Scheduler:
 
 
 class _Plan:
-    """A step being planned. lengths: tokens of each sequence in it. tokens_left: how many more fit."""
+    """A step being planned.
+
+    lengths: tokens of each sequence in it. tokens_left: how many more fit.
+    """
 
     def __init__(self, max_tokens: int) -> None:
         self.lengths: dict[SequenceState, int] = {}

@@ -10,10 +10,13 @@ from router.schedule.block_table import BlockTable, PrefixKeys, TableEntry
 class SequenceState:
     """A request that waits or runs.
 
-    number: order of arrival. token_ids: prompt and completion so far. computed: how many of them are in the KV cache.
-    table_row: its row of the KV cache's block tables, and blocks: its blocks; only while it runs, else -1 and None.
+    number: order of arrival. token_ids: prompt and completion so far. computed: how many of them
+    are in the KV cache.
+    table_row: its row of the KV cache's block tables, and blocks: its blocks; only while it runs,
+    else -1 and None.
     cached_tokens: prompt tokens found in the prefix cache at its first start.
-    awaited: key of a block that another sequence is computing. This one starts once that block is published.
+    awaited: key of a block that another sequence is computing. This one starts once that block is
+    published.
     """
 
     number: int
@@ -32,7 +35,8 @@ class SequenceState:
 
     @property
     def is_decoding(self) -> bool:
-        # One-token prompts do not count as decoding: a stream of them could starve an older, longer prompt.
+        # One-token prompts do not count as decoding: a stream of them could starve an older,
+        # longer prompt.
         return self.generated > 0 and len(self.token_ids) - self.computed == 1
 
 
