@@ -114,8 +114,7 @@ def _kv_bytes_per_token(config: ModelConfig) -> tuple[int, int]:
 
 
 def _tokenizer_problems(directory: Path, config: ModelConfig | None) -> list[str]:
-    """Problems of tokenizer.json: it is unreadable, has ids that the model lacks, or lacks the
-    config's bos or eos."""
+    """Problems of tokenizer.json: unreadable, ids that the model lacks, no bos or eos token."""
     path = directory / "tokenizer.json"
     if not path.exists():
         return [f"{path} is missing, so text cannot become tokens"]

@@ -92,8 +92,7 @@ class _RandomWeights:
         self.total_bytes = sum(self._nbytes(spec) for spec in self._specs.values())
 
     def write(self, directory: Path, max_file_bytes: int, on_progress: Callable[[int, int], None]) -> None:
-        """One model.safetensors if everything fits max_file_bytes, else numbered files and their
-        index."""
+        """One model.safetensors, or numbered files with an index if max_file_bytes requires it."""
         files = split_into_files({name: self._nbytes(spec) for name, spec in self._specs.items()}, max_file_bytes)
         file_names = write_index(directory, files, self.total_bytes)
         written = 0

@@ -1,5 +1,4 @@
-"""Writes a checkpoint's directory atomically: an interrupted writer leaves nothing that loads as a
-checkpoint."""
+"""Writes a checkpoint's directory so that an interrupted writer leaves nothing that loads."""
 
 import fcntl
 import os

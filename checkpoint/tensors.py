@@ -54,8 +54,7 @@ class TensorFiles:
     lost: frozenset[str] = frozenset()
 
     def compare(self, config: ModelConfig) -> list[str]:
-        """One line for each tensor or file that is missing, damaged, or unlike what `config`
-        requires."""
+        """One line for each tensor or file that is missing, damaged, or not as in `config`."""
         found = list(self.problems)
         if not self.entries and found:
             return found  # no file is readable: do not list every tensor as missing, too

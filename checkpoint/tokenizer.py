@@ -236,8 +236,7 @@ def _bos_token_id(directory: Path, special_tokens: dict[str, int]) -> int | None
 
 
 def token_name(value: Any) -> str | None:
-    """The name of a token in tokenizer_config.json: a string, an object with `content`, or null
-    (None)."""
+    """A token's name from tokenizer_config.json: a string, an object with `content`, or null."""
     name = value.get("content") if isinstance(value, dict) else value
     return name if isinstance(name, str) else None
 

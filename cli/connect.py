@@ -1,5 +1,4 @@
-"""Connects `drover generate` and `drover chat` to a server, or to a checkpoint loaded into this
-process."""
+"""Connects `drover generate` and `drover chat` to a server, or to a model in this process."""
 
 import argparse
 import signal
@@ -107,8 +106,7 @@ def _in_this_process(directory: Path) -> Iterator[str]:
 
 
 def _serve_checkpoint() -> Callable[..., AbstractContextManager[str]]:
-    """Import the function in a thread: Ctrl-C during torch's imports could get lost, or print a
-    traceback."""
+    """Import it in a thread: Ctrl-C during torch's imports could get lost, or print a traceback."""
 
     def imported() -> Callable[..., AbstractContextManager[str]]:
         from frontend.in_process.server import serve_checkpoint

@@ -1,5 +1,4 @@
-"""`drover demo`: serves a small model on this machine, talks to it, and stops: the whole system in
-a minute."""
+"""`drover demo`: the whole system in a minute. Serves a small model, talks to it, and stops."""
 
 import argparse
 import sys

@@ -1,5 +1,4 @@
-"""Ctrl-C while an answer streams: cancels the call instead of raising KeyboardInterrupt at any
-line."""
+"""Ctrl-C while an answer streams: cancels the call, and raises KeyboardInterrupt afterwards."""
 
 import signal
 from collections.abc import Callable, Iterator

@@ -1,5 +1,4 @@
-"""Shows the progress of a start: its stages, and a bar with loaded bytes for each router and
-shard."""
+"""Shows the progress of a start: stages, and a bar of loaded bytes for each router and shard."""
 
 import sys
 import time

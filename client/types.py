@@ -52,8 +52,7 @@ class TokenAlternative:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log-probability of a generated token, and the most likely tokens at its position, most
-    likely first."""
+    """The log-probability of a generated token, and the most likely tokens there, likeliest first."""
 
     token_id: int
     logprob: float
@@ -62,8 +61,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class PromptLogprob:
-    """The log-probability of a prompt token (None for the first), and the most likely tokens at
-    its position."""
+    """The log-probability of a prompt token (None for the first), and the most likely tokens there."""
 
     token_id: int
     logprob: float | None

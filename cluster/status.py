@@ -13,8 +13,7 @@ TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class PartStatus:
-    """The answer of one router or shard. state and stats: None if it did not answer; `error` then
-    says why."""
+    """The answer of one router or shard. Without one, state and stats are None; `error` says why."""
 
     name: str
     state: ActorState | None

@@ -8,8 +8,7 @@ from router.schedule.limits import DEFAULT_KV_BYTES, GIB
 
 
 class NoRoom(DroverError):
-    """The requested KV cache does not fit beside the weights, or a share is requested and free
-    memory is unknown."""
+    """The KV cache does not fit beside the weights, or a share is set and free memory is unknown."""
 
 
 @dataclass(frozen=True)

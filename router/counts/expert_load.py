@@ -67,8 +67,7 @@ class ExpertLoad:
     def __init__(self, placement: Placement, clock: Callable[[], float] = time.monotonic) -> None:
         self.layers = tuple(placement.shards_of)
         self.rows_of_shard = [0] * placement.num_shards
-        """(token, expert) pairs sent to each shard since the start, including those of failed
-        steps."""
+        """(token, expert) pairs sent to each shard since the start, also by steps that failed."""
         self._clock = clock
         num_experts = max((len(by_expert) for by_expert in placement.shards_of.values()), default=0)
         self.tokens_LE: Counts = np.zeros((len(self.layers), num_experts), dtype=np.int64)
@@ -78,8 +77,7 @@ class ExpertLoad:
         # A bare deque.append: counts are added after the step. Within it, each addition takes 5 us
         # with cold caches.
         self.count: Callable[[tuple[int, Counts, Counts]], None] = self._step.append
-        """count((layer, tokens, rank_E)): a step's tokens for each expert; those of expert e are
-        tokens[rank_E[e]]."""
+        """count((layer, tokens, rank_E)): a step's tokens; those of expert e are tokens[rank_E[e]]."""
         self._counted_s = clock()
         # (time, recent load at that time, totals included in it), replaced as one object.
         self._folded = (clock(), np.zeros(self.tokens_LE.shape), self.tokens_LE.copy())

@@ -56,8 +56,7 @@ def candidates(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: 
 
 
 def draw(found: Candidates, uniforms: Sequence[float]) -> list[int]:
-    """One token per row: the first whose cumulative weight exceeds uniform * total weight; uniform
-    is in [0, 1)."""
+    """One token per row: the first whose cumulative weight exceeds uniform (in [0, 1)) * total."""
     weight_RN = found.weight_RN
     device, width = weight_RN.device, weight_RN.shape[-1]
     # Find the block first, then the column in it. One float64 cumsum over the vocabulary takes ten
@@ -187,8 +186,7 @@ def _block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(logits_RN: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
-    """exp((logit - largest logit) / temperature), so the most likely token has weight 1 at any
-    temperature."""
+    """exp((logit - largest logit) / temperature): the most likely token has weight 1."""
     temperature_R1 = _column([max(t, _TINY) for t in temperatures], logits_RN.device, torch.float32)
     return torch.sub(logits_RN, logits_RN.amax(dim=-1, keepdim=True)).div_(temperature_R1).exp_()
 

@@ -27,8 +27,7 @@ _MOST = torch.finfo(torch.float32).max
 
 
 def penalised(logits_RV: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """The logits to choose tokens from: a changed copy, or `logits_RV` itself if no row asks for a
-    change."""
+    """The logits to choose tokens from: a changed copy, or `logits_RV` if no row asks for changes."""
     biased = [(row, s) for row, s in enumerate(states) if s.bias_ids]
     repeating = [(row, s) for row, s in enumerate(states) if s.seen_ids]
     counted = [(row, s) for row, s in enumerate(states) if s.made_ids]

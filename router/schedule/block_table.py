@@ -1,5 +1,4 @@
-"""The blocks of one sequence: it takes them as it grows, shares those of a common prefix, and
-releases them."""
+"""The blocks of one sequence: allocated as it grows, shared with sequences of the same prefix."""
 
 import hashlib
 from array import array
@@ -12,8 +11,7 @@ from router.schedule.kv_layout import KvLayout
 
 @dataclass(frozen=True)
 class TableEntry:
-    """A change: entry `index` of block tables first_table, first_table + 1, ... now has `units`,
-    one per table."""
+    """Entry `index` of tables first_table, first_table + 1, ... is now units[0], units[1], ..."""
 
     first_table: int
     index: int

@@ -20,8 +20,7 @@ MAX_BLOCK_TOKENS = 64
 
 @dataclass(frozen=True)
 class LayerLocation:
-    """Where a layer's keys and values are stored: in the units of block table `table`, at `index`
-    within each unit."""
+    """A layer's keys and values are at `index` within each unit of block table `table`."""
 
     table: int
     index: int
@@ -50,8 +49,7 @@ class KvLayout:
 
     @classmethod
     def of(cls, config: ModelConfig, bytes_per_value: int, max_block_tokens: int = MAX_BLOCK_TOKENS) -> "KvLayout":
-        """The layout for a model, with the largest block that max_block_tokens and the chunk size
-        allow."""
+        """A model's layout, with the largest block that max_block_tokens and the chunk size allow."""
         chunk = config.attention_chunk_size
         block = max(size for size in range(1, min(max_block_tokens, chunk) + 1) if chunk % size == 0)
         chunked = sum(layer.is_chunked for layer in config.layers)
