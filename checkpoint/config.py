@@ -1,8 +1,8 @@
 """The shape of a Llama 4 text model, read from a Hugging Face config.json.
 
-Accepts what transformers 4 and 5 write: `rope_scaling` + `rope_theta` or `rope_parameters`, an integer
-`attn_temperature_tuning`, an empty `no_rope_layers`. Fields that are absent have the defaults of transformers'
-Llama4TextConfig, because save_pretrained leaves defaults out.
+Accepts what transformers 4 and 5 write: `rope_scaling` + `rope_theta` or `rope_parameters`, an
+integer `attn_temperature_tuning`, an empty `no_rope_layers`. Fields that are absent have the
+defaults of transformers' Llama4TextConfig, because save_pretrained leaves defaults out.
 """
 
 import json
@@ -35,11 +35,12 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LayerConfig:
-    """What differs between layers.
+    """The properties that differ between layers.
 
-    uses_rope: rotary positions (and QK norm where the model has it); otherwise NoPE with temperature tuning.
-    is_chunked: a token sees only its own attention chunk; otherwise everything before it.
-    is_moe: routed experts and a shared expert; otherwise a dense MLP.
+    uses_rope: rotary positions, with QK norm if the model has it. Otherwise NoPE with temperature
+    tuning.
+    is_chunked: a token attends to its own attention chunk only. Otherwise to all tokens before it.
+    is_moe: routed experts and a shared expert. Otherwise a dense MLP.
     """
 
     uses_rope: bool
@@ -49,7 +50,10 @@ class LayerConfig:
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """What generation_config.json proposes for requests that leave it out. Units as in inference.proto."""
+    """Defaults from generation_config.json for parameters that a request leaves out.
+
+    Units as in inference.proto.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -58,14 +62,14 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama 4 text model. Sizes are element counts; see facts in README "What the model computes".
+    """A Llama 4 text model. Sizes are element counts.
 
     intermediate_size: width of one routed expert and of the shared expert.
     intermediate_size_mlp: width of the MLP of dense layers.
     attention_chunk_size: tokens per attention chunk of chunked layers, absolute positions.
     floor_scale, attn_scale: NoPE layers multiply the query at position p by
         1 + attn_scale * ln(floor((p + 1) / floor_scale) + 1), if attn_temperature_tuning.
-    tensor_prefix: what stands before `model.` and `lm_head.` in tensor names.
+    tensor_prefix: what precedes `model.` and `lm_head.` in tensor names.
     """
 
     vocab_size: int
@@ -116,7 +120,10 @@ class ModelConfig:
 
 
 def read_config(directory: Path) -> ModelConfig:
-    """The config of the checkpoint in `directory`; raises CheckpointError naming the file, the field and the value."""
+    """The config of the checkpoint in `directory`.
+
+    Raises CheckpointError, which names file, field and value.
+    """
     path = directory / "config.json"
     config = parse_config(read_json(path), str(path))
     generation = directory / "generation_config.json"
@@ -129,12 +136,19 @@ def read_config(directory: Path) -> ModelConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; raises CheckpointError if it is missing, unreadable or no object."""
+    """The object in a JSON file.
+
+    Raises CheckpointError if the file is missing, unreadable or not an object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a checkpoint is a Hugging Face Llama 4 directory") from None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or an endless number
+    except (
+        OSError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: not UTF-8, not JSON, or a number with too many digits
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}; a JSON object is expected")
@@ -177,7 +191,8 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     if text.flag("attention_bias", False):
         text.fail("attention_bias", True, "false, as in every Llama 4")
 
-    # transformers 5 writes `dtype`, 4 wrote `torch_dtype`; either level of a multimodal config may carry it.
+    # transformers 5 writes `dtype`, 4 wrote `torch_dtype`; either level of a multimodal config may
+    # carry it.
     dtype = next(
         (f.raw[key] for f in (text, top) for key in ("dtype", "torch_dtype") if f.raw.get(key) is not None), "bfloat16"
     )
@@ -273,7 +288,7 @@ def _token_ids(fields: "_Fields", key: str, default: int | None = None) -> tuple
 
 
 def _sampling_defaults(fields: "_Fields") -> SamplingDefaults:
-    # Whether `do_sample` is set says only what transformers' own `generate` does.
+    # `do_sample` is ignored: it only matters to transformers' own `generate`.
     temperature = fields.between("temperature", 0, 100, 1.0)
     top_k = fields.between("top_k", 0, 2**31 - 1, 0)
     if top_k != int(top_k):
@@ -282,7 +297,7 @@ def _sampling_defaults(fields: "_Fields") -> SamplingDefaults:
 
 
 class _Fields:
-    """A JSON object whose fields are read with a type, and complained about with their path."""
+    """A JSON object. Its fields are read with a type check; errors name the field with its path."""
 
     def __init__(self, raw: Mapping[str, Any], source: str) -> None:
         self.raw = raw

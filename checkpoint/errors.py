@@ -1,4 +1,4 @@
-"""What can go wrong through no fault of the program: every error that a user can cause or should see.
+"""The errors that a user can cause or should see.
 
     DroverError
     ├── CheckpointError      a checkpoint directory is missing something, damaged or inconsistent
@@ -7,8 +7,8 @@
     ├── NoRoom               the KV cache does not fit beside the weights          (router/kv_budget.py)
     └── RequestError         one request cannot be answered                        (router/errors.py)
 
-`str(error)` is a whole message for the user: it names the field or file, the value and what would be valid. Broken
-invariants are assertions instead.
+`str(error)` is a complete message for the user. It names the field or file, the value, and the
+valid values. Broken invariants are assertions instead.
 """
 
 

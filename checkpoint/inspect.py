@@ -1,6 +1,6 @@
-"""Says what a checkpoint directory holds, what serving it costs, and everything that is wrong with it.
+"""Reports what a checkpoint directory holds, what serving it costs, and every problem in it.
 
-Reads headers and JSON files only, no weights, so it takes a moment even for 800 GB.
+Reads headers and JSON files only, no weights, so it is fast even for 800 GB.
 """
 
 import json
@@ -17,21 +17,24 @@ from checkpoint.layout import count_parameters, tensor_specs
 from checkpoint.tensors import TensorFiles, read_tensor_files
 
 NOT_SERVED = "not served"
-"""The role of tensors that the text model has no use for, such as the vision tower's."""
+"""Role of tensors that the text model does not use, such as the vision tower's."""
 UNKNOWN_ROLE = "unknown"
-"""The role of all tensors where the config cannot be read."""
+"""Role of all tensors if the config cannot be read."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a checkpoint directory holds. What follows from the config is None where that cannot be read.
+    """What a checkpoint directory holds.
 
-    active_parameters: those that one token uses, embedding and output head included.
-    bytes_by_role: size of the tensors as stored, by the value of their Role, NOT_SERVED or UNKNOWN_ROLE.
-    dtypes: the stored ones, by the names that safetensors gives them.
-    kv_bytes_per_token: what every token of a sequence adds to the KV cache of all global layers, in the model's dtype.
-    kv_bytes_per_token_in_chunk: what it adds to that of all chunked layers, until attention_chunk_size is reached.
-    problems: one line each, empty if the checkpoint can be served.
+    Fields that depend on the config are None if it cannot be read.
+
+    active_parameters: those that one token uses, including embedding and output head.
+    bytes_by_role: stored size of the tensors, by Role value, NOT_SERVED or UNKNOWN_ROLE.
+    dtypes: the stored types, by their safetensors names.
+    kv_bytes_per_token: KV cache of one token in all global layers, in the model's dtype.
+    kv_bytes_per_token_in_chunk: the same in all chunked layers; they keep at most
+    attention_chunk_size tokens.
+    problems: one line each; empty if the checkpoint can be served.
     """
 
     directory: str
@@ -53,9 +56,11 @@ class Report:
 
 
 def inspect_checkpoint(directory: Path | str) -> Report:
-    """Look at a checkpoint directory; whatever is missing, unreadable or inconsistent in it is listed in `problems`.
+    """Inspect a checkpoint directory.
 
-    Raises CheckpointError only where there is no such directory.
+    Whatever is missing, unreadable or inconsistent is listed in `problems`.
+
+    Raises CheckpointError only if the directory does not exist.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -100,7 +105,7 @@ def _bytes_by_role(files: TensorFiles, config: ModelConfig | None) -> dict[str, 
 
 
 def _kv_bytes_per_token(config: ModelConfig) -> tuple[int, int]:
-    """(global layers, chunked layers): the difference that one token makes to each."""
+    """(global layers, chunked layers): KV cache bytes of one token in each kind."""
     value_bytes: int = getattr(torch, config.dtype).itemsize
     both = config.kv_bytes(1, value_bytes)
     chunk = config.attention_chunk_size
@@ -109,7 +114,7 @@ def _kv_bytes_per_token(config: ModelConfig) -> tuple[int, int]:
 
 
 def _tokenizer_problems(directory: Path, config: ModelConfig | None) -> list[str]:
-    """What keeps text from becoming tokens that the model has, or an answer from ending."""
+    """Problems of tokenizer.json: unreadable, ids that the model lacks, no bos or eos token."""
     path = directory / "tokenizer.json"
     if not path.exists():
         return [f"{path} is missing, so text cannot become tokens"]

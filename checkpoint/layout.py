@@ -1,7 +1,8 @@
-"""Which tensors a Llama 4 text checkpoint has: names, shapes and what each is for.
+"""The tensors of a Llama 4 text checkpoint: names, shapes and roles.
 
-Names and layouts are those of Llama4ForCausalLM in transformers (unchanged from version 4 to 5): linear weights are
-[out, in], routed experts are fused over experts and stored [experts, in, out], gate columns before up columns.
+Names and layouts are those of Llama4ForCausalLM in transformers (unchanged from version 4 to 5):
+linear weights are [out, in], routed experts are fused over experts and stored [experts, in, out],
+gate columns before up columns.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from checkpoint.config import ModelConfig
 
 
 class Role(str, Enum):
-    """What a tensor is for. A router holds everything but ROUTED_EXPERTS, which the shards share out."""
+    """The role of a tensor.
+
+    Shards hold ROUTED_EXPERTS, each some of them; a router holds all other roles.
+    """
 
     EMBEDDING = "embedding"
     ATTENTION = "attention"
@@ -56,7 +60,10 @@ class TensorNames:
 
 
 def tensor_specs(config: ModelConfig) -> dict[str, TensorSpec]:
-    """Every tensor that the text model must have, by name. A tied output head has none of its own."""
+    """Every tensor that the text model must have, by name.
+
+    A tied output head has no tensor of its own.
+    """
     names = TensorNames(config)
     hidden, vocab = config.hidden_size, config.vocab_size
     specs = {
@@ -96,7 +103,10 @@ def _mlp_shapes(prefix: str, hidden: int, width: int, role: Role) -> dict[str, t
 
 
 def count_parameters(config: ModelConfig) -> tuple[int, int]:
-    """(total, active): all parameters, and those that one token uses (embedding and head counted, top-k experts)."""
+    """(total, active) parameters.
+
+    Active: those that one token uses, including embedding, head and top-k experts.
+    """
     total = active = 0
     for spec in tensor_specs(config).values():
         total += spec.parameters

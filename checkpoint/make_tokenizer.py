@@ -1,8 +1,9 @@
-"""The tokenizer files of a checkpoint: Meta's `tokenizer.model` converted, or a small working tokenizer made up.
+"""Writes a checkpoint's tokenizer files: converted from Meta's `tokenizer.model`, or for a small made-up vocabulary.
 
-Both write what Hugging Face checkpoints carry (tokenizer.json, tokenizer_config.json, chat_template.jinja), so any
-program that reads such a checkpoint reads these. Meta's licence forbids us to ship the real vocabulary; its special
-tokens' names and ids, its split pattern and its chat format are facts (llama-models 0.3.0, `llama4/tokenizer.py`).
+Both write the files of a Hugging Face checkpoint: tokenizer.json, tokenizer_config.json and
+chat_template.jinja. Meta's licence does not let us ship the real vocabulary. The names and ids of
+special tokens, the split pattern and the chat format are facts (llama-models 0.3.0,
+`llama4/tokenizer.py`).
 """
 
 import base64
@@ -26,7 +27,8 @@ PAD = "<|finetune_right_pad|>"
 
 _UPPER, _LOWER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-# Where Llama 4 cuts text before merging: words, numbers of up to three digits, punctuation, line ends, other space.
+# Llama 4 splits text by this before merging: words, numbers of up to three digits, punctuation,
+# line ends, spaces.
 O200K_PATTERN = "|".join(
     (
         rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTION}",
@@ -39,8 +41,8 @@ O200K_PATTERN = "|".join(
     )
 )
 
-# Llama 4's format: every message is a header with its role, an empty line, the text and an end-of-turn token. The
-# role of a tool's answer is called "ipython".
+# Llama 4's format. A message is a header with the role, an empty line, the text and an end-of-turn
+# token. The role of a tool's answer is "ipython".
 LLAMA4_CHAT_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -52,7 +54,7 @@ LLAMA4_CHAT_TEMPLATE = """\
 {%- endif %}
 """
 
-# What the small tokenizer learns its words from: enough that text takes fewer tokens than bytes, in many scripts.
+# The small tokenizer is trained on this. Text in many scripts then takes fewer tokens than bytes.
 _SAMPLE_TEXT = """\
 The small machine in the corner had been counting drops of rain since the morning, and nobody had asked it to. When
 the children came home from school they wanted to know how many there were. "About nine thousand," it said, "but I
@@ -85,7 +87,7 @@ O cão pequeno e o gato velho não dormem. Il cane piccolo e il gatto vecchio no
 
 @dataclass(frozen=True)
 class TokenizerIds:
-    """What config.json says about the tokenizer. Any of eos_token_ids ends a text."""
+    """The tokenizer's fields in config.json. Any of eos_token_ids ends a text."""
 
     bos_token_id: int
     eos_token_ids: tuple[int, ...]
@@ -93,7 +95,7 @@ class TokenizerIds:
 
 
 def llama4_special_tokens() -> list[str]:
-    """The names of Llama 4's 2048 special tokens, in the order of their ids (the first is 200000)."""
+    """The names of Llama 4's 2048 special tokens, in order of their ids (the first is 200000)."""
 
     def reserved(kind: str, start: int, stop: int) -> list[str]:
         return [f"<|{kind}reserved_special_token_{i}|>" for i in range(start, stop)]
@@ -122,9 +124,9 @@ def llama4_special_tokens() -> list[str]:
 
 
 def llama4_tokenizer_json(tokenizer_model: Path) -> str:
-    """Meta's `tokenizer.model` (a base64 token and its rank per line) as the text of a tokenizer.json.
+    """Convert Meta's `tokenizer.model` (one base64 token and its rank per line) to the text of a tokenizer.json.
 
-    Takes a few seconds. Raises CheckpointError when the file is missing or damaged.
+    Takes a few seconds. Raises CheckpointError if the file is missing or damaged.
     """
     ranks = _read_ranks(tokenizer_model)
     letters = byte_letters()
@@ -136,9 +138,9 @@ def llama4_tokenizer_json(tokenizer_model: Path) -> str:
 
 
 def write_llama4_tokenizer(directory: Path, tokenizer_model: Path) -> TokenizerIds:
-    """Write the real Llama 4 tokenizer's files, from Meta's `tokenizer.model`, and our chat template for it.
+    """Write the real Llama 4 tokenizer's files from Meta's `tokenizer.model`, with our chat template.
 
-    Raises CheckpointError when `tokenizer_model` is missing or damaged.
+    Raises CheckpointError if `tokenizer_model` is missing or damaged.
     """
     return _write_files(directory, llama4_tokenizer_json(tokenizer_model))
 
@@ -146,9 +148,10 @@ def write_llama4_tokenizer(directory: Path, tokenizer_model: Path) -> TokenizerI
 def write_byte_tokenizer(directory: Path, vocab_size: int) -> TokenizerIds:
     """Write a small working tokenizer with exactly `vocab_size` ids, for a checkpoint with random weights.
 
-    Ids in order: the 256 bytes, merges learnt from a little sample text, pairs of those where the sample is used up,
-    and last Llama 4's special tokens that are not merely reserved, under their real names. The same vocab_size always
-    gives the same files. Raises CheckpointError when vocab_size is too small.
+    Ids in order: the 256 bytes, merges learnt from a short sample text, pairs of learnt tokens
+    once the sample has no more pairs, and Llama 4's special tokens except reserved ones, under
+    their real names. The same vocab_size always gives the same files. Raises CheckpointError if
+    vocab_size is too small.
     """
     special = _named_special_tokens()
     num_ordinary = vocab_size - len(special)
@@ -158,10 +161,10 @@ def write_byte_tokenizer(directory: Path, vocab_size: int) -> TokenizerIds:
 
 
 def write_trained_tokenizer(directory: Path, vocab_size: int, texts: Iterable[str]) -> TokenizerIds:
-    """Write a byte-level BPE tokenizer learnt from `texts`, with exactly `vocab_size` ids when the text has the pairs.
+    """Write a byte-level BPE tokenizer learnt from `texts`, with `vocab_size` ids if the texts have enough pairs.
 
-    Ids in order: the 256 bytes, the learnt merges, and last Llama 4's special tokens that are not merely reserved,
-    under their real names. Raises CheckpointError when vocab_size is too small.
+    Ids in order: the 256 bytes, the learnt merges, and Llama 4's special tokens except reserved
+    ones, under their real names. Raises CheckpointError if vocab_size is too small.
     """
     special = _named_special_tokens()
     tokens, merges = _learn_merges(texts, vocab_size, special)
@@ -173,7 +176,7 @@ def _named_special_tokens() -> list[str]:
 
 
 def _learn_merges(texts: Iterable[str], vocab_size: int, special: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The ordinary tokens, in the order of their ids, and the merges that build them."""
+    """(ordinary tokens in order of their ids, the merges that build them)."""
     num_ordinary = vocab_size - len(special)
     if num_ordinary < 256:
         raise CheckpointError(
@@ -214,11 +217,12 @@ def _read_ranks(tokenizer_model: Path) -> dict[bytes, int]:
 
 
 def _recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The one pair from which byte-pair encoding builds each token, by rank: tiktoken keeps ranks only.
+    """The pair from which byte-pair encoding builds each token, in order of rank. tiktoken stores ranks only.
 
-    A pair merges only while nothing has merged across the token's ends, so inside those the merges are the ones of
-    the token standing alone. Encoding each token alone and stopping at its last two parts therefore gives every pair
-    that any text can merge into it: exactly tiktoken's encoding, with one merge per token.
+    Each token has at most one such pair. A pair merges into a token only if nothing merged across
+    the token's ends before. So the merges inside the token are the same as for the token alone.
+    Encoding each token alone, down to its last two parts, therefore gives its pair, and the result
+    encodes every text as tiktoken does.
     """
     merges = []
     for token in sorted((token for token in ranks if len(token) > 1), key=ranks.__getitem__):
@@ -235,7 +239,7 @@ def _recover_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def byte_letters() -> list[str]:
-    """The visible letter that stands for each byte in a byte-level tokenizer.json (the table of GPT-2)."""
+    """The visible letter for each byte in a byte-level tokenizer.json (GPT-2's table)."""
     visible = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = itertools.count(256)
     return [chr(byte) if byte in visible else chr(next(others)) for byte in range(256)]
@@ -256,7 +260,10 @@ def _add_pairs(tokens: list[str], merges: list[str], num_tokens: int) -> None:
 
 
 def _tokenizer_json(tokens: Sequence[str], merges: Sequence[str], special: Sequence[str]) -> str:
-    """tokens and special: names in the order of their ids; the special ones follow the others."""
+    """The text of a tokenizer.json.
+
+    tokens, special: names in order of their ids; special ids follow the others.
+    """
     added = [
         {"id": i, "content": name, "single_word": False, "lstrip": False, "rstrip": False}
         | {"normalized": False, "special": True}
@@ -312,7 +319,7 @@ def _write_files(directory: Path, tokenizer_json: str) -> TokenizerIds:
 
 
 def read_token_ids(directory: Path) -> TokenizerIds:
-    """What config.json must say about the tokenizer files that one of this module's functions wrote."""
+    """The ids in tokenizer files that a function of this module wrote, for config.json."""
     tokenizer = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
     ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
     return TokenizerIds(ids[BOS], tuple(ids[name] for name in EOS), ids[PAD])

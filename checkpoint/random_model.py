@@ -1,8 +1,8 @@
-"""Writes checkpoints with random weights: Scout's or Maverick's shape, scaled down to whatever a machine holds.
+"""Writes checkpoints with random weights: Scout's or Maverick's shape, or a smaller one.
 
-What comes out is a complete Hugging Face Llama 4 directory (weights, config, generation config, tokenizer, chat
-template), which transformers loads as it is. Weights are drawn and written block by block, so this takes less than
-100 MB of memory whatever the model's size (measured: 70 MB for a file of 610 MB).
+The result is a complete Hugging Face Llama 4 directory: weights, config, generation config,
+tokenizer, chat template. transformers loads it as it is. Weights are drawn and written block by
+block, so memory stays below 100 MB for any model size (measured: 70 MB for a file of 610 MB).
 """
 
 import hashlib
@@ -38,21 +38,26 @@ def write_random_checkpoint(
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> ModelConfig:
-    """Write a checkpoint of `shape` with random weights, and return what its config says.
+    """Write a checkpoint of `shape` with random weights. Returns its config.
 
-    Weights are normal with standard deviation `std`, but for what keeps routing varied: norm weights lie around 1,
-    expert gates give logits that spread by 2, and untied embeddings have 1 (smaller ones drown in what attention
-    adds, which is much the same for all tokens: measured, 8 of 128 experts then got every token of the last layer).
-    Each tensor depends on (seed, its name, its shape) only, not on how files are cut; a 16-bit checkpoint is the
-    float32 one of the same seed, rounded.
+    Weights are normal with standard deviation `std`. Three exceptions keep the experts' load
+    varied: norm weights are around 1, expert gates give logits with standard deviation 2, and
+    untied embeddings have standard deviation 1. (Smaller embeddings drown in attention's output,
+    which is similar for all tokens. Measured: 8 of 128 experts then got every token of the last
+    layer.)
 
-    Llama4ForConditionalGeneration writes the same text model under that class's names, and no vision tensors.
-    max_file_bytes: begin another file where tensors would exceed it; one tensor is never split.
-    overwrite: replace a checkpoint that is already there. Files that belong to no checkpoint are left alone.
-    on_progress: called with (bytes of weights written, bytes of weights in all).
+    Each tensor depends on (seed, name, shape) only, not on the division into files. A 16-bit
+    checkpoint is the float32 one of the same seed, rounded.
 
-    The directory gets its config.json last, after everything else: an interrupted call leaves nothing that loads.
-    Raises CheckpointError if an option is not valid, the disk is full or the directory not empty.
+    architecture: Llama4ForConditionalGeneration writes the same text model under that class's
+    names, without vision.
+    max_file_bytes: begin another file where tensors would exceed it. One tensor is never split.
+    overwrite: replace an existing checkpoint. Files that belong to no checkpoint stay.
+    on_progress: called with (bytes of weights written, bytes of weights in total).
+
+    config.json is written last, so an interrupted call leaves nothing that loads.
+    Raises CheckpointError if an option is invalid, the disk is too small or the directory is not
+    empty.
     """
     if dtype not in _HEADER_NAMES:
         raise CheckpointError(f"dtype is {dtype!r}; it must be one of {', '.join(_HEADER_NAMES)}")
@@ -87,7 +92,7 @@ class _RandomWeights:
         self.total_bytes = sum(self._nbytes(spec) for spec in self._specs.values())
 
     def write(self, directory: Path, max_file_bytes: int, on_progress: Callable[[int, int], None]) -> None:
-        """One model.safetensors if everything fits max_file_bytes, else numbered files and their index."""
+        """One model.safetensors, or numbered files with an index if max_file_bytes requires it."""
         files = split_into_files({name: self._nbytes(spec) for name, spec in self._specs.items()}, max_file_bytes)
         file_names = write_index(directory, files, self.total_bytes)
         written = 0
@@ -113,7 +118,7 @@ class _RandomWeights:
                     yield file.write(block.view(torch.uint8).numpy().data)
 
     def _draw(self, name: str, spec: TensorSpec) -> Iterator[torch.Tensor]:
-        """The values of one tensor in order, in flat blocks."""
+        """The values of one tensor, in order, as flat blocks."""
         mean, std = 0.0, self._std
         if spec.role is Role.NORM:
             mean, std = 1.0, 0.1

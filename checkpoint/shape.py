@@ -1,4 +1,4 @@
-"""The hyperparameters of a Llama 4, and the config.json and weight index that are made of them."""
+"""The hyperparameters of a Llama 4 model, and the config.json and weight index written from them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,11 @@ from checkpoint.tensors import INDEX_FILE, SINGLE_FILE
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The hyperparameters in a Llama 4 config.json, by the names they have there; the defaults are Maverick's.
+    """The hyperparameters in a Llama 4 config.json, under the same names.
 
-    rope_scaling is ours: config.json spreads it over `rope_parameters`.
+    The defaults are Maverick's.
+
+    Only rope_scaling differs: config.json has it as part of `rope_parameters`.
     """
 
     vocab_size: int = 202048
@@ -51,7 +53,7 @@ SHAPES: Mapping[str, ModelShape] = {
         rope_scaling=RopeScaling(factor=16.0, low_freq_factor=1.0, high_freq_factor=1.0, original_positions=8192),
     ),
     "maverick": ModelShape(),
-    # Maverick in 55 MB of bf16; its chunks are short, so that a page of text crosses one.
+    # Maverick's layers in 55 MB of bf16. Chunks are short, so that a page of text spans several.
     "demo": ModelShape(
         vocab_size=4096,
         hidden_size=128,
@@ -71,8 +73,9 @@ SHAPES: Mapping[str, ModelShape] = {
 def config_json(shape: ModelShape, dtype: str, architecture: str, ids: TokenizerIds | None) -> dict[str, Any]:
     """The contents of config.json, as transformers 5 writes it.
 
-    dtype: of the weights, as torch names it. architecture: one of checkpoint/config.py's ARCHITECTURES.
-    ids: none leaves the tokenizer's fields out.
+    dtype: of the weights, as torch names it. architecture: one of checkpoint/config.py's
+    ARCHITECTURES.
+    ids: None omits the tokenizer's fields.
     """
     fields = asdict(shape)
     scaling, theta = fields.pop("rope_scaling"), fields.pop("rope_theta")
@@ -85,13 +88,14 @@ def config_json(shape: ModelShape, dtype: str, architecture: str, ids: Tokenizer
         text |= token_id_fields(ids)
     if architecture == "Llama4ForCausalLM":
         return {"architectures": [architecture], **text}
-    # The outer flag repeats the inner one because transformers looks at either, depending on the class.
+    # The outer flag repeats the inner one because transformers looks at either, depending on the
+    # class.
     outer = {"tie_word_embeddings": shape.tie_word_embeddings, "dtype": dtype}
     return {"architectures": [architecture], "model_type": "llama4", "text_config": text, **outer}
 
 
 def token_id_fields(ids: TokenizerIds) -> dict[str, Any]:
-    """The fields about the tokenizer that config.json and generation_config.json share."""
+    """The tokenizer's fields, which config.json and generation_config.json share."""
     return {
         "bos_token_id": ids.bos_token_id,
         "eos_token_id": list(ids.eos_token_ids),
@@ -100,14 +104,14 @@ def token_id_fields(ids: TokenizerIds) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an object for people to read, too. Raises OSError."""
+    """Write an indented JSON file. Raises OSError."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_index(directory: Path, files: Sequence[Sequence[str]], total_bytes: int) -> list[str]:
-    """The names of the weight files that hold these tensors; if they are several, their index is written.
+    """Choose the weight files' names. With more than one file, write their index, too.
 
-    files: the tensors' names, file by file.
+    files: for each file the names of its tensors.
     """
     if len(files) == 1:
         return [SINGLE_FILE]
@@ -118,7 +122,10 @@ def write_index(directory: Path, files: Sequence[Sequence[str]], total_bytes: in
 
 
 def split_into_files(tensor_bytes: Mapping[str, int], max_file_bytes: int) -> list[list[str]]:
-    """Tensors' names in their order, another file where one would exceed max_file_bytes; a tensor is never split."""
+    """Distribute tensors, in order, over files of at most max_file_bytes.
+
+    A larger tensor gets a file of its own.
+    """
     files: list[list[str]] = [[]]
     file_bytes = 0
     for name, nbytes in tensor_bytes.items():

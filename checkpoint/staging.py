@@ -1,4 +1,4 @@
-"""Writing a checkpoint's directory so that an interrupted writer leaves nothing that loads."""
+"""Writes a checkpoint's directory so that an interrupted writer leaves nothing that loads."""
 
 import fcntl
 import os
@@ -16,11 +16,13 @@ _OUR_FILES = ("config.json", "*.safetensors", INDEX_FILE, "generation_config.jso
 
 @contextmanager
 def staging_directory(directory: Path, needed_bytes: int, overwrite: bool) -> Iterator[Path]:
-    """A directory to write into; its files move into `directory` at the end if nothing was raised.
+    """A directory to write into. Its files move into `directory` at the end, unless the block raises.
 
     It lies inside `directory`, which may be a mounted volume that cannot be renamed.
-    needed_bytes: refused when the disk has less. overwrite: replace a checkpoint that is there; other files stay.
-    Raises CheckpointError if `directory` is not empty, not writable, too small, or being written by another process.
+    needed_bytes: free space that the disk must have.
+    overwrite: replace an existing checkpoint. Files that belong to no checkpoint stay.
+    Raises CheckpointError if `directory` is not empty, not writable, too small, or being written
+    by another process.
     """
     is_new = not directory.exists()
     lock = None
@@ -52,7 +54,8 @@ def staging_directory(directory: Path, needed_bytes: int, overwrite: bool) -> It
 
 
 def _publish(staging: Path, directory: Path) -> None:
-    # The old config.json goes first and the new one comes last: in between, nothing here loads.
+    # The old config.json is removed first and the new one comes last: without it, the directory
+    # does not load.
     for pattern in _OUR_FILES:
         for old in directory.glob(pattern):
             old.unlink()
@@ -61,7 +64,7 @@ def _publish(staging: Path, directory: Path) -> None:
 
 
 def _lock(directory: Path) -> int:
-    """Keep other processes from writing the same checkpoint; returns the descriptor that holds the lock."""
+    """Lock the directory against other writers. Returns the descriptor that holds the lock."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,9 @@
-"""Reads tensors, or ranges of their rows, out of a directory of safetensors files.
+"""Reads tensors, or ranges of their rows, from a directory of safetensors files.
 
-Files are read with pread at the exact offsets that their headers give, not mapped: one Maverick expert tensor has
-21.5 GB, a process wants a few rows of it, and `bytes_read` says exactly what it cost. Only the JSON header is
-interpreted, so nothing in a checkpoint is executed. Format: https://github.com/huggingface/safetensors#format
+Files are not memory-mapped but read with pread, at the offsets in their headers. A process wants
+only some rows of a tensor (one Maverick expert tensor has 21.5 GB), and `bytes_read` counts
+exactly what was read. Only the JSON header is interpreted, so nothing in a checkpoint is executed.
+Format: https://github.com/huggingface/safetensors#format
 """
 
 import json
@@ -26,7 +27,10 @@ _MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """Where one tensor lies. offset: of its first byte in the file; dtype: the header's name, such as BF16."""
+    """Where one tensor is stored.
+
+    offset: of its first byte in the file. dtype: name in the header, such as BF16.
+    """
 
     path: Path
     dtype: str
@@ -39,8 +43,9 @@ class TensorEntry:
 class TensorFiles:
     """The safetensors files of one directory.
 
-    paths: the readable files; entries: their tensors by name; problems: one line about each file that is missing or
-    damaged; lost: the tensors that the index puts into those.
+    paths: the readable files. entries: their tensors by name.
+    problems: one line for each missing or damaged file. lost: the tensors that the index places in
+    these files.
     """
 
     paths: tuple[Path, ...]
@@ -49,10 +54,10 @@ class TensorFiles:
     lost: frozenset[str] = frozenset()
 
     def compare(self, config: ModelConfig) -> list[str]:
-        """What is missing, damaged or differs from what `config` calls for: one line each, empty if all is well."""
+        """One line for each tensor or file that is missing, damaged, or not as in `config`."""
         found = list(self.problems)
         if not self.entries and found:
-            return found  # the cause is listed; that every tensor is missing follows from it
+            return found  # no file is readable: do not list every tensor as missing, too
         for name, spec in tensor_specs(config).items():
             entry = self.entries.get(name)
             if entry is None:
@@ -66,20 +71,23 @@ class TensorFiles:
 
 
 class Checkpoint:
-    """A Llama 4 checkpoint directory, opened: its config and where every tensor lies. No weights are read yet."""
+    """An open Llama 4 checkpoint directory: its config, and where each tensor is stored.
+
+    Weights are read on demand.
+    """
 
     def __init__(self, directory: Path, config: ModelConfig, files: TensorFiles) -> None:
         self.directory = directory
         self.config = config
         self.entries = files.entries
         self.bytes_read = 0
-        """Bytes of tensor data read so far through this object."""
+        """Bytes of tensor data read through this object so far."""
 
     @classmethod
     def open(cls, directory: Path | str) -> "Checkpoint":
-        """Read config and headers, and check that every tensor is there with its shape.
+        """Read config and headers, and check that every tensor exists with the right shape.
 
-        Raises CheckpointError listing what is missing, truncated or inconsistent.
+        Raises CheckpointError, which lists what is missing, truncated or inconsistent.
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -100,9 +108,9 @@ class Checkpoint:
     def read_rows(
         self, name: str, start: int, stop: int, dtype: torch.dtype, on_bytes: Callable[[int], None] | None = None
     ) -> torch.Tensor:
-        """Rows start..stop-1 along dimension 0, converted to `dtype`; reads no other bytes.
+        """Rows start..stop-1 along dimension 0, converted to `dtype`. Reads no other bytes.
 
-        on_bytes: called with the number of bytes of each piece read, for progress.
+        on_bytes: called with the size of each piece read, for progress.
         Raises CheckpointError if the file ends early or cannot be read.
         """
         entry = self.entries[name]
@@ -128,7 +136,10 @@ class Checkpoint:
 
 
 def read_tensor_files(directory: Path) -> TensorFiles:
-    """Read the headers of all safetensors files in `directory`. Never raises for what a file holds or lacks."""
+    """Read the headers of all safetensors files in `directory`.
+
+    Damaged or missing files are listed, not raised.
+    """
     index_path, single = directory / INDEX_FILE, directory / SINGLE_FILE
     try:
         if index_path.exists():
@@ -189,7 +200,10 @@ def _read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def _parse_entry(path: Path, name: str, fields: object, data_start: int, file_size: int) -> TensorEntry:
-    """One tensor's part of a header, checked against the file. data_start: where offsets count from, in bytes."""
+    """One tensor's entry in a header, checked against the file.
+
+    data_start: the byte that offsets are relative to.
+    """
     match fields:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
             all(isinstance(length, int) and length >= 0 for length in shape) and 0 <= begin <= end

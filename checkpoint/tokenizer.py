@@ -1,8 +1,8 @@
-"""Text to token ids and back, as a checkpoint's tokenizer.json says.
+"""Converts text to token ids and back, by a checkpoint's tokenizer.json.
 
-Llama 4's kind of tokenizer: byte-pair encoding over bytes, so any text can be encoded and comes back unchanged, and
-every token is a fixed string of bytes. Besides there are special tokens such as `<|eot|>`: one id with a name. In a
-user's text that name is plain text; only in text that the server itself wrote does it mean the token.
+Llama 4 uses byte-pair encoding over bytes. Each token is a fixed string of bytes, so any text can
+be encoded and decodes to itself. Special tokens such as `<|eot|>` have an id and a name. In a
+user's text that name is plain text. It means the token only in text that the server itself wrote.
 """
 
 import json
@@ -19,16 +19,17 @@ from checkpoint.make_tokenizer import byte_letters
 _FIX = "download the file again"
 _KIND = "Drover reads byte-level BPE tokenizers, the kind that Llama 4 has"
 
-# Text that a tokenizer of another kind (one that normalizes, or adds spaces) does not give back.
+# Tokenizers of another kind normalize text or add spaces. This text then does not decode to itself.
 _PROBE = "  Drover's 1st\n\tcafe\u0301 ß 你好 🐕 "
 
 
 class Tokenizer:
-    """One checkpoint's tokenizer. It never changes once open, so threads may share it.
+    """One checkpoint's tokenizer. Immutable, so threads may share it.
 
     vocab_size: the highest token id plus 1.
-    bos_token_id: the token to put in front of a text; None where the model has none.
-    max_token_bytes: the length of the longest token, so N bytes of text are at least N / max_token_bytes tokens.
+    bos_token_id: the beginning-of-text token; None if the model has none.
+    max_token_bytes: length of the longest token. N bytes of text are at least N / max_token_bytes
+    tokens.
     special_tokens: the id of each special token, by name.
     """
 
@@ -39,9 +40,10 @@ class Tokenizer:
         special_tokens: dict[str, int],
         bos_token_id: int | None,
     ) -> None:
-        """Use `Tokenizer.open`. token_bytes is indexed by token id, b"" for an id without a token."""
-        # By default `tokenizers` reads a special token's name in any text as the token. This turns that off for good;
-        # `encode_with_specials` finds the names itself, so one backend (some 100 MB for Llama 4) does for both.
+        """Use `Tokenizer.open`. token_bytes is indexed by token id; b"" for ids without a token."""
+        # By default `tokenizers` encodes a special token's name in any text as the token. This
+        # turns that off. `encode_with_specials` finds the names itself, so one backend (about 100
+        # MB for Llama 4) serves both.
         backend.encode_special_tokens = True
         self._backend = backend
         self._token_bytes = token_bytes
@@ -58,11 +60,12 @@ class Tokenizer:
 
     @classmethod
     def open(cls, directory: Path) -> "Tokenizer":
-        """Read a checkpoint's tokenizer.json, and which token begins a text.
+        """Read a checkpoint's tokenizer.json, and find its beginning-of-text token.
 
-        That is the `bos_token` of tokenizer_config.json, where Hugging Face's tokenizers look, too; null there means
-        none. Only where that file or key is absent it is the `bos_token_id` of config.json. Raises CheckpointError
-        when a file is missing, damaged or describes a tokenizer of another kind.
+        That token is `bos_token` in tokenizer_config.json, as in Hugging Face's tokenizers; null
+        there means none. If the file or the key is absent, it is `bos_token_id` in config.json.
+        Raises CheckpointError if a file is missing, damaged, or describes a tokenizer of another
+        kind.
         """
         path = directory / "tokenizer.json"
         text = read_text(path)
@@ -74,7 +77,7 @@ class Tokenizer:
             misplaced = [token["content"] for token in added if backend.token_to_id(token["content"]) != token["id"]]
         except Exception as error:  # `tokenizers` raises plain Exception for whatever it cannot read
             raise CheckpointError(f"{path}: not a tokenizer ({error}); {_FIX}") from error
-        if misplaced:  # `tokenizers` numbers added tokens itself, without a word where there are gaps
+        if misplaced:  # where ids have gaps, `tokenizers` silently renumbers added tokens
             raise CheckpointError(f"{path}: the id of {misplaced[0]!r} does not follow the one before; {_FIX}")
         if not isinstance(vocab, dict):
             raise CheckpointError(f"{path}: is a {data['model'].get('type')} tokenizer; {_KIND}")
@@ -94,28 +97,33 @@ class Tokenizer:
         return tokenizer
 
     def encode(self, text: str, *, add_bos: bool) -> list[int]:
-        """Encode text from outside: what looks like a special token stays text. A lone surrogate becomes U+FFFD.
+        """Encode a user's text: names of special tokens stay plain text.
 
-        add_bos: put bos_token_id in front, where the model has one.
+        A lone surrogate becomes U+FFFD.
+
+        add_bos: put bos_token_id in front, if the model has one.
         """
         try:
             ids = self._backend.encode(text, add_special_tokens=False).ids
-        except TypeError:  # text that is no valid Unicode: JSON can escape half a surrogate pair
+        except TypeError:  # not valid Unicode: JSON can escape half a surrogate pair
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             ids = self._backend.encode(text, add_special_tokens=False).ids
         return [self.bos_token_id, *ids] if add_bos and self.bos_token_id is not None else ids
 
     def encode_with_specials(self, text: str) -> list[int]:
-        """Encode text that the server wrote: a special token's name is that token. Nothing is put in front."""
+        """Encode text that the server wrote: the name of a special token becomes that token.
+
+        No bos is added.
+        """
         ids: list[int] = []
         for part in self.split_specials(text):
             ids += [part] if isinstance(part, int) else self.encode(part, add_bos=False)
         return ids
 
     def split_specials(self, text: str) -> Iterator[str | int]:
-        """The text in pieces: special tokens as ids, and the text between them, where there is any.
+        """The text in pieces: special tokens as ids, and the non-empty texts between them.
 
-        Of names that overlap the first one counts, of names that start together the longest.
+        Of overlapping names the first counts; of names with the same start, the longest.
         """
         end = 0
         for match in self._special_pattern.finditer(text):
@@ -127,9 +135,10 @@ class Tokenizer:
             yield text[end:]
 
     def special_starts(self, text: str) -> list[int]:
-        """Every place where a special token's name starts, even inside another or cut off by the text's end.
+        """Every offset where a special token's name starts, even inside another or cut off by the text's end.
 
-        White space at the end does not count as text: what follows may be put right after it is stripped.
+        Trailing white space is ignored for cut-off names: a template may strip it before it
+        appends more text.
         """
         starts = [match.start() for match in self._special_start_pattern.finditer(text)]
         stripped = text.rstrip()
@@ -137,18 +146,19 @@ class Tokenizer:
         return starts + [i for i in range(first, len(stripped)) if stripped[i:] in self._name_beginnings]
 
     def decode(self, token_ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of tokens; special ones appear under their names. Bytes that are no valid UTF-8 become U+FFFD."""
+        """The text of tokens. Special tokens appear as their names. Invalid UTF-8 becomes U+FFFD."""
         return self.decode_bytes(token_ids, skip_special=skip_special).decode("utf-8", "replace")
 
     def decode_bytes(self, token_ids: Iterable[int], *, skip_special: bool = False) -> bytes:
-        """The bytes of tokens, one after the other; they need not be whole characters."""
+        """The concatenated bytes of tokens. They may end inside a character."""
         special = self._special_ids if skip_special else ()
         return b"".join(self.token_bytes(token_id) for token_id in token_ids if token_id not in special)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that a token stands for; a special one stands for its name.
+        """The bytes of a token; for a special token, its name.
 
-        An id without a token has none: a model may have more ids than its tokenizer, to round up its matrices.
+        Ids without a token give b"": a model may have more ids than its tokenizer, to round up its
+        matrices.
         """
         assert token_id >= 0
         return self._token_bytes[token_id] if token_id < self.vocab_size else b""
@@ -158,12 +168,18 @@ class Tokenizer:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A checkpoint's JSON file. Raises CheckpointError, with the fix, when it is missing or damaged."""
+    """The object in a checkpoint's JSON file.
+
+    Raises CheckpointError, with the fix, if it is missing or damaged.
+    """
     return _parse_json_object(path, read_text(path))
 
 
 def read_text(path: Path) -> str:
-    """A checkpoint's text file. Raises CheckpointError, with the fix, when it is missing or damaged."""
+    """The text of a checkpoint's file.
+
+    Raises CheckpointError, with the fix, if it is missing or damaged.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
@@ -193,7 +209,7 @@ def _bytes_by_id(vocab: dict[str, int], added: list[dict[str, Any]], path: Path)
             except KeyError as error:
                 raise CheckpointError(f"{path}: token {token!r} is not made of bytes; {_KIND}") from error
     lost = sorted({bytes([byte]) for byte in byte_of.values()}.difference(table))
-    if lost:  # `tokenizers` drops such bytes of a text without a word
+    if lost:  # `tokenizers` silently drops such bytes of a text
         raise CheckpointError(f"{path}: has no token for byte 0x{lost[0].hex()}; {_KIND}")
     for token_id, content in added_bytes.items():
         table[token_id] = content
@@ -210,7 +226,7 @@ def _bos_token_id(directory: Path, special_tokens: dict[str, int]) -> int | None
         return None if name is None else special_tokens[name]
     path = directory / "config.json"
     config = read_json_object(path) if path.exists() else {}
-    text_config = config.get("text_config") or {}  # where models that take images, too, keep it
+    text_config = config.get("text_config") or {}  # where multimodal models have it
     token_id = text_config.get("bos_token_id", config.get("bos_token_id"))
     if token_id is None:
         return None
@@ -220,16 +236,16 @@ def _bos_token_id(directory: Path, special_tokens: dict[str, int]) -> int | None
 
 
 def token_name(value: Any) -> str | None:
-    """A token as tokenizer_config.json gives it: its name, an object with its name as `content`, or null."""
+    """A token's name from tokenizer_config.json: a string, an object with `content`, or null."""
     name = value.get("content") if isinstance(value, dict) else value
     return name if isinstance(name, str) else None
 
 
 def _longest_match_pattern(names: Iterable[str]) -> str:
-    """A regular expression for the longest of `names` at a place.
+    """A regular expression that matches the longest of `names` at an offset.
 
-    It branches letter by letter. Trying 2048 names one after the other takes 10 us at every "<|" of a text, seconds
-    for a hostile one; this takes 0.02 us.
+    It branches letter by letter, which takes 0.02 us at every "<|" of a text. Trying 2048 names in
+    turn takes 10 us, which is seconds for a hostile text.
     """
     tree: dict[str, Any] = {}
     for name in names:

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = f"""\
-Talk to the model; it remembers the conversation. One line is one message.
+Talk to the model. One line is one message; the conversation is remembered.
 
-  /reset  forget the conversation (but not --system)
-  /exit   leave, as Ctrl-D does
-  /help   list these
-  Ctrl-C  while the model answers: stop that answer; otherwise: leave
+  /reset  forget the conversation, but not --system
+  /exit   leave; so does Ctrl-D
+  /help   list these commands
+  Ctrl-C  stop the answer; between answers: leave
 
-Lines may also come from a pipe; the first error then ends the command.
+Lines may also come from a pipe. The first error then ends the command.
 
 {WHO_ANSWERS}"""
 EPILOG = """\
@@ -44,7 +44,7 @@ def add_parser(subparsers: "Subparsers") -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
+    parser.add_argument("--system", metavar="TEXT", help="the system message: instructions before the conversation")
     add_request_options(parser)
 
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class Conversation:
-    """The messages so far, and what each new line does to them."""
+    """The messages so far. Each line is a command or the next message."""
 
     def __init__(self, client: Client, args: argparse.Namespace) -> None:
         self._client = client
@@ -81,7 +81,7 @@ class Conversation:
         self._reset()
 
     def take(self, line: str) -> None:
-        """Obey a command, or answer a message; a message that got no answer is forgotten."""
+        """Run a command, or answer a message. A message without an answer is forgotten."""
         if not line.strip():
             return
         if line == "/reset":
@@ -105,13 +105,13 @@ class Conversation:
             show(start, answers, args)
         except KeyboardInterrupt:
             print("[stopped]", file=sys.stderr)
-        if answers[0].text:  # of several, the conversation goes on with the first
+        if answers[0].text:  # with -n, the conversation continues with the first answer
             self._messages += [message, Message("assistant", answers[0].text)]
 
 
 def _typed_lines() -> Iterator[str]:
     try:
-        import readline  # noqa: F401  gives input() line editing and the lines typed before
+        import readline  # noqa: F401  gives input() line editing and history
     except ImportError:
         pass
     while True:

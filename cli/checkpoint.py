@@ -1,4 +1,4 @@
-"""`drover checkpoint`: make a checkpoint with random weights, or look into one."""
+"""`drover checkpoint`: write a checkpoint with random weights, or inspect one."""
 
 import argparse
 from dataclasses import replace
@@ -12,29 +12,42 @@ if TYPE_CHECKING:
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-# Those of checkpoint/shape.py, which imports torch.
+# The names in checkpoint/shape.py, which imports torch.
 SHAPES = ("demo", "maverick", "scout")
 
 MAKE_DESCRIPTION = """\
-Write a checkpoint with random weights: a complete Hugging Face Llama 4 directory with weights, configuration,
-tokenizer and chat template. It speaks gibberish at the real model's cost, which is what tests and measurements need.
+Write a checkpoint with random weights: a complete Hugging Face Llama 4
+directory with weights, configuration, tokenizer and chat template. It speaks
+gibberish, but costs as much to serve as a real model of its shape. It is meant
+for tests and measurements.
 
-Start from a shape and change what you like. As they are, scout has 216 GB, maverick 800 GB and demo 55 MB in
-bfloat16; demo is Maverick's shape made small.
+Start from a --shape and change what you like. Sizes in bfloat16:
+
+  demo      55 MB   Maverick's layers, made small
+  scout    216 GB   Llama 4 Scout
+  maverick 800 GB   Llama 4 Maverick
 """
 MAKE_EPILOG = """\
 examples:
   drover checkpoint make /tmp/demo
-  drover checkpoint make /tmp/mini --shape maverick --layers 8 --hidden-size 512 --heads 8 --kv-heads 2 \\
-      --head-dim 64 --expert-size 1024 --dense-size 2048 --vocab-size 32000
+  drover checkpoint make /tmp/mini --shape maverick --layers 8 \\
+      --hidden-size 512 --heads 8 --kv-heads 2 --head-dim 64 \\
+      --expert-size 1024 --dense-size 2048 --vocab-size 32000
 """
 INSPECT_DESCRIPTION = """\
-Say what a checkpoint holds: its shape, parameters, bytes by role, KV cache per token, and everything that is missing,
-damaged or inconsistent. Reads headers only. Exits with 1 if there are problems.
+Show a checkpoint's shape, parameters, bytes by role and KV cache per token.
+List everything that is missing, damaged or inconsistent. Reads headers only, so
+it is fast. Exits with 1 if there are problems.
 """
 INSPECT_EPILOG = """\
 example:
   drover checkpoint inspect /models/Llama-4-Scout-17B-16E-Instruct
+"""
+
+EPILOG = """\
+examples:
+  drover checkpoint make /tmp/demo
+  drover checkpoint inspect /tmp/demo
 """
 
 # Flag, field of ModelShape (and of config.json), meaning.
@@ -49,7 +62,7 @@ _SIZES = (
     ("--moe-every", "interleave_moe_layer_step", "every n-th layer is MoE: 1 in Scout, 2 in Maverick"),
     ("--expert-size", "intermediate_size", "width of one expert, and of the shared expert"),
     ("--dense-size", "intermediate_size_mlp", "width of the MLP of dense layers"),
-    ("--vocab-size", "vocab_size", "tokens"),
+    ("--vocab-size", "vocab_size", "number of tokens"),
     ("--chunk-size", "attention_chunk_size", "tokens per chunk of the layers with chunked attention"),
     ("--floor-scale", "floor_scale", "tokens after which attention temperature first rises"),
     ("--max-positions", "max_position_embeddings", "longest sequence, tokens"),
@@ -60,19 +73,21 @@ def add_parser(subparsers: "Subparsers") -> None:
     """Add `drover checkpoint make` and `drover checkpoint inspect` to the command line."""
     parser = subparsers.add_parser(
         "checkpoint",
-        help="make a random checkpoint, or look into one",
-        description="Make a checkpoint with random weights, or look into any checkpoint.",
+        help="write a random checkpoint, or inspect one",
+        description="Write a checkpoint with random weights, or inspect any checkpoint.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_make(actions)
     inspect = actions.add_parser(
         "inspect",
-        help="say what a checkpoint holds and what is wrong with it",
+        help="show what a checkpoint holds and what is wrong with it",
         description=INSPECT_DESCRIPTION,
         epilog=INSPECT_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    inspect.add_argument("directory", type=Path, metavar="DIR")
+    inspect.add_argument("directory", type=Path, metavar="DIR", help="a Hugging Face Llama 4 directory")
     inspect.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -86,31 +101,43 @@ def _add_make(actions: "Subparsers") -> None:
     )
     make.add_argument("directory", type=Path, metavar="OUT", help="new or empty directory")
     make.add_argument("--overwrite", action="store_true", help="replace the checkpoint that OUT holds")
-    make.add_argument("--shape", choices=SHAPES, default="demo", help="where to start from; default: %(default)s")
+    make.add_argument("--shape", choices=SHAPES, default="demo", help="the shape to start from; default: %(default)s")
 
-    shape = make.add_argument_group("shape (what is left out is as in --shape)")
+    shape = make.add_argument_group("changes to --shape")
     for flag, field, meaning in _SIZES:
         shape.add_argument(flag, dest=field, type=int, metavar="N", help=meaning)
-    shape.add_argument("--qk-norm", dest="use_qk_norm", action=argparse.BooleanOptionalAction, help="Scout has it")
+    shape.add_argument(
+        "--qk-norm",
+        dest="use_qk_norm",
+        action=argparse.BooleanOptionalAction,
+        help="normalise queries and keys, as Scout does",
+    )
     shape.add_argument(
         "--rope-scaling",
         type=_rope_scaling,
         metavar="F,LOW,HIGH,N",
-        help="llama3-type: factor, low and high frequency factor, tokens of pre-training; Scout: 16,1,1,8192; or: none",
+        help="llama3 scaling: factor, low and high frequency factor, original context; Scout: 16,1,1,8192; or: none",
     )
-    shape.add_argument("--tie-word-embeddings", action=argparse.BooleanOptionalAction, help="no output head of its own")
+    shape.add_argument(
+        "--tie-word-embeddings", action=argparse.BooleanOptionalAction, help="use the embedding as output head"
+    )
 
     weights = make.add_argument_group("weights and files")
-    weights.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default: %(default)s")
+    weights.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of weights; default: %(default)s")
     weights.add_argument(
-        "--std", type=float, default=0.02, metavar="S", help="standard deviation; default: %(default)s"
-    )
-    weights.add_argument("--seed", type=int, default=0, metavar="N", help="same seed, same weights; default: 0")
-    weights.add_argument(
-        "--architecture", choices=tuple(ARCHITECTURES), default="Llama4ForCausalLM", help="default: %(default)s"
+        "--std", type=float, default=0.02, metavar="S", help="standard deviation of weights; default: %(default)s"
     )
     weights.add_argument(
-        "--max-file-mb", type=int, default=5000, metavar="MB", help="begin another file at this size; default: 5000"
+        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same weights; default: 0"
+    )
+    weights.add_argument(
+        "--architecture",
+        choices=tuple(ARCHITECTURES),
+        default="Llama4ForCausalLM",
+        help="the class in config.json; default: %(default)s",
+    )
+    weights.add_argument(
+        "--max-file-mb", type=int, default=5000, metavar="MB", help="start a new file at this size; default: 5000"
     )
 
 
@@ -215,7 +242,7 @@ def _count(number: int) -> str:
 
 
 def _rope_scaling(text: str) -> RopeScaling | tuple[()]:
-    """An argparse type; () for none, because None means that the flag was not given."""
+    """An argparse type. "none" gives (): None means that the flag was not given."""
     if text == "none":
         return ()
     try:

@@ -1,4 +1,4 @@
-"""The flags of the commands that look for a running deployment on a Ray cluster."""
+"""The flags of commands that work on a running deployment, and their connection to Ray."""
 
 import argparse
 import os
@@ -7,24 +7,33 @@ from contextlib import contextmanager
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Add where to look; the defaults find what `drover serve` started on this machine."""
-    parser.add_argument("--namespace", default="drover", help="ray.namespace of the deployment; default: %(default)s")
+    """Add the flags that find the deployment.
+
+    The defaults find what `drover serve` started on this machine.
+    """
+    parser.add_argument(
+        "--namespace", default="drover", metavar="NAME", help="ray.namespace of the deployment; default: %(default)s"
+    )
     parser.add_argument(
         "--ray-address",
         metavar="HOST:PORT",
-        help="the Ray cluster; default: the local Ray that `drover serve` runs for the namespace, or else the cluster "
-        "that `ray start` made on this machine",
+        help="the Ray cluster to look in; default: the local Ray of a `drover serve` with this namespace, or else the "
+        "cluster of `ray start` on this machine",
     )
 
 
 @contextmanager
 def connected(args: argparse.Namespace) -> Iterator[bool]:
-    """Connect to the Ray cluster for a while; gives False if none was named and there is none."""
+    """Connect to the Ray cluster during the block.
+
+    Yields False if there is none and no address was given.
+    """
     from cluster.local_rays import find_local_ray
 
     local = None if args.ray_address else find_local_ray(args.namespace)
     if local is not None:
-        # A local Ray asks for the token that Ray keeps in the user's home; this must be known before Ray is imported.
+        # A local Ray requires the token that Ray keeps in the user's home. Set this before Ray is
+        # imported.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     from cluster import ray_runtime
     from cluster.config import RayConfig

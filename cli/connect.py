@@ -1,4 +1,4 @@
-"""Who answers `drover generate` and `drover chat`: a server, or a checkpoint loaded into this process."""
+"""Connects `drover generate` and `drover chat` to a server, or to a model in this process."""
 
 import argparse
 import signal
@@ -14,38 +14,45 @@ from checkpoint.errors import DroverError
 from client import DEFAULT_ADDRESS, Client
 
 EMBEDDED = Path(__file__).parent.parent / "demo" / "drover-demo"
-# This machine's own loopback accepts at once, or never.
+# Loopback accepts at once or never.
 PROBE_S = 0.3
 
 WHO_ANSWERS = f"""\
-Who answers: the server that --address names; or, with --checkpoint, that model, loaded into this process without any
-server; or, with neither, the server on {DEFAULT_ADDRESS}; or, where none listens there, the small model that comes with
-Drover, loaded into this process.
+Who answers:
+  --address HOST:PORT  the server there
+  --checkpoint DIR     that model, loaded into this process; needs no server
+  neither              the server on {DEFAULT_ADDRESS}, if one listens there;
+                       else the small demo model, loaded into this process
 """
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that choose who answers, and with which patience."""
-    server = parser.add_argument_group("server")
+    """Add the flags that choose who answers and how long to wait."""
+    server = parser.add_argument_group("who answers")
     who = server.add_mutually_exclusive_group()
     who.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help=f"default: {DEFAULT_ADDRESS} if a server listens there, else the embedded model in this process",
+        help=f"the server to ask; default: {DEFAULT_ADDRESS}, or else the demo model in this process",
     )
     who.add_argument(
         "--checkpoint",
         type=Path,
         metavar="DIR",
-        help="no server: load this Hugging Face Llama 4 directory into this process",
+        help="a Hugging Face Llama 4 directory to load into this process, without a server",
     )
-    server.add_argument("--model", default="", metavar="NAME", help="fail unless this model is served there")
-    server.add_argument("--timeout-s", type=_seconds, metavar="S", help="give up an answer after S seconds")
+    server.add_argument("--model", default="", metavar="NAME", help="fail unless the model has this name")
+    server.add_argument(
+        "--timeout-s", type=_seconds, metavar="S", help="give up each answer after S seconds; default: never"
+    )
 
 
 @contextmanager
 def connected_client(args: argparse.Namespace) -> Iterator[Client]:
-    """A client of whoever is to answer; what was started for it has stopped when the block ends."""
+    """A client of the server to ask.
+
+    A server that was started in this process stops when the block ends.
+    """
     with _server(args) as address, Client(address) as client:
         yield client
 
@@ -81,12 +88,12 @@ def _listens(address: str) -> bool:
 
 @contextmanager
 def _in_this_process(directory: Path) -> Iterator[str]:
-    """Serve a checkpoint on loopback; gives the address.
+    """Serve a checkpoint on loopback. Yields the address.
 
-    The first Ctrl-C ends the block as any exception does. If that takes too long, as a large model's step may, another
-    one kills the process.
+    The first Ctrl-C ends the block like any exception. If that takes too long, because a large
+    model is amid a step, a second Ctrl-C kills the process.
     """
-    read_config(directory)  # raises for what is no checkpoint at all before torch is imported, which takes a second
+    read_config(directory)  # fails before torch is imported, which takes a second
     with ExitStack() as stack:
         with _status(f"loading {directory.resolve().name}"):
             serve_checkpoint = _serve_checkpoint()
@@ -99,7 +106,7 @@ def _in_this_process(directory: Path) -> Iterator[str]:
 
 
 def _serve_checkpoint() -> Callable[..., AbstractContextManager[str]]:
-    """The function, imported in a thread: Ctrl-C amid torch's own imports could be lost there, or leave a trace."""
+    """Import it in a thread: Ctrl-C during torch's imports could get lost, or print a traceback."""
 
     def imported() -> Callable[..., AbstractContextManager[str]]:
         from frontend.in_process.server import serve_checkpoint
@@ -115,7 +122,7 @@ def _serve_checkpoint() -> Callable[..., AbstractContextManager[str]]:
 
 
 def _status(text: str) -> AbstractContextManager[object]:
-    """A spinner beside `text` while the block runs, if stderr is a terminal."""
+    """Show a spinner with `text` while the block runs, if stderr is a terminal."""
     if not sys.stderr.isatty():
         return nullcontext()
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""`drover demo`: a small model, served on this machine, spoken to, and stopped: the whole system in a minute."""
+"""`drover demo`: the whole system in a minute. Serves a small model, talks to it, and stops."""
 
 import argparse
 import sys
@@ -18,21 +18,26 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = """\
-Serve a small model on this machine, talk to it over gRPC, print its streamed answers and their speed, and stop.
+Serve a small model on this machine, talk to it over gRPC, print its answers
+and their speed, and stop.
 
-Without --checkpoint it is the embedded one: Maverick's shape (128 experts in every second layer), trained on scripture,
-novels, dictionaries and documentation (demo/README.md). It was taught a glossary of four hundred words by heart, and
-continues a text in the style of its books. With --checkpoint or --prompt it continues the prompts only.
+The default is the embedded model. It has Maverick's shape: 128 experts in every
+second layer. It was trained on scripture, novels, dictionaries and
+documentation (demo/README.md). It knows a glossary of four hundred words by
+heart, and continues texts in the style of its books.
+
+With --checkpoint or --prompt there is no chat, only texts to continue.
 """
 EPILOG = """\
 examples:
   drover demo
   drover demo --shards 5
   drover demo --prompt "And it came to pass" --max-tokens 200
-  drover demo --checkpoint /models/my-llama4 --prompt "The capital of France is"
+  drover demo --checkpoint /models/my-llama4 --prompt "Once upon a time"
 """
 DEPLOYMENT = Path(__file__).parent.parent / "deploy" / "local.yaml"
-# The first three are in the embedded model's glossary, asked as it learnt them; the fourth is not.
+# The first three are in the embedded model's glossary, in the words it was trained with. The
+# fourth is not.
 QUESTIONS = (
     "What is photosynthesis?",
     "What is expert parallelism?",
@@ -52,16 +57,27 @@ def add_parser(subparsers: "Subparsers") -> None:
     """Add `drover demo` to the command line."""
     parser = subparsers.add_parser(
         "demo",
-        help="see all of it work on this machine",
+        help="see the whole system work on this machine",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=Path, metavar="DIR", help="serve this instead of the embedded model")
-    parser.add_argument("--shards", type=int, default=2, metavar="N", help="expert shards; default: %(default)s")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="continue this instead; may be repeated")
-    parser.add_argument("--max-tokens", type=int, default=48, metavar="N", help="per answer; default: %(default)s")
-    parser.add_argument("--port", type=int, metavar="PORT", help="of gRPC; default: a free one")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="serve this Hugging Face Llama 4 directory instead"
+    )
+    parser.add_argument(
+        "--shards", type=int, default=2, metavar="N", help="number of expert shards; default: %(default)s"
+    )
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="a text to continue, instead of the built-in ones; may be repeated",
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=48, metavar="N", help="tokens per answer, at most; default: %(default)s"
+    )
+    parser.add_argument("--port", type=int, metavar="PORT", help="port of gRPC; default: a free one")
     parser.set_defaults(json=False, stats=True)
 
 
@@ -90,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with StartProgress() as progress:
             deployment = launch.start(config, progress)
-        interrupt_on_signals(ending)  # again: Ray has put in handlers of its own
+        interrupt_on_signals(ending)  # again: Ray has replaced the handlers
         print(f"\n{config.name} is served on {deployment.address} by 1 router and {args.shards} shards\n", flush=True)
         answers = _speak(deployment, args)
         _summarize(answers, deployment, time.monotonic() - began)
@@ -102,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _speak(deployment: "Deployment", args: argparse.Namespace) -> list[Answer]:
-    """A chat, when the embedded model is asked nothing else, then the prompts."""
+    """A chat, if the embedded model runs and no prompt is given; then the prompts."""
     embedded = args.checkpoint is None and not args.prompt
     answers = []
     with Client(deployment.address) as client:

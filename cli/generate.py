@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = f"""\
-Continue a prompt and stream what the model makes of it.
+Continue a prompt, and print the model's tokens as they are made.
 
-The prompt is the argument, or token ids, or else standard input (without its last line end).
+The prompt is PROMPT, or --token-ids, or standard input without its last line
+end.
 
 {WHO_ANSWERS}"""
 EPILOG = """\
@@ -39,9 +40,14 @@ def add_parser(subparsers: "Subparsers") -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("prompt", nargs="?", metavar="PROMPT", help="the text to continue; - reads standard input")
     prompt.add_argument(
-        "--token-ids", type=token_ids, metavar="ID,ID", help="the prompt as token ids, with nothing put in front"
+        "prompt", nargs="?", metavar="PROMPT", help="the text to continue; default or -: standard input"
+    )
+    prompt.add_argument(
+        "--token-ids",
+        type=token_ids,
+        metavar="ID,ID",
+        help="the prompt as token ids; no beginning-of-text token is added",
     )
     add_request_options(parser)
 

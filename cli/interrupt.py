@@ -1,4 +1,4 @@
-"""Ctrl-C while an answer streams: it cancels the call instead of being raised wherever the program stands."""
+"""Ctrl-C while an answer streams: cancels the call, and raises KeyboardInterrupt afterwards."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -9,13 +9,17 @@ from client import ClientError, DeltaStream
 
 @contextmanager
 def cancelled_by_ctrl_c(start: Callable[[], DeltaStream]) -> Iterator[DeltaStream]:
-    """A stream that Ctrl-C cancels; only where the block ends is KeyboardInterrupt raised. Closes the stream.
+    """A stream that Ctrl-C cancels.
 
-    Raised at once it could strike inside gRPC, between the taking of a lock and the note that it is taken: the lock
-    then stays taken, and the next call on the channel waits for ever. To cancel from the signal's handler is what
-    gRPC's own examples do (examples/python/cancellation). Another Ctrl-C before the block has ended is raised at once,
-    for who waits for something else there. Where Ctrl-C is ignored, as in a script's background, it stays so. For the
-    main thread only, to which Python gives signals.
+    KeyboardInterrupt is raised when the block ends. Closes the stream.
+
+    If it were raised at once, it could strike inside gRPC just after a lock is taken. The lock
+    would then never be released, and the next call on the channel would wait for ever. gRPC's own
+    examples also cancel from the signal handler (examples/python/cancellation).
+
+    A second Ctrl-C before the block ends is raised at once, in case the block waits for something
+    else. Where Ctrl-C is ignored, as in a script's background job, it stays ignored. For the main
+    thread only, which gets Python's signals.
     """
     pressed = False
     stream: DeltaStream | None = None

@@ -1,14 +1,15 @@
-"""The `drover` command: finds the subcommand, runs it, and turns what went wrong into one line and an exit code.
+"""The `drover` command: runs the subcommand, and turns an error into one line and an exit code.
 
-Each subcommand is a module of this folder, named like it, with
+Each subcommand is a module of this folder with the same name. It has two functions:
 
-    add_parser(subparsers)    add its ArgumentParser, help and an example included
-    run(args) -> int          do it; returns the exit code
+    add_parser(subparsers)    adds its ArgumentParser with help and an example
+    run(args) -> int          runs it; returns the exit code
 
-and is light to import: what is heavy (ray, torch) is imported inside `run`, so that `drover generate` and
-`drover --help` start at once and work where neither is installed.
+Modules are light to import. Heavy packages (ray, torch) are imported inside `run`, so `drover
+generate` and `drover --help` start at once, and work where neither is installed.
 
-Exit codes: 0 done, 1 it did not work (stderr says why), 2 wrong usage, 130 Ctrl-C, 141 the reader of stdout went away.
+Exit codes: 0 success, 1 failure (stderr says why), 2 wrong usage, 130 Ctrl-C, 141 the reader of
+stdout has closed it.
 """
 
 import argparse
@@ -27,7 +28,10 @@ COMMANDS = ("serve", "generate", "chat", "status", "stop", "demo", "checkpoint")
 
 DESCRIPTION = "Serve Llama 4 class mixture-of-experts models, and talk to them."
 EPILOG = """\
-example:
+examples:
+  drover demo                                 # serve, answer, stop: one minute
+  drover serve deploy/local.yaml              # in one terminal
+  drover chat                                 # in another
   drover generate "The capital of France is" --max-tokens 8
 
 `drover COMMAND --help` explains each command.
@@ -36,12 +40,12 @@ example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `drover` command line; returns its exit code."""
-    from kernels.openmp import WAITING_THREADS  # imports nothing itself, and must come before torch does
+    from kernels.openmp import WAITING_THREADS  # imports nothing, and must be set before torch is imported
 
     for name, value in WAITING_THREADS.items():
         os.environ.setdefault(name, value)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a model may write what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="replace")  # a model may write characters that the terminal cannot
     parser = argparse.ArgumentParser(
         prog="drover", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -59,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; let that go nowhere instead of complaining.
+        # Python flushes stdout once more at exit. Send that to /dev/null, where it cannot fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return exit_code

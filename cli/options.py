@@ -1,4 +1,4 @@
-"""The flags that `drover generate` and `drover chat` share, and what they mean for the client."""
+"""The flags that `drover generate` and `drover chat` share, and their translation for the client."""
 
 import argparse
 
@@ -8,67 +8,88 @@ from client import Sampling
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags for who answers, the sampling and the output.
+    """Add the flags for connection, sampling and output.
 
-    Only what cannot be sent at all is refused here; which values are valid is for the server to say.
+    Only values that cannot be sent are refused here. The server checks the ranges.
     """
     add_connection_options(parser)
 
-    sampling = parser.add_argument_group("sampling (what is left out takes the server's default)")
-    sampling.add_argument("--max-tokens", type=int, metavar="N", help="make at most N tokens")
-    sampling.add_argument("--temperature", type=float, metavar="T", help="0: the most likely token each time; 1: as is")
-    sampling.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that add up to P")
-    sampling.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest; 0: among all")
-    sampling.add_argument("--seed", type=int, metavar="N", help="same seed, same prompt, same tokens")
+    sampling = parser.add_argument_group("sampling (default: the server's)")
+    sampling.add_argument("--max-tokens", type=int, metavar="N", help="stop after N tokens")
     sampling.add_argument(
-        "--stop-token-ids", type=token_ids, default=(), metavar="ID,ID", help="tokens that end the text, too"
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0: always the most likely token; 1: the model's own probabilities; above: more random",
+    )
+    sampling.add_argument(
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="draw from the most likely tokens whose probabilities add up to P; 1: all",
+    )
+    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 0: all")
+    sampling.add_argument("--seed", type=int, metavar="N", help="the same seed and prompt give the same tokens")
+    sampling.add_argument(
+        "--stop-token-ids", type=token_ids, default=(), metavar="ID,ID", help="tokens that also end the text"
     )
     sampling.add_argument(
         "--stop",
         action="append",
         default=[],
         metavar="TEXT",
-        help="end the text before TEXT (in bash $'\\n' is a line end); may be given several times",
+        help="end the text before TEXT (in bash, $'\\n' is a line end); may be repeated",
     )
-    sampling.add_argument("--ignore-eos", action="store_true", help="go on after the model's own end tokens")
-    sampling.add_argument("--min-tokens", type=int, metavar="N", help="let nothing end the text before N tokens")
+    sampling.add_argument("--ignore-eos", action="store_true", help="continue after the model's own end tokens")
+    sampling.add_argument("--min-tokens", type=int, metavar="N", help="do not end the text before N tokens")
     sampling.add_argument(
-        "--min-p", type=float, metavar="P", help="drop what is less than P times as likely as the best"
-    )
-    sampling.add_argument(
-        "--presence-penalty", type=float, metavar="X", help="less of what the answer has already; -2 to 2, 0: off"
+        "--min-p", type=float, metavar="P", help="skip tokens less than P times as likely as the most likely one"
     )
     sampling.add_argument(
-        "--frequency-penalty", type=float, metavar="X", help="the same for each time that it has it; -2 to 2, 0: off"
+        "--presence-penalty",
+        type=float,
+        metavar="X",
+        help="lower the logit of each token in the answer by X; -2 to 2, 0: off",
     )
     sampling.add_argument(
-        "--repetition-penalty", type=float, metavar="X", help="less of what prompt and answer have; above 1, 1: off"
+        "--frequency-penalty", type=float, metavar="X", help="the same, once per occurrence; -2 to 2, 0: off"
+    )
+    sampling.add_argument(
+        "--repetition-penalty",
+        type=float,
+        metavar="X",
+        help="make each token of prompt and answer less likely by a factor X above 1; 1: off",
     )
     sampling.add_argument(
         "--logit-bias",
         type=biases,
         default={},
         metavar="ID=BIAS,...",
-        help="added to tokens' logits: 100 forces, -100 bans a token",
+        help="add BIAS to the logit of token ID; 100 forces it, -100 bans it",
     )
-    sampling.add_argument("-n", type=int, metavar="N", help="give N different answers, one after the other")
+    sampling.add_argument("-n", type=int, metavar="N", help="give N answers, printed one after the other")
     sampling.add_argument(
-        "--logprobs", type=int, metavar="N", help="log-probability of each token and of N alternatives; with --json"
+        "--logprobs",
+        type=int,
+        metavar="N",
+        help="return the log-probability of each token and of N alternatives; needs --json",
     )
     sampling.add_argument(
-        "--prompt-logprobs", type=int, metavar="N", help="the same for the tokens of the prompt; with --json"
+        "--prompt-logprobs", type=int, metavar="N", help="the same for each token of the prompt; needs --json"
     )
 
     output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print one JSON object per answer instead of streaming it")
+    output.add_argument("--json", action="store_true", help="print each answer as one JSON object when it is complete")
     output.add_argument(
-        "--stats", action="store_true", help="speed on stderr, even if that is no terminal (--json has it anyway)"
+        "--stats",
+        action="store_true",
+        help="print the speed to stderr, even if that is not a terminal (--json includes it)",
     )
     parser.set_defaults(usage_error=parser.error)
 
 
 def check_request_options(args: argparse.Namespace) -> None:
-    """End with a usage error where flags contradict each other."""
+    """Exit with a usage error if flags contradict each other."""
     for flag, value in (("--logprobs", args.logprobs), ("--prompt-logprobs", args.prompt_logprobs)):
         if value is not None and not args.json:
             args.usage_error(f"{flag} has nowhere to go without --json")

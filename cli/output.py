@@ -1,4 +1,4 @@
-"""What an answer looks like on the terminal and as JSON, with its timing."""
+"""Prints answers to the terminal or as JSON, with their timing."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from client import Delta, DeltaStream
 
 
 class Answer:
-    """The deltas of one answer put together, with the times at which they came; times in seconds since construction."""
+    """One answer, collected from its deltas, with arrival times in seconds since construction."""
 
     def __init__(self) -> None:
         self._deltas: list[Delta] = []
@@ -22,8 +22,8 @@ class Answer:
         self._last_s: float | None = None
         self._first_tokens = 0
 
-    def add(self, delta: Delta) -> None:
-        """Take the next delta, which has just come."""
+    def append(self, delta: Delta) -> None:
+        """Append the next delta, which has just arrived."""
         self._deltas.append(delta)
         if delta.token_ids:
             self._last_s = time.perf_counter() - self._start_s
@@ -40,7 +40,7 @@ class Answer:
 
     @property
     def ttft_ms(self) -> float | None:
-        """Time to the first token; None where none came."""
+        """Time to the first token; None if there was none."""
         return None if self._first_s is None else self._first_s * 1000
 
     @property
@@ -52,7 +52,7 @@ class Answer:
         return later / (self._last_s - self._first_s)
 
     def as_json(self) -> dict[str, Any]:
-        """The whole answer; ttft_ms is the time to the first token, tokens_per_s the speed after it."""
+        """The complete answer. ttft_ms: time to the first token. tokens_per_s: speed after it."""
         last = self._deltas[-1]
         return {
             "request_id": last.request_id,
@@ -72,7 +72,7 @@ class Answer:
         }
 
     def stats_line(self) -> str:
-        """One line about size and speed, for people."""
+        """One line about size and speed, for the terminal."""
         last = self._deltas[-1]
         prompt = f"{last.usage.prompt_tokens} prompt tokens, " if last.usage else ""
         first = "" if self._first_s is None else f"; first after {self._first_s * 1000:.0f} ms"
@@ -81,23 +81,24 @@ class Answer:
 
 
 def answers_for(args: argparse.Namespace) -> list[Answer]:
-    """An empty Answer for each of those that -n asks for."""
+    """An empty Answer for each one that -n asks for."""
     return [Answer() for _ in range(max(args.n or 1, 1))]
 
 
 def show(start: Callable[[], DeltaStream], answers: Sequence[Answer], args: argparse.Namespace) -> None:
-    """Print the answers of the stream that `start` begins as the flags ask, filling `answers` meanwhile.
+    """Start the stream, collect its deltas in `answers`, and print them as the flags ask.
 
-    Several come one after the other, each under a line with its number, the first as it is made. Closes the stream
-    however this ends, and ends the line that it began. Raises KeyboardInterrupt once the stream is closed.
+    Several answers are printed one after the other, each below a line with its number. The first
+    is streamed. The stream is closed in any case, and an unfinished line is ended. Raises
+    KeyboardInterrupt once the stream is closed.
     """
     shown = None if args.json else _Shown(len(answers))
     try:
         with cancelled_by_ctrl_c(start) as stream:
             for delta in stream:
-                answers[delta.index].add(delta)
+                answers[delta.index].append(delta)
                 if shown:
-                    shown.take(delta)
+                    shown.append(delta)
     finally:
         if shown:
             shown.end_line()
@@ -110,18 +111,18 @@ def show(start: Callable[[], DeltaStream], answers: Sequence[Answer], args: argp
 
 
 class _Shown:
-    """Text on the terminal: the answers in order, though their deltas come mixed."""
+    """Prints answers in order, though their deltas arrive interleaved."""
 
     def __init__(self, count: int) -> None:
         self._count = count
         self._current = 0
-        self._texts = [""] * count  # that must wait for the answers before
+        self._texts = [""] * count  # of each answer, not printed yet
         self._ended = [False] * count
         self._at_line_start = True
         self._begin()
 
-    def take(self, delta: Delta) -> None:
-        """Print what may be printed now."""
+    def append(self, delta: Delta) -> None:
+        """Print the delta, or keep it until the answers before it are complete."""
         self._texts[delta.index] += delta.text
         self._ended[delta.index] = delta.finish_reason is not None
         self._print_waiting()
@@ -143,5 +144,5 @@ class _Shown:
     def _print_waiting(self) -> None:
         text, self._texts[self._current] = self._texts[self._current], ""
         if text:
-            self._at_line_start = text.endswith("\n")  # before it is out, for that may fail
+            self._at_line_start = text.endswith("\n")  # set first, because print may fail
             print(text, end="", flush=True)

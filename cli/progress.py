@@ -1,4 +1,4 @@
-"""Progress of a start on the terminal: the stage, and one bar of bytes per router and shard."""
+"""Shows the progress of a start: stages, and a bar of loaded bytes for each router and shard."""
 
 import sys
 import time
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class StartProgress:
-    """Bars on a terminal; where stderr is none, one line per stage."""
+    """Bars on a terminal; if stderr is not one, a line per stage."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -29,14 +29,14 @@ class StartProgress:
         self._began_s = time.monotonic()
 
     def stage(self, text: str) -> None:
-        """A new stage began."""
+        """A new stage begins."""
         if not self._live:
             print(f"[{time.monotonic() - self._began_s:5.1f} s] {text}", file=sys.stderr, flush=True)
             return
         self._console.print(f"[dim]{time.monotonic() - self._began_s:5.1f} s[/dim]  {text}")
 
     def loading(self, name: str, state: "ActorState | None") -> None:
-        """How far an actor has read its weights; its bar swings until its process answers."""
+        """Update the actor's bar. It swings until the actor's process answers."""
         if not self._live:
             return
         if name not in self._actor_bars:

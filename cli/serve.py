@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = """\
-Start what a deployment file describes, and serve until Ctrl-C or `drover stop`.
+Start the deployment that a YAML file describes. Serves until Ctrl-C or
+`drover stop`.
 
-The file names a checkpoint; every other key has a default. deploy/local.yaml shows them all.
+The file must name a checkpoint. Every other key has a default;
+deploy/local.yaml shows them all.
 """
 EPILOG = """\
 examples:
   drover serve deploy/local.yaml
-  drover serve deploy/local.yaml --set shards.count=5 --set shards.cpus=0.2 --set checkpoint=/models/scout
-  drover serve cluster.yaml --detach        # with ray.address of a running Ray cluster
+  drover serve deploy/local.yaml --set checkpoint=/models/scout
+  drover serve deploy/local.yaml --set shards.count=5 --set shards.cpus=0.2
+  drover serve cluster.yaml --detach   # its ray.address is a running cluster
 """
 
 
@@ -42,10 +45,10 @@ def add_parser(subparsers: "Subparsers") -> None:
         default=[],
         dest="overrides",
         metavar="KEY=VALUE",
-        help="replace one key of the file; may be repeated",
+        help="override a key of the file, such as shards.count=3; may be repeated",
     )
     parser.add_argument(
-        "--detach", action="store_true", help="return once it serves; only on a running Ray cluster (ray.address)"
+        "--detach", action="store_true", help="return once it serves; only with ray.address of a running Ray cluster"
     )
 
 
@@ -67,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             print(_served(deployment), flush=True)
             return 0
         try:
-            interrupt_on_signals(ending)  # again: Ray has put in handlers of its own
+            interrupt_on_signals(ending)  # again: Ray has replaced the handlers
             print(_served(deployment), flush=True)
             print(f"Ctrl-C ends it, or: drover stop --namespace {config.ray.namespace}", flush=True)
             _wait_until_removed(config.ray.namespace)
@@ -84,7 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def interrupt_on_signals(ending: threading.Event) -> None:
-    """From now on SIGTERM interrupts like Ctrl-C, and neither does once `ending` is set: the clean-up is under way."""
+    """Make SIGTERM interrupt like Ctrl-C.
+
+    Once `ending` is set, the clean-up runs and both are ignored.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         if not ending.is_set():
@@ -102,5 +108,5 @@ def _served(deployment: "Deployment") -> str:
 def _wait_until_removed(namespace: str) -> None:
     from cluster.names import actor_names
 
-    while actor_names(namespace):  # Ray notifies nobody of an actor's end, so look now and then
+    while actor_names(namespace):  # Ray sends no notification when an actor ends, so poll
         time.sleep(1.0)

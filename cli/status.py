@@ -1,4 +1,4 @@
-"""`drover status`: what runs, what each part holds, and how fast it goes."""
+"""`drover status`: the routers and shards that run, what they hold, and their speed."""
 
 import argparse
 import json
@@ -11,9 +11,17 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = """\
-Show the routers (requests, tokens/s, KV cache) and the shards (experts held, rows computed, links) of a deployment.
-tokens/s is the average of the last ten seconds. KV cache that is "cached" holds prefixes of ended requests, and gives
-way when memory is needed; prefix hits are the prompt tokens found there. Exits with 1 if nothing runs.
+Show a deployment's routers and shards.
+
+  tokens/s       average of the last ten seconds
+  cached         KV cache that holds prefixes of ended requests; it is evicted
+                 when memory is needed
+  prefix hits    share of prompt tokens that were found in that cache
+  preemptions    requests that gave up their KV cache and are computed again
+  rows computed  (token, expert) pairs, since the shard started
+  links          routers that the shard is connected to
+
+Exits with 1 if nothing runs.
 """
 EPILOG = """\
 examples:
@@ -26,13 +34,13 @@ def add_parser(subparsers: "Subparsers") -> None:
     """Add `drover status` to the command line."""
     parser = subparsers.add_parser(
         "status",
-        help="show what runs",
+        help="show routers and shards of a running deployment",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_cluster_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with more counters")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ def add_parser(subparsers: "Subparsers") -> None:
     parser = subparsers.add_parser(
         "stop",
         help="stop a running deployment",
-        description="Remove a deployment's frontend, routers, shards and reservations. Exits with 1 if nothing runs.",
+        description="Stop a deployment: its frontend, routers and shards.\n\nExits with 1 if nothing runs.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -29,7 +29,7 @@ def add_parser(subparsers: "Subparsers") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Remove what runs and name it."""
+    """Stop what runs, and print the names of what was stopped."""
     with connected(args) as is_connected:
         removed = []
         if is_connected:

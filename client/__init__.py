@@ -1,4 +1,7 @@
-"""A Python client of a Drover server: grpc and the generated stubs only, neither Ray nor torch."""
+"""A Python client for a Drover server.
+
+Needs only grpc and the generated stubs, neither Ray nor torch.
+"""
 
 from client.client import DEFAULT_ADDRESS, Client, DeltaStream
 from client.errors import (

@@ -1,4 +1,4 @@
-"""A blocking client of a Drover server.
+"""A blocking client for a Drover server.
 
 with Client("127.0.0.1:9000") as client:
     for delta in client.generate("Once upon a time", max_tokens=20):
@@ -28,16 +28,22 @@ _LOOPBACK = ("127.", "localhost", "[::1]")
 
 
 class DeltaStream(Iterator[Delta]):
-    """The deltas of a call's answers, as they are made. Closing it, or leaving its `with`, cancels what is not made."""
+    """The deltas of a call's answers, as they are made.
+
+    `close`, or the end of its `with` block, cancels the rest.
+    """
 
     def __init__(self, call: Any, address: str, answers: int = 1) -> None:
         self._call = call
         self._address = address
-        self._unfinished = answers  # of how many answers the last delta has not come yet
+        self._unfinished = answers  # answers whose last delta has not arrived
         self._closed = False
 
     def __next__(self) -> Delta:
-        """The next delta; an answer's last has a finish_reason. Raises ClientError if the server could not go on."""
+        """The next delta.
+
+        Each answer's last one has a finish_reason. Raises ClientError if the server failed.
+        """
         if self._closed:
             raise StopIteration
         try:
@@ -53,7 +59,10 @@ class DeltaStream(Iterator[Delta]):
         return delta
 
     def close(self) -> None:
-        """Cancel the rest; the server frees the request's work within one step. Harmless after the end."""
+        """Cancel the rest.
+
+        The server frees the request's memory within one step. Harmless after the end.
+        """
         self._closed = True
         self._call.cancel()
 
@@ -65,9 +74,10 @@ class DeltaStream(Iterator[Delta]):
 
 
 class Client:
-    """A connection to one server, made on the first call; safe to share between threads.
+    """A connection to one server, opened by the first call. Threads may share it.
 
-    Every method takes `timeout_s` for the whole call (None waits for ever) and raises ClientError (client/errors.py).
+    Every method takes `timeout_s` for the whole call; None waits for ever. Errors are ClientErrors
+    (client/errors.py).
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
@@ -75,7 +85,7 @@ class Client:
         self.address = address
         options = [
             ("grpc.max_receive_message_length", -1),
-            # A proxy from the environment (http_proxy) can never reach this machine's own loopback.
+            # A proxy from the environment (http_proxy) cannot reach this machine's loopback.
             ("grpc.enable_http_proxy", int(not address.startswith(_LOOPBACK))),
         ]
         self._channel = grpc.insecure_channel(address, options=options)
@@ -91,7 +101,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and cancel what is running on it."""
+        """Close the connection and cancel its calls."""
         self._channel.close()
 
     def generate(
@@ -102,9 +112,10 @@ class Client:
         timeout_s: float | None = None,
         **sampling: "Unpack[Sampling]",
     ) -> DeltaStream:
-        """Continue a prompt: text, or token ids that are taken as they are.
+        """Continue a prompt: text, or token ids, which are used unchanged.
 
-        With n above 1 the deltas of all answers come mixed; their `index` tells them apart.
+        With n above 1 the deltas of all answers arrive interleaved. `Delta.index` says which
+        answer each belongs to.
         """
         request = pb.GenerateRequest(model=model, sampling=_sampling(sampling))
         if isinstance(prompt, str):
@@ -135,26 +146,29 @@ class Client:
     def tokenize(
         self, text: str, *, add_bos: bool = True, model: str = "", timeout_s: float | None = None
     ) -> list[int]:
-        """The token ids of a text, exactly as generate would read it."""
+        """The token ids of a text, exactly as `generate` encodes it."""
         request = pb.TokenizeRequest(model=model, add_bos=add_bos)
         _set(request, "text", text, "text")
         reply: pb.TokenizeResponse = self._call(self._inference.Tokenize, request, timeout_s)
         return list(reply.token_ids)
 
     def detokenize(self, token_ids: Sequence[int], *, model: str = "", timeout_s: float | None = None) -> str:
-        """The text of token ids, special tokens under their names."""
+        """The text of token ids. Special tokens appear as their names."""
         request = pb.DetokenizeRequest(model=model)
         _extend(request.token_ids, token_ids, "token_ids")
         reply: pb.DetokenizeResponse = self._call(self._inference.Detokenize, request, timeout_s)
         return reply.text
 
     def model_info(self, *, model: str = "", timeout_s: float | None = None) -> ModelInfo:
-        """What is served, and its limits."""
+        """The served model and its limits."""
         request = pb.GetModelInfoRequest(model=model)
         return model_info_of(self._call(self._inference.GetModelInfo, request, timeout_s))
 
     def health(self, service: str = INFERENCE, *, timeout_s: float | None = None) -> str:
-        """Whether a service can answer, "SERVING" or "NOT_SERVING"; service "" is the server as a whole."""
+        """The health of a service: "SERVING" or "NOT_SERVING".
+
+        Service "" is the server as a whole.
+        """
         request = health_pb2.HealthCheckRequest(service=service)
         reply: health_pb2.HealthCheckResponse = self._call(self._health.Check, request, timeout_s)
         return str(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
@@ -167,7 +181,7 @@ class Client:
 
 
 def _sampling(given: Sampling) -> pb.SamplingParams:
-    """The given fields as a message; raises TypeError for one that does not exist, as any function would."""
+    """The given fields as a message. Raises TypeError for an unknown one, like any function call."""
     params = pb.SamplingParams()
     for name, value in given.items():
         if name not in Sampling.__annotations__:
@@ -186,7 +200,7 @@ def _sampling(given: Sampling) -> pb.SamplingParams:
 def _set(message: ProtoMessage, name: str, value: object, field: str) -> None:
     try:
         setattr(message, name, value)
-    except (TypeError, ValueError) as error:  # not of the field's type, out of its range, or text with lone surrogates
+    except (TypeError, ValueError) as error:  # wrong type, out of range, or lone surrogates
         raise _unsendable(field, value, _RANGES.get(message.DESCRIPTOR.fields_by_name[name].cpp_type), error) from None
 
 
@@ -198,7 +212,7 @@ def _extend(repeated: Any, values: Sequence[int], field: str) -> None:
 
 
 def _extend_texts(repeated: Any, texts: Sequence[str], field: str) -> None:
-    # A plain string is a sequence of strings, too, but nobody means each of its letters.
+    # A string is also a sequence of strings, but the caller does not mean its letters.
     try:
         if isinstance(texts, str):
             raise TypeError("it takes a list of texts")
@@ -215,7 +229,7 @@ def _update(fields: Any, values: Mapping[int, float], field: str) -> None:
         raise _unsendable(field, values, None, error) from None
 
 
-# What the integer fields can carry; what is valid among it is for the server to judge.
+# The ranges of the wire's integer types. The server checks the valid range of each field.
 _RANGES = {
     FieldDescriptor.CPPTYPE_UINT32: (0, 2**32 - 1),
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
@@ -224,7 +238,7 @@ _RANGES = {
 
 
 def _unsendable(field: str, value: object, bounds: tuple[int, int] | None, error: Exception) -> ClientError:
-    """The error for a value that the field cannot even carry. bounds: of an integer field."""
+    """The error for a value that the wire type cannot hold. bounds: the range of an integer field."""
     shown = repr(value)
     problem = f"it takes whole numbers from {bounds[0]} to {bounds[1]}" if bounds else str(error)
     return InvalidRequest(

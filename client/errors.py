@@ -1,11 +1,11 @@
-"""Why a call failed, as the client saw it.
+"""The errors of a call.
 
 ClientError              any status that is not OK; `code` tells which
 ├── InvalidRequest       INVALID_ARGUMENT: a field is wrong; the message names it
 ├── NotFound             NOT_FOUND: no such model, or no such service
 ├── ResourceExhausted    RESOURCE_EXHAUSTED: the server is full, or the request can never fit
 ├── DeadlineExceeded     DEADLINE_EXCEEDED: the call's own timeout_s passed
-└── ServerUnavailable    UNAVAILABLE: nobody answers there, or a part of the server is down; try again
+└── ServerUnavailable    UNAVAILABLE: no server answers, or a part of it is down; try again
 """
 
 import re
@@ -16,10 +16,7 @@ import grpc
 
 
 class ClientError(Exception):
-    """A call failed; `str(error)` is a whole message for the user.
-
-    code: the gRPC status.
-    """
+    """A call failed. `str(error)` is a complete message for the user. code: the gRPC status."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -41,7 +38,7 @@ class NotFound(ClientError):
 class ResourceExhausted(ClientError):
     """The server is full, or the request can never fit.
 
-    retry_after_s: when the server says that it is worth trying again, if it does.
+    retry_after_s: seconds after which the server suggests to try again; None if it suggests none.
     """
 
     retry_after_s: float | None = None
@@ -52,7 +49,7 @@ class DeadlineExceeded(ClientError):
 
 
 class ServerUnavailable(ClientError):
-    """Nobody answers at the address, or a part of the server is down; the same call may work later."""
+    """No server answers at the address, or a part of it is down. The same call may work later."""
 
 
 _ERROR_TYPES = {
@@ -62,11 +59,11 @@ _ERROR_TYPES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
 }
-# How grpc words it when no connection came about; every other UNAVAILABLE was worded by a server.
+# grpc's messages when no connection was made. Every other UNAVAILABLE comes from a server.
 _NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed", "Name resolution failure")
 
 
-# Ray Serve 2.60 drops the trailing metadata of a stream that fails; the message says the same.
+# Ray Serve 2.60 drops the trailing metadata of a failed stream, so the hint is also in the message.
 _RETRY_HINT = re.compile(r"; try again in ([0-9.e+-]+) s$")
 
 
@@ -79,8 +76,8 @@ def _retry_after_s(metadata: Iterable[tuple[str, str]] | None, message: str) -> 
 
 
 def error_of(error: grpc.RpcError, address: str) -> ClientError:
-    """The ClientError for what grpc raised during a call to `address`."""
-    call: Any = error  # grpc raises objects that are an RpcError and a Call at once, which its stubs cannot say
+    """The ClientError for an error that grpc raised during a call to `address`."""
+    call: Any = error  # grpc raises objects that are both RpcError and Call, which its type stubs do not say
     code, message = call.code(), call.details() or ""
     if code is grpc.StatusCode.UNAVAILABLE and message.startswith(_NO_CONNECTION):
         message = f"no server answers at {address} ({message})"

@@ -1,4 +1,4 @@
-"""What a client sends and gets, as plain frozen dataclasses; fields are those of drover/v1/inference.proto."""
+"""Requests and answers as plain frozen dataclasses. Fields are those of drover/v1/inference.proto."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from protos.drover.v1 import inference_pb2 as pb
 
 
 class Message(NamedTuple):
-    """One turn of a conversation; a plain (role, content) tuple does as well.
+    """One turn of a conversation. A plain (role, content) tuple works, too.
 
     role: "system", "user", "assistant" or "tool".
     """
@@ -18,7 +18,10 @@ class Message(NamedTuple):
 
 
 class Sampling(TypedDict, total=False):
-    """Keyword arguments of generate and chat; what is left out, or None, takes the server's default."""
+    """Keyword arguments of `generate` and `chat`.
+
+    Missing ones, and None, mean the server's default.
+    """
 
     max_tokens: int | None
     temperature: float | None
@@ -41,7 +44,7 @@ class Sampling(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class TokenAlternative:
-    """A token that could have stood in a place, and its natural log-probability there."""
+    """An alternative token at a position, and its natural log-probability."""
 
     token_id: int
     logprob: float
@@ -49,7 +52,7 @@ class TokenAlternative:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """The log-probability of a token made, and the most likely tokens in its place, most likely first."""
+    """The log-probability of a generated token, and the most likely tokens there, likeliest first."""
 
     token_id: int
     logprob: float
@@ -58,7 +61,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class PromptLogprob:
-    """The log-probability of a token of the prompt, None for the first, and the most likely tokens in its place."""
+    """The log-probability of a prompt token (None for the first), and the most likely tokens there."""
 
     token_id: int
     logprob: float | None
@@ -67,7 +70,10 @@ class PromptLogprob:
 
 @dataclass(frozen=True)
 class Usage:
-    """How many tokens an answer took. cached_tokens: those of the prompt that were not computed again."""
+    """Tokens of an answer.
+
+    cached_tokens: prompt tokens found in the prefix cache, which were not computed again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -76,11 +82,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Delta:
-    """What was made since the last delta of the stream.
+    """The continuation of one answer since its last delta.
 
-    index: which of several answers. finish_reason ("stop" or "length") and usage are set in the last one of each answer
-    only, as is what stopped it: stop_string, one of `stop`, or stop_token_id. logprobs and prompt_logprobs are empty
-    unless asked for; prompt_logprobs continue with each delta of answer 0.
+    index: number of the answer, below n.
+    finish_reason ("stop" or "length") and usage: only in the last delta of each answer.
+    stop_string, stop_token_id: what stopped the answer, also in its last delta; at most one is set.
+    logprobs, prompt_logprobs: empty unless asked for. prompt_logprobs arrive in parts, with the
+    deltas of answer 0.
     """
 
     request_id: str
@@ -97,7 +105,7 @@ class Delta:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is served, and its limits."""
+    """The served model and its limits."""
 
     model: str
     vocab_size: int

@@ -1,6 +1,6 @@
-"""A deployment, described by one YAML file: read once, validated once, frozen.
+"""The deployment file: YAML, read and validated once, then frozen.
 
-Every key has a default but `checkpoint`. `deploy/local.yaml` shows them all.
+Only `checkpoint` is required. `deploy/local.yaml` shows every key with its default.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,10 @@ Bytes = Annotated[int, Field(gt=0)]
 
 
 class ConfigError(DroverError):
-    """A deployment file has a wrong key or value. The message names the key, the value and what is valid."""
+    """A deployment file has a wrong key or value.
+
+    The message names the key, the value and the valid values.
+    """
 
 
 class _Section(BaseModel):
@@ -28,9 +31,11 @@ class _Section(BaseModel):
 
 
 class RayConfig(_Section):
-    """address: "local" starts Ray in the serving process; "auto" or host:port joins a running cluster.
+    """Which Ray to run on.
 
-    num_cpus, num_gpus: of a local Ray; none means as many as the machine has.
+    address: "local" starts a Ray that belongs to the serving process. "auto" joins the cluster
+    that runs on this machine, host:port joins the cluster there.
+    num_cpus, num_gpus: resources of a local Ray. Default: those of the machine.
     """
 
     address: Annotated[str, Field(min_length=1)] = "local"
@@ -40,9 +45,14 @@ class RayConfig(_Section):
 
 
 class PartConfig(_Section):
-    """What one actor gets. cpus, gpus: reserved in Ray. threads: to compute with; none means the machine's cores, of
-    which the router uses all, and shards on one machine, which compute at the same time, an equal part each: but for
-    the shared expert, which the router computes beside them, router and shards take turns."""
+    """Resources of one actor: the router, or one shard.
+
+    cpus, gpus: reserved in Ray; fractions are allowed.
+    threads: compute threads. Default: all cores of its machine for the router; an equal share of
+    them for each shard there. Router and shards do not compete for cores, because they take turns.
+    The exception is the shared expert, which the router computes while it waits for the shards.
+    device: where it computes.
+    """
 
     cpus: Annotated[float, Field(ge=0)] = 1.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
@@ -57,17 +67,22 @@ class PartConfig(_Section):
 
 
 class ShardsConfig(PartConfig):
-    """The expert shards. count: how many; the experts of every layer are spread evenly over them."""
+    """The expert shards.
+
+    count: number of shards. Each layer's experts are spread evenly over them.
+    """
 
     cpus: Annotated[float, Field(ge=0)] = 0.5
     count: Annotated[int, Field(ge=1)] = 2
 
 
 class LinksConfig(_Section):
-    """Between routers and shards.
+    """The links between the router and each shard.
 
-    backend: "gloo" carries rows through host memory, "nccl" between GPUs. heartbeat_ms, dead_after_ms: a shard not
-    heard of for so long is dead. reply_deadline_ms: a shard that is alive may take so long over one layer.
+    backend: "gloo" sends rows through host memory, "nccl" between GPUs.
+    heartbeat_ms: time between heartbeats, which also flow while a shard computes.
+    dead_after_ms: a shard that is silent for this long counts as dead.
+    reply_deadline_ms: how long a shard that is alive may take to answer for one layer.
     """
 
     backend: Literal["gloo", "nccl"] = "gloo"
@@ -85,12 +100,19 @@ class LinksConfig(_Section):
 
 
 class EngineConfig(_Section):
-    """max_running: requests computed at once. max_waiting: requests in the queue; one more is refused.
-    max_step_tokens: tokens in one step. kv_bytes: KV cache of all running requests together; kv_share: the same as a
-    share of what is free on the router's device once router and shards are loaded. Without either, 1 GiB.
-    prefix_cache: keep the KV cache of ended requests for others that begin the same. prefill_slowdown: a step of
-    running streams may take so many times as long because of prompts computed beside them; none sets no limit.
-    max_context_tokens: prompt and completion together; none means what the model allows."""
+    """Limits of the router's engine.
+
+    max_running: requests computed at once.
+    max_waiting: requests in the queue. Further requests are refused with a retry hint.
+    max_step_tokens: tokens in one step, prompts and decoding together. At least max_running.
+    kv_bytes: KV cache of all running requests together. Default: 1 GiB.
+    kv_share: the same, as a share of the memory that is free on the router's device after loading.
+    Set one of the two.
+    prefix_cache: keep the KV cache of ended requests for requests with the same prefix.
+    prefill_slowdown: how many times as long a decoding step may take because of long prompts.
+    null: no limit.
+    max_context_tokens: prompt and completion together. Default: all positions of the model.
+    """
 
     max_running: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_running
     max_waiting: Annotated[int, Field(ge=1)] = DEFAULT_LIMITS.max_waiting
@@ -122,8 +144,14 @@ class EngineConfig(_Section):
 
 
 class FrontendConfig(_Section):
-    """host: where gRPC listens; the default is reachable from this machine alone. http_port: of
-    GET /metrics, for Prometheus. grace_s: a frontend not heard of for so long is forgotten, its requests cancelled."""
+    """The frontend: the Serve application that clients connect to.
+
+    host: address on which gRPC and HTTP listen. The default is reachable from this machine only.
+    http_port: port of GET /metrics, for Prometheus.
+    replicas: frontend processes.
+    grace_s: a frontend that is silent for this long counts as gone. The router then cancels its
+    requests.
+    """
 
     host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
     grpc_port: Port = 9000
@@ -139,8 +167,13 @@ class FrontendConfig(_Section):
 
 
 class DeploymentConfig(_Section):
-    """checkpoint: a Hugging Face Llama 4 directory. model_name: none means the directory's name.
-    dtype: of weights and arithmetic; "auto" is the checkpoint's. start_timeout_s: until the model must answer."""
+    """Everything that `drover serve` needs.
+
+    checkpoint: a Hugging Face Llama 4 directory.
+    model_name: name in the API. Default: the directory's name.
+    dtype: type of weights and arithmetic. "auto" takes the checkpoint's.
+    start_timeout_s: a start that takes longer fails.
+    """
 
     checkpoint: Annotated[Path, Field(strict=False)]
     model_name: Annotated[str, Field(min_length=1)] | None = None
@@ -168,9 +201,11 @@ SECTIONS = ("ray", "router", "shards", "links", "engine", "frontend")
 
 
 def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConfig:
-    """Read and validate the file; a relative `checkpoint` in it is relative to the file. Raises ConfigError.
+    """Read and validate the file. Raises ConfigError.
 
-    overrides: "section.key=value" each, value in YAML; they replace what the file says.
+    A relative `checkpoint` in the file is relative to the file; in an override, to the working
+    directory.
+    overrides: "section.key=value" each, with the value in YAML. They replace the file's values.
     """
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -190,10 +225,10 @@ def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConf
 
 
 def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentConfig:
-    """Validate a deployment given as plain data. Raises ConfigError naming every wrong key."""
+    """Validate a deployment given as plain data. Raises ConfigError, which names every wrong key."""
     if raw.get("checkpoint") in ("", None):
         raw = {key: value for key, value in raw.items() if key != "checkpoint"}
-    # A section with nothing below its name is one that keeps its defaults.
+    # YAML reads a section without keys as null. It keeps its defaults.
     raw = {key: {} if value is None and key in SECTIONS else value for key, value in raw.items()}
     try:
         return DeploymentConfig.model_validate(raw)

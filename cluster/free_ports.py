@@ -1,6 +1,7 @@
-"""Ports that nobody uses, below 32768, where Linux does not pick ports for outgoing connections.
+"""Finds free ports below 32768, where Linux does not pick ports for outgoing connections.
 
-A port that the system picks (port 0) may be given to such a connection before its owner opens it.
+Asking the system for any free port (port 0) is not safe: an outgoing connection may take that port
+before we open it.
 """
 
 import random
@@ -13,12 +14,12 @@ _OURS = range(32_000, 32_768)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, for a deployment's own listeners. Raises DroverError."""
+    """`count` consecutive free ports for a deployment's own listeners. Raises DroverError."""
     return _free_block(count, _OURS)
 
 
 def free_serve_ports(count: int) -> list[int]:
-    """The same, one after the other, for what Ray Serve opens; never one that `free_ports` gives."""
+    """The same for Ray Serve's listeners, from a range that `free_ports` never uses."""
     return _free_block(count, _SERVE)
 
 

@@ -1,4 +1,4 @@
-"""Starts and stops a deployment: a placement group, detached named actors, links, and the Serve application."""
+"""Starts a deployment: placement group, detached named actors, links, and the Serve application."""
 
 import socket
 import time
@@ -30,33 +30,36 @@ from cluster.teardown import end, serve_applications
 from frontend.chat_template import ChatTemplate
 from kernels.openmp import WAITING_THREADS
 
-# Between two looks at actors and at Serve, which notify nobody when they are ready or gone.
+# Actors and Serve are polled at this interval: Ray sends no notification when they are ready or gone.
 POLL_S = 0.1
 ROOM_TIMEOUT_S = 30.0
 HEALTH_TIMEOUT_S = 5.0
-# Ray drops a bundle without resources, and then there is none for the actor's index.
+# Ray drops bundles without resources, which would shift the index of all later bundles.
 MIN_CPUS = 0.001
 
 
 class StartError(DroverError):
-    """The deployment could not be started; nothing of it is left running. The message says which part, and why."""
+    """The deployment could not be started; nothing of it is left running.
+
+    The message names the part and the cause.
+    """
 
 
 class Progress(Protocol):
-    """Who wants to see how far a start has come."""
+    """Receives the progress of a start."""
 
     def stage(self, text: str) -> None:
-        """A new stage began, such as "starting Ray"."""
+        """A new stage begins, such as "starting Ray"."""
         ...
 
     def loading(self, name: str, state: ActorState | None) -> None:
-        """How far the actor `name` has read its weights; None until its process answers."""
+        """Loading state of the actor `name`; None until its process answers."""
         ...
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A deployment that answers. load_s: seconds from creating the actors to the last weight."""
+    """A running deployment. load_s: seconds from creating the actors until all weights are loaded."""
 
     config: DeploymentConfig
     address: str
@@ -64,10 +67,10 @@ class Deployment:
 
 
 def start(config: DeploymentConfig, progress: Progress) -> Deployment:
-    """Connect to Ray and bring up what `config` describes; returns once the model answers over gRPC.
+    """Connect to Ray and start the deployment. Returns once the model answers over gRPC.
 
-    Raises DroverError, after removing what was started on a running cluster; a local Ray, if one was started, is left
-    to the caller's `ray_runtime.disconnect`, which takes everything along.
+    Raises DroverError. What was started on a running cluster is removed first. A local Ray is not:
+    the caller ends it, with everything in it, by `ray_runtime.disconnect`.
     """
     checkpoint = check(config)
     if "cuda" in (config.router.device, config.shards.device):
@@ -97,7 +100,10 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
 
 
 def check(config: DeploymentConfig) -> Checkpoint:
-    """Everything that can be found wrong before anything is started. Raises DroverError."""
+    """Check the checkpoint, the config and the ports before anything is started.
+
+    Raises DroverError.
+    """
     checkpoint = Checkpoint.open(config.checkpoint)
     Tokenizer.open(config.checkpoint)
     ChatTemplate.open(config.checkpoint)
@@ -173,7 +179,7 @@ def _reserve(config: DeploymentConfig) -> Any:
 
 
 def _nodes_of_bundles(group: Any) -> list[str]:
-    """Where Ray has put the router's bundle and each shard's."""
+    """The nodes of the bundles: the router's, then each shard's."""
     nodes: dict[int, str] = ray.util.placement_group_table(group)["bundles_to_node_id"]
     return [nodes[bundle] for bundle in sorted(nodes)]
 
@@ -199,7 +205,8 @@ def _create(
         "num_cpus": max(part.cpus, MIN_CPUS),
         "num_gpus": part.gpus,
         "max_restarts": -1,
-        # Threads of a shard's actor, or coroutines of a router's: every frontend has a pull waiting there.
+        # A shard's actor has threads. A router's has coroutines, and each frontend keeps one pull
+        # waiting there.
         "max_concurrency": 8 if cls is ShardActor else 1000,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         "runtime_env": {"env_vars": WAITING_THREADS},
@@ -220,7 +227,8 @@ def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: floa
                 what = f"is {summaries[name]}" if name in summaries else "did not start"
                 raise StartError(f"not all was loaded in time (start_timeout_s): {name} {what}") from None
             except ray.exceptions.RayActorError as error:
-                # Ray would start it again and again; what kills it in loading (memory, mostly) would kill it each time.
+                # Ray would restart it for ever: what kills an actor while it loads, mostly memory,
+                # does so each time.
                 raise StartError(f"{name} died while starting: {_first_line(error)}") from None
             progress.loading(name, state)
             summaries[name] = state.summary
@@ -236,7 +244,10 @@ def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: floa
 
 
 def _wait_until(missing: Callable[[], str], deadline: float, what: str) -> None:
-    """Wait until `missing` returns an empty string."""
+    """Poll until `missing` returns an empty string.
+
+    Raises StartError with `what` and its last answer.
+    """
     while reason := missing():
         if time.monotonic() > deadline:
             raise StartError(f"{what} (start_timeout_s): {reason}")

@@ -1,6 +1,7 @@
-"""Where the local Rays of this machine's `drover serve` processes are, so that other commands find the right one.
+"""Addresses of the local Rays that `drover serve` runs on this machine, for `drover status` and `drover stop`.
 
-One small file per serving process in ~/.drover/, named by namespace and process id. Plain Python, and no Ray.
+Each serving process writes one small file in ~/.drover/, named by namespace and process id. Plain
+Python without Ray.
 """
 
 import json
@@ -12,26 +13,29 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 def record_local_ray(namespace: str, address: str) -> None:
-    """Note that this process runs a local Ray at `address` (host:port) for `namespace`."""
+    """Write that this process runs a local Ray at `address` (host:port) for `namespace`."""
     path = _folder() / f"{namespace}.{os.getpid()}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"namespace": namespace, "address": address, "pid": os.getpid()}))
 
 
 def forget_local_ray() -> None:
-    """Take back what this process noted; harmless if it noted nothing."""
+    """Remove this process's files, if there are any."""
     for path in _folder().glob(f"*.{os.getpid()}.json"):
         path.unlink(missing_ok=True)
 
 
 def find_local_ray(namespace: str) -> str | None:
-    """The address of the local Ray that serves `namespace`, or None. Notes of processes that are gone are removed."""
+    """The address of the local Ray that serves `namespace`, or None.
+
+    Removes files of processes that are gone.
+    """
     for path in sorted(_folder().glob(f"{namespace}.*.json")):
         try:
             note = json.loads(path.read_text())
             address = str(note["address"])
         except (OSError, ValueError, KeyError):
-            continue  # being written, or removed, just now
+            continue  # it is being written or removed right now
         if is_reachable(address):
             return address
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the parts of a deployment are called, and which of them exist now."""
+"""Names of a deployment's parts, and which actors exist now."""
 
 import ray
 
@@ -11,7 +11,10 @@ def shard_name(shard: int) -> str:
 
 
 def app_name(namespace: str) -> str:
-    """Of the Serve application and the placement group: neither is told apart by Ray's namespaces."""
+    """Name of the Serve application and of the placement group.
+
+    Ray's namespaces do not separate these.
+    """
     return f"drover.{namespace}"
 
 

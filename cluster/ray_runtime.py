@@ -1,4 +1,4 @@
-"""This process's connection to Ray: a Ray of its own, or a running cluster."""
+"""Connects this process to Ray: starts a local one, or joins a running cluster."""
 
 import logging
 import os
@@ -10,24 +10,26 @@ from cluster.config import RayConfig
 from cluster.free_ports import free_serve_ports
 from cluster.local_rays import forget_local_ray, is_reachable, record_local_ray
 
-# Drover keeps tensors out of Ray's object store; only control messages and token batches go through it.
+# Small: tensors never go through Ray's object store, only control messages and token batches do.
 OBJECT_STORE_BYTES = 200 * 10**6
 _START_RAY = 'start one (`ray start --head`), or serve with ray.address: "local"'
 
 
 class NoRay(DroverError):
-    """There is no Ray cluster where one was looked for."""
+    """No Ray cluster answers at the address."""
 
 
 def connect(config: RayConfig) -> None:
     """Start a local Ray, or join the cluster at config.address. Raises DroverError if there is none.
 
-    A process that is connected already stays where it is. With a local Ray, `disconnect` ends it and everything on it.
+    Does nothing if this process is connected already. `disconnect` ends a local Ray and everything
+    in it.
     """
     if ray.is_initialized():
         return
-    # HAProxy makes gRPC streaming through Serve about ten times faster than Serve's Python proxy (9,000-34,000
-    # messages/s against 1,100-3,700 on 2 cores). On a running cluster its nodes must have been started with it.
+    # With HAProxy, gRPC streams through Serve are about ten times as fast as with Serve's Python
+    # proxy: 9,000-34,000 messages/s against 1,100-3,700 on 2 cores. The nodes of a running cluster
+    # must be started with the same setting.
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _mute_raylet()
@@ -51,22 +53,22 @@ def connect(config: RayConfig) -> None:
         ray.init(address, **common)
     except ConnectionError:
         raise DroverError(
-            f"what listens at {address!r} does not let this process in; a Ray cluster asks for its token: set "
+            f"{address!r} refused the connection; if it is a Ray cluster with token authentication, set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its head node"
         ) from None
 
 
 def disconnect() -> None:
-    """Leave the cluster; a local Ray ends."""
+    """Leave the cluster. A local Ray ends."""
     ray.shutdown()
     forget_local_ray()
 
 
 def _mute_raylet() -> None:
-    """Keep the raylet's remarks off the terminal, such as one on Serve's own controller at every shutdown.
+    """Keep the raylet's messages off the terminal, such as one about Serve's controller at every shutdown.
 
-    log_to_driver=False covers the actors' logs only. What concerns the user reaches them as an exception; the remarks
-    stay in Ray's logs.
+    log_to_driver=False silences the actors' logs only. Errors still reach the user as exceptions,
+    and all messages stay in Ray's logs.
     """
 
     def discard(data: object, ignore_prefix: bool) -> None:
@@ -76,9 +78,9 @@ def _mute_raylet() -> None:
 
 
 def _address_of_this_machine() -> str:
-    """What "auto" stands for: RAY_ADDRESS, or where the last `ray start` on this machine said that it is.
+    """The address for "auto": RAY_ADDRESS, or the one that the last `ray start` on this machine recorded.
 
-    Ray itself would look for processes too, and would wait for minutes for a cluster that is gone.
+    Ray's own search also looks for processes, and waits minutes for a cluster that is gone.
     """
     address = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address()
     if not address or not is_reachable(address):
@@ -87,10 +89,10 @@ def _address_of_this_machine() -> str:
 
 
 def _serve_ports() -> dict[str, str]:
-    """Free ports for what Serve opens besides the configured ones.
+    """Environment variables with free ports for what Serve opens besides the configured ports.
 
-    Serve gives its replicas and HAProxy the same fixed ports on every cluster. Replicas open them shared, so with two
-    clusters on one machine the kernel would hand each a part of the other's requests.
+    By default Serve uses the same fixed ports on every cluster, and replicas open them shared.
+    With two clusters on one machine, the kernel would send some requests to the wrong cluster.
     """
     per_protocol = 24
     base = free_serve_ports(4 + 2 * per_protocol)[0]

@@ -1,4 +1,4 @@
-"""What runs now: every router and shard of a deployment, as they themselves tell it."""
+"""Asks every router and shard of a deployment for its state and counts."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +13,7 @@ TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class PartStatus:
-    """One actor. state: None if it did not answer; then `error` says why. stats: of a router or of a shard."""
+    """The answer of one router or shard. Without one, state and stats are None; `error` says why."""
 
     name: str
     state: ActorState | None
@@ -30,7 +30,7 @@ def read_status(namespace: str) -> list[PartStatus]:
             actor = ray.get_actor(name, namespace=namespace)
             asked.append((name, actor.state.remote(), actor.stats.remote()))
         except (ValueError, ray.exceptions.RayError):
-            continue  # it went meanwhile
+            continue  # it ended in the meantime
     parts = []
     for name, state, stats in asked:
         try:

@@ -11,13 +11,19 @@ from cluster.names import actor_names, app_name
 
 
 def end(config: DeploymentConfig) -> None:
-    """Remove what `launch.start` made, unless this process's Ray takes it along when it ends."""
+    """Remove what `launch.start` created.
+
+    With a local Ray there is nothing to do: all of it ends with that Ray.
+    """
     if config.ray.address != "local":
         stop(config.ray.namespace)
 
 
 def stop(namespace: str) -> list[str]:
-    """Remove the Serve application, the actors and the placement group of `namespace`; names what was removed."""
+    """Remove the Serve application, actors and placement group of `namespace`.
+
+    Returns the names of removed parts.
+    """
     removed = []
     if app_name(namespace) in serve_applications():
         serve.shutdown()
@@ -27,7 +33,7 @@ def stop(namespace: str) -> list[str]:
             ray.kill(ray.get_actor(name, namespace=namespace))
             removed.append(name)
         except ValueError:
-            pass  # it went by itself meanwhile
+            pass  # it ended in the meantime
     group = _find_group(namespace)
     if group is not None:
         remove_placement_group(group)

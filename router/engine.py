@@ -88,7 +88,7 @@ class Engine:
         arrived_s: when it came, by time.perf_counter; none means now.
         """
         try:
-            self._scheduler.add(request)
+            self._scheduler.enqueue(request)
         except ResourceExhausted:
             self._requests.refused()
             raise
@@ -153,9 +153,9 @@ class Engine:
                 prompt_rows += [len(token_ids) + place - 1 - item.first for place in places]
                 next_ids += request.prompt_token_ids[places.start : places.stop]
                 tops += [top] * len(places)
-            self._cache.assign(sequence.row, item.new_entries)
+            self._cache.assign(sequence.table_row, item.new_entries)
             token_ids += sequence.token_ids[item.first : item.first + item.length]
-            spans.append(Span(sequence.row, item.first, item.length))
+            spans.append(Span(sequence.table_row, item.first, item.length))
             if item.samples:
                 last_rows.append(len(token_ids) - 1)
                 states.append(self._sampling[request.request_id])
@@ -175,7 +175,7 @@ class Engine:
         request = item.sequence.request
         if request.sampling.prompt_logprobs is None:
             return range(0)
-        told = self._sampling[request.request_id].prompt_places_told
+        told = self._sampling[request.request_id].prompt_logprobs_told
         return range(max(item.first + 1, told), min(item.first + item.length + 1, len(request.prompt_token_ids)))
 
     def _emit(
@@ -191,14 +191,14 @@ class Engine:
             state = self._sampling[request.request_id]
             self._prompt_tokens += max(0, min(item.first + item.length, len(request.prompt_token_ids)) - item.first)
             prompt: tuple[TokenLogprobs | None, ...] = tuple(next(next_entries) for _ in self._prompt_places(item))
-            if request.sampling.prompt_logprobs is not None and state.prompt_places_told == 0:
+            if request.sampling.prompt_logprobs is not None and state.prompt_logprobs_told == 0:
                 prompt = (None, *prompt)
-            state.prompt_places_told += len(prompt)
+            state.prompt_logprobs_told += len(prompt)
             token = next(tokens) if item.samples else None
             finish = self._scheduler.advance(item, token.token_id if token else None, self._eos_token_ids)
             if token is not None:
                 self._generated_tokens += 1
-                state.push(token.token_id)
+                state.append(token.token_id)
             if finish is not None:
                 del self._sampling[request.request_id]
                 self._requests.end(request.request_id, finish.value, now_s)

@@ -1,4 +1,4 @@
-"""How many bytes the KV cache gets."""
+"""The size of the KV cache, from what the deployment file asks for and what memory is free."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,16 @@ from router.schedule.limits import DEFAULT_KV_BYTES, GIB
 
 
 class NoRoom(DroverError):
-    """The KV cache that was asked for does not fit beside the weights, or nobody can tell how much does."""
+    """The KV cache does not fit beside the weights, or a share is set and free memory is unknown."""
 
 
 @dataclass(frozen=True)
 class KvBudget:
-    """`bytes`, or `share` (0 to 1) of what is free on the device once the weights are loaded, never both.
+    """What the deployment file asks for: `bytes` or `share`, never both.
 
     With neither, DEFAULT_KV_BYTES.
+
+    share: fraction (0 to 1) of the device's memory that is free once the weights are loaded.
     """
 
     bytes: int | None = None
@@ -25,15 +27,17 @@ class KvBudget:
         assert self.bytes is None or self.share is None
 
     def resolve(self, layout: KvLayout, free_bytes: int | None, weight_bytes: int) -> int:
-        """Bytes for the cache, a whole number of units. Raises NoRoom, with the key that was set and the arithmetic.
+        """The cache's size in bytes, a whole number of units.
 
-        free_bytes: none where it is not known; a share is then refused, and a number of bytes believed.
-        Example: with 24 GiB free and share 0.5 the cache gets 12 GiB; with bytes = 32 GiB it is refused.
+        Raises NoRoom, naming the key and the sizes.
+
+        free_bytes: None if unknown. Then a share is refused, and a number of bytes is taken as given.
+        Example: with 24 GiB free, a share of 0.5 gives 12 GiB, and bytes = 32 GiB is refused.
         """
         if self.share is not None:
             if free_bytes is None:
                 raise NoRoom(
-                    f"engine.kv_share is {self.share:g}, but this system does not tell how much memory is free; "
+                    f"engine.kv_share is {self.share:g}, but this system does not report free memory; "
                     "set engine.kv_bytes instead"
                 )
             key, wanted = f"engine.kv_share of {self.share:g}", int(self.share * free_bytes)

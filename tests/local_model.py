@@ -56,7 +56,7 @@ class OneSequence:
             self._blocks.new_entries.clear()
             x_TD = self._model.forward(part, [Span(0, first, len(part))], self._cache, range(len(part)))
             self._token_ids += part
-            self._blocks.computed(self._token_ids, len(self._token_ids))
+            self._blocks.mark_computed(self._token_ids, len(self._token_ids))
             logits.append(self._model.logits(x_TD))
         return torch.cat(logits)
 

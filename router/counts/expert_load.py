@@ -1,4 +1,4 @@
-"""How many tokens each expert gets: counted by the dispatcher, told in a few numbers.
+"""How many tokens each expert gets: counted by the dispatcher, summarised in a few numbers.
 
 Legend: L MoE layers, E experts.
 """
@@ -17,13 +17,13 @@ from experts.placement import Placement
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 
-# "Recent" is the last minute: what an expert got t seconds ago counts exp(-t / WINDOW_S), so that at a steady rate the
-# sum is what it gets in WINDOW_S.
+# "Recent" is an exponential window: tokens from t seconds ago count exp(-t / WINDOW_S). At a
+# steady rate the sum is what an expert gets in WINDOW_S.
 WINDOW_S = 60.0
-# Counts are folded into the window so often; what arrives between two folds is taken to be equally old.
+# Counts are added to the window this often. All that arrive in between count as equally old.
 FOLD_S = 1.0
 HOTTEST = 10
-# More than a model has; so that steps that nobody ends do not pile up.
+# More than any model has. It bounds memory if `end_step` is never called.
 MAX_LAYERS = 1024
 # Upper bounds of an expert's load over the mean of its layer; 1 is a balanced expert.
 RATIO_BOUNDS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
@@ -31,7 +31,7 @@ RATIO_BOUNDS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0, 16.0, 
 
 @dataclass(frozen=True)
 class HotExpert:
-    """recent_tokens: see WINDOW_S."""
+    """An expert with high load. recent_tokens: see WINDOW_S."""
 
     layer: int
     expert: int
@@ -40,12 +40,14 @@ class HotExpert:
 
 @dataclass(frozen=True)
 class ExpertLoadSummary:
-    """All experts of all layers in a number of figures that does not grow with them.
+    """The load of all experts of all layers, in a fixed number of figures.
 
-    hottest: at most HOTTEST. ratio_counts: how many (layer, expert) have a load, relative to the mean of their layer,
-    of at most each of RATIO_BOUNDS and above the one before; the last counts those above all. ratio_sum: of all
-    ratios. balance_worst, balance_mean: mean load over largest load of a layer, the smallest of all layers and their
-    mean; 1 is even, 1 / E is everything on one expert.
+    hottest: at most HOTTEST experts.
+    ratio_counts: a histogram with RATIO_BOUNDS. It counts (layer, expert) by load over the mean
+    load of the layer.
+    ratio_sum: the sum of these ratios.
+    balance_worst, balance_mean: minimum and mean over layers of mean load / largest load. 1 is
+    even; 1 / E is everything on one expert.
     """
 
     hottest: tuple[HotExpert, ...]
@@ -56,10 +58,10 @@ class ExpertLoadSummary:
 
 
 class ExpertLoad:
-    """Tokens by (layer, expert), and rows by shard, since the start and recently.
+    """Tokens by (layer, expert), and rows by shard: totals and recent load.
 
-    `start_step`, `count` and `end_step` belong to the engine's thread, everything else to any one thread; each number
-    is right by itself.
+    `start_step`, `count` and `end_step` are for the engine's thread, everything else is for any
+    one thread. Each number is right by itself.
     """
 
     def __init__(self, placement: Placement, clock: Callable[[], float] = time.monotonic) -> None:
@@ -70,26 +72,30 @@ class ExpertLoad:
         num_experts = max((len(by_expert) for by_expert in placement.shards_of.values()), default=0)
         self.tokens_LE: Counts = np.zeros((len(self.layers), num_experts), dtype=np.int64)
         """Since the start."""
-        self._tokens_of = {layer: self.tokens_LE[row] for row, layer in enumerate(self.layers)}
+        self._tokens_of = {layer: self.tokens_LE[index] for index, layer in enumerate(self.layers)}
         self._step: deque[tuple[int, Counts, Counts]] = deque(maxlen=MAX_LAYERS)
-        # Counts are taken in after the step, in one go: amid it, each would take 5 us to come back into the caches.
+        # A bare deque.append: counts are added after the step. Within it, each addition takes 5 us
+        # with cold caches.
         self.count: Callable[[tuple[int, Counts, Counts]], None] = self._step.append
-        """count((layer, tokens, place_E)): a step's tokens for each expert; expert e's are at tokens[place_E[e]]."""
+        """count((layer, tokens, rank_E)): a step's tokens; those of expert e are tokens[rank_E[e]]."""
         self._counted_s = clock()
-        # (when, what was recent then, the tokens that it includes), replaced as one.
+        # (time, recent load at that time, totals included in it), replaced as one object.
         self._folded = (clock(), np.zeros(self.tokens_LE.shape), self.tokens_LE.copy())
         self._hot: tuple[int, ...] = ()
         self._hot_since_s = -math.inf
 
     def start_step(self) -> None:
-        """A step begins. What an earlier one has counted that failed, and so had no `end_step`, is dropped."""
+        """Begin a step. Counts of a failed step, which had no `end_step`, are dropped."""
         self._step.clear()
 
     def end_step(self) -> None:
-        """Take in what the step has counted; called after each that did not fail, by the thread that counts."""
-        for layer, tokens, place_E in self._step:
-            counted_E = self._tokens_of[layer]
-            counted_E += tokens[place_E]
+        """Add the step's counts to the totals.
+
+        Called after each step that did not fail, by the thread that counts.
+        """
+        for layer, tokens, rank_E in self._step:
+            total_E = self._tokens_of[layer]
+            total_E += tokens[rank_E]
         self._step.clear()
         self._counted_s = now_s = self._clock()
         if now_s - self._folded[0] >= FOLD_S:
@@ -97,12 +103,16 @@ class ExpertLoad:
             self._folded = (now_s, self._recent(now_s, tokens_LE), tokens_LE)
 
     def summary(self) -> ExpertLoadSummary | None:
-        """The recent load; None if there was none. Call it from one thread only: it remembers who was hot."""
+        """The recent load, or None if there was none.
+
+        For one thread only: it remembers which experts were hot.
+        """
         now_s = self._clock()
         recent_LE = self._recent(now_s, self.tokens_LE)
         if recent_LE.sum() < 1.0:
             return None
-        # A label once shown is a time series for ever, so at most HOTTEST new ones may come per window.
+        # Each label ever shown is one more time series, so at most HOTTEST new ones are shown per
+        # window.
         if now_s - self._hot_since_s >= WINDOW_S:
             self._hot = hottest(recent_LE.ravel(), self._hot, HOTTEST)
             self._hot_since_s = now_s
@@ -110,7 +120,7 @@ class ExpertLoad:
         at = np.searchsorted(RATIO_BOUNDS, ratio_LE.ravel(), side="left")
         balance_L = balance(recent_LE)
         return ExpertLoadSummary(
-            tuple(sorted((self._hot_expert(place, recent_LE) for place in self._hot), key=lambda h: -h.recent_tokens)),
+            tuple(sorted((self._hot_expert(index, recent_LE) for index in self._hot), key=lambda h: -h.recent_tokens)),
             tuple(np.bincount(at, minlength=len(RATIO_BOUNDS) + 1).tolist()),
             float(ratio_LE.sum()),
             float(balance_L.min()),
@@ -119,39 +129,44 @@ class ExpertLoad:
 
     def _recent(self, now_s: float, tokens_LE: Counts) -> Floats:
         then_s, recent_LE, included_LE = self._folded
-        last_s = max(self._counted_s, then_s)  # nothing has come since
+        last_s = max(self._counted_s, then_s)  # of the newest counts
         return decayed(decayed(recent_LE, tokens_LE - included_LE, last_s - then_s), 0, now_s - last_s)
 
-    def _hot_expert(self, place: int, recent_LE: Floats) -> HotExpert:
-        row, expert = divmod(place, recent_LE.shape[1])
-        return HotExpert(self.layers[row], expert, float(recent_LE[row, expert]))
+    def _hot_expert(self, flat_index: int, recent_LE: Floats) -> HotExpert:
+        index, expert = divmod(flat_index, recent_LE.shape[1])
+        return HotExpert(self.layers[index], expert, float(recent_LE[index, expert]))
 
 
 def decayed(recent: Floats, added: Counts | int, elapsed_s: float) -> Floats:
-    """The window `elapsed_s` later, when `added` has just come: after 60 s without any, 100 has become 100 / e = 37."""
+    """The window after elapsed_s more seconds, plus `added`.
+
+    Example: after 60 s, 100 has become 100 / e = 37.
+    """
     return recent * math.exp(-elapsed_s / WINDOW_S) + added
 
 
 def hottest(recent: Floats, shown: Sequence[int], count: int) -> tuple[int, ...]:
-    """Which of the flat `recent` to show, at most `count` of those above 0: the hottest, but who is shown stays while
-    it is among the hottest 2 * count, so that equals do not take turns.
+    """Indices of up to `count` nonzero loads to show, with hysteresis, so that near-equals do not alternate.
 
-    Example: of (5, 9, 8, 7) with count 1, the second is shown; if the third was, it still is.
+    An index in `shown` stays while it ranks in the top 2 * count; the rest are the highest loads.
+
+    recent: loads, flat. Example: of (5, 9, 8, 7) with count 1, index 1 is shown. If index 2 was
+    shown, it stays.
     """
-    ranked = [int(place) for place in np.argsort(-recent, kind="stable")[: 2 * count] if recent[place] > 0]
-    stay = [place for place in shown if place in ranked]
-    return tuple(stay + [place for place in ranked if place not in stay][: count - len(stay)])
+    ranked = [int(index) for index in np.argsort(-recent, kind="stable")[: 2 * count] if recent[index] > 0]
+    stay = [index for index in shown if index in ranked]
+    return tuple(stay + [index for index in ranked if index not in stay][: count - len(stay)])
 
 
 def load_ratio(recent_LE: Floats) -> Floats:
-    """Each load over the mean of its layer; a layer without any is left out."""
+    """Each load over the mean of its layer. Layers without load are left out."""
     used_LE = recent_LE[recent_LE.sum(axis=1) > 0]
     ratio_LE: Floats = used_LE / used_LE.mean(axis=1, keepdims=True)
     return ratio_LE
 
 
 def balance(recent_LE: Floats) -> Floats:
-    """Mean over maximum of each layer that has any load: (3, 1, 0, 0) is 1 / 3."""
+    """Mean load over largest load, for each layer with load. Example: (3, 1, 0, 0) gives 1 / 3."""
     used_LE = recent_LE[recent_LE.sum(axis=1) > 0]
     balance_L: Floats = used_LE.mean(axis=1) / used_LE.max(axis=1)
     return balance_L

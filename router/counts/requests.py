@@ -1,6 +1,7 @@
-"""What an engine counts, as plain data: it travels to whoever shows it, and knows no Prometheus.
+"""What an engine counts, as plain data without Prometheus. It can be sent to other processes.
 
-One thread counts, any may take a snapshot: each number is right by itself, though two may be a step apart.
+One thread counts; any thread may take a snapshot. Each number is right by itself, but two may be
+one step apart.
 """
 
 from bisect import bisect_left
@@ -10,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from router.counts.expert_load import ExpertLoadSummary
 from router.counts.step_clock import Phase
 
-# How a request can end: the values of FinishReason, and what else may happen to it.
+# How a request can end: the values of FinishReason, and the other ways.
 CANCELLED = "cancelled"
 ENDINGS = ("stop", "length", CANCELLED, "deadline", "refused", "error")
 
-# Upper bounds of buckets, in seconds. A token takes from below a millisecond (a tiny model) to seconds (a large one
-# beside long prompts); a request from one token of it to many minutes.
+# Upper bounds of buckets, in seconds. A token takes from below a millisecond (a tiny model) to
+# seconds (a large one beside long prompts). A request takes from one such step to many minutes.
 STEP_BOUNDS_S = (
     0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 2.5, 10.0,
 )  # fmt: skip
@@ -28,7 +29,10 @@ LENGTH_BOUNDS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 
 
 class Histogram:
-    """How many observed values were at most each of `bounds` and above the one before; the last, above all."""
+    """counts[i]: observed values above bounds[i - 1] and at most bounds[i].
+
+    The last entry: values above all bounds.
+    """
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
@@ -52,10 +56,12 @@ class Histogram:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Counters since the start, and the state now. Bytes are of the KV cache: used by running requests, kept for
-    others with the same prefix (and given up when needed), and all of it.
+    """Counters since the start, and the current state.
 
-    prompt_tokens: computed, again after a preemption, and without what was found in the prefix cache.
+    prompt_tokens: prompt tokens computed. Tokens recomputed after a preemption count again; those
+    found in the prefix cache do not count.
+    kv_bytes_used, kv_bytes_cached, kv_bytes_total: KV cache held by running requests, kept as
+    prefix cache, and all.
     prefix_queried_tokens, prefix_hit_tokens: prompt tokens looked up in the prefix cache, and found.
     """
 
@@ -74,7 +80,10 @@ class EngineStats:
 
 @dataclass
 class _Times:
-    """Of one request, in seconds of one clock. last_s: when its newest token was made. tokens: made so far."""
+    """Times of one request, in seconds of one clock.
+
+    last_s: of its newest token. tokens: made so far.
+    """
 
     arrived_s: float
     started_s: float | None = None
@@ -84,9 +93,11 @@ class _Times:
 
 @dataclass
 class RequestMetrics:
-    """Follows every request from its arrival to its end. Histograms are in seconds, lengths in tokens.
+    """Times and lengths of all requests, from arrival to end.
 
-    ended: by how, one of ENDINGS.
+    Histograms are in seconds, lengths in tokens.
+
+    ended: requests by ending, one of ENDINGS.
     """
 
     ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
@@ -96,30 +107,30 @@ class RequestMetrics:
     request_s: Histogram = field(default_factory=lambda: Histogram(REQUEST_BOUNDS_S))
     prompt_length: Histogram = field(default_factory=lambda: Histogram(LENGTH_BOUNDS))
     generation_length: Histogram = field(default_factory=lambda: Histogram(LENGTH_BOUNDS))
-    _open: dict[str, _Times] = field(default_factory=dict)
+    _live: dict[str, _Times] = field(default_factory=dict)
 
     def arrived(self, request_id: str, now_s: float, prompt_tokens: int) -> None:
-        """A request was accepted, which came at `now_s`."""
+        """A request that arrived at `now_s` was accepted."""
         self.prompt_length.observe(prompt_tokens)
-        self._open[request_id] = _Times(now_s)
+        self._live[request_id] = _Times(now_s)
 
     def refused(self) -> None:
         """A request was not accepted."""
         self.ended["refused"] += 1
 
     def started(self, request_ids: Sequence[str], now_s: float) -> None:
-        """A step that began at `now_s` computes these requests; for some it may be their first."""
+        """A step that began at `now_s` computes these requests. For some it may be the first."""
         for request_id in request_ids:
-            times = self._open[request_id]
+            times = self._live[request_id]
             if times.started_s is None:
                 times.started_s = now_s
                 self.queue_s.observe(now_s - times.arrived_s)
 
     def made(self, request_ids: Sequence[str], now_s: float) -> None:
         """The step that ended at `now_s` made a token for each of these requests."""
-        since: dict[float, int] = {}  # most had their last token from one and the same step
+        since: dict[float, int] = {}  # tokens by the time of the one before; most are from the same step
         for request_id in request_ids:
-            times = self._open[request_id]
+            times = self._live[request_id]
             times.tokens += 1
             if times.last_s is None:
                 self.first_token_s.observe(now_s - times.arrived_s)
@@ -130,8 +141,8 @@ class RequestMetrics:
             self.inter_token_s.observe(now_s - last_s, tokens)
 
     def end(self, request_id: str, ending: str, now_s: float) -> None:
-        """The request is over, for one of the reasons in ENDINGS; one that is not known is ignored."""
-        times = self._open.pop(request_id, None)
+        """The request has ended. ending: one of ENDINGS. An unknown request is ignored."""
+        times = self._live.pop(request_id, None)
         if times is None:
             return
         self.ended[ending] += 1
@@ -139,14 +150,14 @@ class RequestMetrics:
         self.generation_length.observe(times.tokens)
 
     def copy(self) -> "RequestMetrics":
-        """As it is now, without the open requests."""
+        """A copy of the totals, without the requests that still run."""
         histograms = {name: value.copy() for name, value in vars(self).items() if isinstance(value, Histogram)}
-        return replace(self, ended=dict(self.ended), _open={}, **histograms)
+        return replace(self, ended=dict(self.ended), _live={}, **histograms)
 
 
 @dataclass(frozen=True)
 class EngineSnapshot:
-    """Everything that an engine counts, at one moment. rows_of_shard: sent, by shard number."""
+    """Everything that an engine counts, at one moment. rows_of_shard: rows sent, by shard number."""
 
     stats: EngineStats
     requests: RequestMetrics

@@ -11,7 +11,7 @@ from checkpoint.weights import WeightReader
 from kernels.cores import Cores
 from kernels.cpu.streamed_linear import make_streamed
 from router.model.heads import HeadAttention, HeadRules, StepPlan
-from router.schedule.kv_layout import LayerPlace
+from router.schedule.kv_layout import LayerLocation
 
 
 class Attention:
@@ -31,5 +31,5 @@ class Attention:
 
     def __call__(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
         qkv_TJC = self._qkv(x_TD).unflatten(-1, (-1, self._head_dim))
-        place: LayerPlace = step.cache.layout.places[self._layer]
-        return self._o(self._head_attention(qkv_TJC, self._rules, place, step).flatten(1))
+        location: LayerLocation = step.cache.layout.locations[self._layer]
+        return self._o(self._head_attention(qkv_TJC, self._rules, location, step).flatten(1))

@@ -22,7 +22,7 @@ from kernels.cpu.paged_attention import GROUP, attend, fits_tiles
 from kernels.cpu.prepare_heads import prepare
 from router.model.kv_cache import KvCache, Span, TablePlan
 from router.model.rope import rotate
-from router.schedule.kv_layout import LayerPlace
+from router.schedule.kv_layout import LayerLocation
 
 # Fewer numbers than this are not worth another thread.
 WORTH_A_THREAD = 2**16
@@ -69,7 +69,9 @@ class StepPlan:
 class HeadAttention(Protocol):
     """Chosen once, at construction of a model."""
 
-    def __call__(self, qkv_TJC: torch.Tensor, rules: HeadRules, place: LayerPlace, step: StepPlan) -> torch.Tensor:
+    def __call__(
+        self, qkv_TJC: torch.Tensor, rules: HeadRules, location: LayerLocation, step: StepPlan
+    ) -> torch.Tensor:
         """out_THC; the step's keys and values are then stored in its cache. qkv_TJC may be overwritten."""
         ...
 
@@ -77,7 +79,9 @@ class HeadAttention(Protocol):
 class PlainAttention:
     """Each span's blocks are copied together, then attended to."""
 
-    def __call__(self, qkv_TJC: torch.Tensor, rules: HeadRules, place: LayerPlace, step: StepPlan) -> torch.Tensor:
+    def __call__(
+        self, qkv_TJC: torch.Tensor, rules: HeadRules, location: LayerLocation, step: StepPlan
+    ) -> torch.Tensor:
         kv_heads = step.cache.num_kv_heads
         q_THC, k_TKC, v_TKC = qkv_TJC.split((qkv_TJC.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
         # The order is the model's: rotate, then norm, then temperature. The cached key is rotated and normed.
@@ -88,12 +92,12 @@ class PlainAttention:
         if rules.has_temperature:
             assert step.temperature_T is not None
             q_THC = (q_THC * step.temperature_T[:, None, None]).type_as(q_THC)
-        plan = step.tables[place.table]
-        step.cache.store(place.index, plan, k_TKC, v_TKC)
+        plan = step.tables[location.table]
+        step.cache.store(location.index, plan, k_TKC, v_TKC)
         out_THC, begin = torch.empty_like(q_THC), 0
         for n, span in enumerate(step.spans):
             rows = slice(begin, begin + span.length)
-            k_KSC, v_KSC = step.cache.gather(place.index, plan, n, int(plan.keys_N[n]))
+            k_KSC, v_KSC = step.cache.gather(location.index, plan, n, int(plan.keys_N[n]))
             out_THC[rows] = causal_attention(q_THC[rows], k_KSC, v_KSC)
             begin = rows.stop
         return out_THC
@@ -188,14 +192,16 @@ class CpuAttention:
     def supports(dtype: torch.dtype, device: torch.device) -> bool:
         return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
 
-    def __call__(self, qkv_TJC: torch.Tensor, rules: HeadRules, place: LayerPlace, step: StepPlan) -> torch.Tensor:
-        plan, kv_heads = step.tables[place.table], step.cache.num_kv_heads
+    def __call__(
+        self, qkv_TJC: torch.Tensor, rules: HeadRules, location: LayerLocation, step: StepPlan
+    ) -> torch.Tensor:
+        plan, kv_heads = step.tables[location.table], step.cache.num_kv_heads
         num_tokens, num_all_heads, columns = qkv_TJC.shape
         heads = num_all_heads - 2 * kv_heads
         if self._step is None or self._step.step is not step:
             self._step = _CpuStep.of(step, heads // kv_heads)
         of_step, qkv = self._step, as_numpy(qkv_TJC)
-        k_pool, v_pool = of_step.pools[place.index]
+        k_pool, v_pool = of_step.pools[location.index]
         temperature = of_step.temperature if rules.has_temperature else _NO_TEMPERATURE
         self._share(
             num_tokens,

@@ -1,9 +1,11 @@
-"""Which tokens a row may draw, and how likely each is; and the draw.
+"""The tokens that a row may draw with their probabilities, and the draw.
 
-Temperature first, then top_k, then top_p over what top_k left, then min_p relative to the most likely one, as
-transformers' TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper and MinPLogitsWarper do in this order; but for
-equal logits at the border of top_k: exactly k are kept, the lowest token ids. What a row gets depends on nothing but
-its own logits and parameters.
+Temperature comes first, then top_k, then top_p over what top_k kept, then min_p relative to the
+most likely token. This is the order of transformers' TemperatureLogitsWarper, TopKLogitsWarper,
+TopPLogitsWarper and MinPLogitsWarper. Only equal logits at the border of top_k differ: exactly k
+are kept, those with the lowest token ids.
+
+A row's candidates depend on its own logits and parameters only.
 
 Legend: R rows (sequences), V vocabulary, N tokens of a row that are looked at, B blocks of them.
 """
@@ -16,18 +18,19 @@ import torch
 
 from router.request import SamplingParams
 
-_TINY = torch.finfo(torch.float32).tiny  # a request may ask for less, which float32 would round to zero
-# How many of a row's likeliest tokens are looked at first: finding these takes less than sorting the vocabulary, and
-# they nearly always hold all candidates.
+_TINY = torch.finfo(torch.float32).tiny  # lowest temperature: float32 would round a lower one to zero
+# How many of a row's most likely tokens are looked at first. They nearly always include all
+# candidates, and finding them is faster than sorting the vocabulary.
 _FIRST_LOOK = 128
 _BLOCK = 256
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What some rows may draw: weight_RN, in proportion to the probability, 0 for what is left out.
+    """The candidates of some rows. rows: their numbers in the batch.
 
-    rows: their numbers in the batch. token_id_RN: None where place and token id are the same.
+    weight_RN: proportional to the probability, 0 for tokens that are left out.
+    token_id_RN: the token of each weight; None if column n is token n.
     """
 
     rows: list[int]
@@ -36,9 +39,9 @@ class Candidates:
 
 
 def candidates(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: list[int]) -> Iterator[Candidates]:
-    """The candidates of each of `rows`, in groups. Their temperatures are above 0.
+    """The candidates of each of `rows`, in groups of rows. All their temperatures are above 0.
 
-    Only top_k and top_p need an order; rows without them keep that of the vocabulary.
+    Only rows with top_k or top_p are sorted; the others stay in the order of the vocabulary.
     """
     vocab = logits_RV.shape[-1]
     ordered = [row for row in rows if 0 < params[row].top_k < vocab or params[row].top_p < 1]
@@ -53,21 +56,23 @@ def candidates(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: 
 
 
 def draw(found: Candidates, uniforms: Sequence[float]) -> list[int]:
-    """One token per row: the first one where the weights, summed up, exceed uniform (of [0, 1)) times their sum."""
+    """One token per row: the first whose cumulative weight exceeds uniform (in [0, 1)) * total."""
     weight_RN = found.weight_RN
     device, width = weight_RN.device, weight_RN.shape[-1]
-    # In two steps, the blocks, then the places of one: a running float64 sum of a vocabulary takes ten times as long.
+    # Find the block first, then the column in it. One float64 cumsum over the vocabulary takes ten
+    # times as long.
     sum_RB = _block_sums(weight_RN)
     sums_RB = sum_RB.cumsum(-1)
     target_R1 = _column(uniforms, device, torch.float64) * sums_RB[:, -1:]
     block_R1 = torch.searchsorted(sums_RB, target_R1, right=True)
     target_R1 = (target_R1 - (sums_RB - sum_RB).gather(1, block_R1)).clamp(min=0.0)
-    place_RN = block_R1 * _BLOCK + torch.arange(_BLOCK, device=device)
-    in_block_RN = weight_RN.gather(1, place_RN.clamp(max=width - 1)).double()
-    within_RN = in_block_RN.where(place_RN < width, 0.0).cumsum(-1)
-    # Rounding may have put the target at the block's very end, behind which there is nothing to draw.
+    column_RN = block_R1 * _BLOCK + torch.arange(_BLOCK, device=device)
+    in_block_RN = weight_RN.gather(1, column_RN.clamp(max=width - 1)).double()
+    within_RN = in_block_RN.where(column_RN < width, 0.0).cumsum(-1)
+    # Rounding may put the target at the end of the block, where no column exceeds it. Keep it just
+    # below.
     last_R1 = torch.nextafter(within_RN[:, -1:], torch.zeros_like(target_R1))
-    chosen_R1 = place_RN.gather(1, torch.searchsorted(within_RN, target_R1.minimum(last_R1), right=True))
+    chosen_R1 = column_RN.gather(1, torch.searchsorted(within_RN, target_R1.minimum(last_R1), right=True))
     if found.token_id_RN is not None:
         chosen_R1 = found.token_id_RN.gather(1, chosen_R1)
     return [int(token_id) for token_id in chosen_R1[:, 0].tolist()]
@@ -76,13 +81,14 @@ def draw(found: Candidates, uniforms: Sequence[float]) -> list[int]:
 def _likeliest(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: list[int]) -> Iterator[Candidates]:
     """The candidates of rows with top_k or top_p."""
     total = _totals(logits_RV, params, rows)
-    # The first token that top_k leaves out must be among those looked at.
+    # The look must include the first token that top_k leaves out.
     looking = [row for row in rows if params[row].top_k < _FIRST_LOOK < logits_RV.shape[-1]]
     answered = set()
     if looking:
         logit_RN, token_id_RN = _sorted_top(_of(logits_RV, looking), _FIRST_LOOK)
         weight_RN = _kept(logit_RN, [params[row] for row in looking], [total[row] for row in looking])
-        # A token as likely as the last one looked at may have equals that were not: then more must be looked at.
+        # If a kept token equals the last one looked at, tokens beyond may equal it too. Then look
+        # at the whole row.
         unclear_R = ((weight_RN > 0) & (logit_RN == logit_RN[:, -1:])).any(dim=-1).tolist()
         clear = [i for i, unclear in enumerate(unclear_R) if not unclear]
         if clear:
@@ -106,7 +112,10 @@ def _border(
 
 
 def _largest(logits_RV: torch.Tensor, least_R1: torch.Tensor, count_R1: torch.Tensor) -> torch.Tensor:
-    """Which are the count largest logits, the smallest of which is `least`; of its equals, those of the lowest ids."""
+    """A mask of the `count` largest logits; `least` is the smallest of them.
+
+    Of its equals the lowest ids are kept.
+    """
     keep_RV = logits_RV >= least_R1
     if bool((keep_RV.sum(dim=-1, keepdim=True) > count_R1).any()):
         larger_RV = logits_RV > least_R1
@@ -117,9 +126,9 @@ def _largest(logits_RV: torch.Tensor, least_R1: torch.Tensor, count_R1: torch.Te
 
 
 def _kept(logit_RN: torch.Tensor, params: Sequence[SamplingParams], totals: Sequence[float]) -> torch.Tensor:
-    """Weights of the likeliest tokens, most likely first, without what top_k, top_p and min_p leave out; float64.
+    """Weights of sorted logits, float64; 0 for tokens that top_k, top_p or min_p leave out.
 
-    totals: the weight of a row's whole vocabulary; not looked at where top_k limits the row.
+    totals: the weight of each row's whole vocabulary; unused for rows with top_k.
     """
     device, size = logit_RN.device, logit_RN.shape[-1]
     weight_RN = _weights(logit_RN, [p.temperature for p in params]).double()
@@ -135,7 +144,7 @@ def _kept(logit_RN: torch.Tensor, params: Sequence[SamplingParams], totals: Sequ
 
 
 def _totals(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: Sequence[int]) -> dict[int, float]:
-    """The weight of the whole vocabulary for the rows that need it; 0 for those where top_k limits it."""
+    """The weight of the whole vocabulary, by row. Rows with top_k do not need it and get 0."""
     needing = [row for row in rows if params[row].top_k == 0]
     total = dict.fromkeys(rows, 0.0)
     if needing:
@@ -145,7 +154,10 @@ def _totals(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: Seq
 
 
 def _sorted_top(logits_RV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits, token ids), [R, size]: the largest, equal ones by token id; which of those equal to the last is open."""
+    """The `size` largest (logits, token ids), [R, size]; equal logits are in order of token id.
+
+    Which tokens are taken among those equal to the last one is undefined.
+    """
     found_RN, found_id_RN = logits_RV.topk(size, dim=-1)
     token_id_RN, by_id_RN = found_id_RN.sort(dim=-1)
     logit_RN, order_RN = found_RN.gather(1, by_id_RN).sort(dim=-1, descending=True, stable=True)
@@ -153,16 +165,20 @@ def _sorted_top(logits_RV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch
 
 
 def _sorted(logits_RV: torch.Tensor) -> torch.Tensor:
-    """All logits, largest first. numpy sorts numbers without their places, on a CPU twenty times as fast as torch."""
+    """All logits, largest first.
+
+    On a CPU numpy is twenty times as fast as torch: it computes no indices.
+    """
     if logits_RV.is_cpu:
         return torch.from_numpy(np.sort(logits_RV.numpy(), axis=-1)).flip(-1)
     return logits_RV.sort(dim=-1, descending=True).values
 
 
 def _block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
-    """Sums of _BLOCK weights each, float64; the last block holds the rest, if there is any.
+    """Sums of _BLOCK weights each, float64. The last block holds the remainder and may be empty.
 
-    A plain sum over one long row is spread over threads, and then rounded otherwise than with other rows beside it.
+    torch spreads the sum of one long row over threads, which rounds differently than in a batch.
+    Short blocks do not.
     """
     whole = weight_RN.shape[-1] // _BLOCK * _BLOCK
     full_RB = weight_RN[:, :whole].unflatten(1, (-1, _BLOCK)).sum(-1)
@@ -170,7 +186,7 @@ def _block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(logits_RN: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
-    """exp((logit - largest logit) / temperature): 1 for the most likely token, whatever the temperature."""
+    """exp((logit - largest logit) / temperature): the most likely token has weight 1."""
     temperature_R1 = _column([max(t, _TINY) for t in temperatures], logits_RN.device, torch.float32)
     return torch.sub(logits_RN, logits_RN.amax(dim=-1, keepdim=True)).div_(temperature_R1).exp_()
 
@@ -181,7 +197,7 @@ def _leave_out_unlikely(weight_RN: torch.Tensor, min_ps: Sequence[float]) -> Non
 
 
 def _of(rows_RN: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """The chosen rows; without copying where these are all."""
+    """The chosen rows, in order; not copied if all are chosen."""
     return rows_RN if len(rows) == len(rows_RN) else rows_RN[torch.tensor(rows, device=rows_RN.device)]
 
 

@@ -1,6 +1,6 @@
-"""Log-probabilities of the model itself: of its raw logits, before any bias, penalty, temperature or cut.
+"""Log-probabilities of the model itself: from its raw logits, before bias, penalties, temperature, top_k and top_p.
 
-Legend: R rows (places in a text), V vocabulary, N most likely tokens.
+Legend: R rows (positions in a text), V vocabulary, N most likely tokens.
 """
 
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from router.request import TokenLogprobs
 
 
 def token_logprobs(logits_RV: torch.Tensor, token_ids: Sequence[int], tops: Sequence[int]) -> list[TokenLogprobs]:
-    """For each row the log-probability of its token, and of the row's `tops` most likely ones.
+    """For each row r the log-probability of token_ids[r], and of the tops[r] most likely tokens.
 
-    For the places of a prompt, a row's token is the one that follows.
+    For rows of a prompt, token_ids are the prompt's next tokens.
     """
     total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
     token_R1 = torch.tensor(token_ids, device=logits_RV.device)[:, None]
@@ -24,7 +24,7 @@ def token_logprobs(logits_RV: torch.Tensor, token_ids: Sequence[int], tops: Sequ
     for row, (token_id, logprob, count) in enumerate(zip(token_ids, logprobs, tops, strict=True)):
         top = tuple(zip(best_ids[row][:count], best[row][:count], strict=True))
         if top and logprob == top[0][1]:
-            # Of several equally likely tokens the chosen one comes first, and is not cut off.
+            # Among equally likely tokens the chosen one comes first, so that it is not cut off.
             others = tuple(entry for entry in top if entry[0] != token_id)
             top = ((token_id, logprob), *others)[:count]
         result.append(TokenLogprobs(token_id, logprob, top))

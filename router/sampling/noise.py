@@ -1,16 +1,16 @@
-"""Randomness as a function of a seed and a number: the same on every router, in any order, at any time."""
+"""Random numbers as a pure function of (seed, position): the same on every router, in any order."""
 
 _MASK64 = 2**64 - 1
 
 
 def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on nothing but (seed, position): two rounds of splitmix64's finalizer."""
+    """A number in [0, 1) from (seed, position): two rounds of splitmix64's finalizer."""
     mixed = _mix(_mix(seed) ^ (position * 0x9E3779B97F4A7C15 & _MASK64))
     return (mixed >> 11) / 2**53
 
 
 def derived_seed(seed: int, index: int) -> int:
-    """The seed of answer `index` of several to one request: mix(mix(seed) + index), and `seed` itself for answer 0."""
+    """The seed of answer `index`: `seed` itself for answer 0, else mix(mix(seed) + index)."""
     return _mix((_mix(seed) + index) & _MASK64) if index else seed
 
 

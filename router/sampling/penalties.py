@@ -1,8 +1,8 @@
-"""What a request adds to the model's logits: biases and penalties, and which tokens may not come yet.
+"""Changes a request makes to the logits: biases, penalties, and tokens that must not end the text yet.
 
-The order is that of transformers' `GenerationMixin._get_logits_processor`: logit_bias, repetition_penalty, [frequency
-and presence], min_tokens; temperature, top_k, top_p and min_p follow (router/sampling/candidates.py). Greedy rows get
-them, too.
+The order is that of transformers' `GenerationMixin._get_logits_processor`: logit_bias,
+repetition_penalty, [frequency and presence], min_tokens. Temperature, top_k, top_p and min_p
+follow in router/sampling/candidates.py. Greedy rows get biases and penalties, too.
 
   logit_bias          l[t] + bias                           SequenceBiasLogitsProcessor, for sequences of one token
   repetition_penalty  l[t] / r where l[t] > 0, else l[t] r  RepetitionPenaltyLogitsProcessor (Keskar et al. 2019,
@@ -21,13 +21,13 @@ import torch
 
 from router.sampling.state import SamplingState
 
-# Not -inf: were every token forbidden, or its logit overflowed, nothing but NaN would be left to draw from.
+# Not -inf: if every token were forbidden, or its logit overflowed, softmax would give NaN.
 _LEAST = torch.finfo(torch.float32).min
 _MOST = torch.finfo(torch.float32).max
 
 
 def penalised(logits_RV: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    """The logits that the tokens are chosen from; `logits_RV` itself where no row asks for a change."""
+    """The logits to choose tokens from: a changed copy, or `logits_RV` if no row asks for changes."""
     biased = [(row, s) for row, s in enumerate(states) if s.bias_ids]
     repeating = [(row, s) for row, s in enumerate(states) if s.seen_ids]
     counted = [(row, s) for row, s in enumerate(states) if s.made_ids]
@@ -66,13 +66,13 @@ def _rows(chosen: Sequence[tuple[int, SamplingState]]) -> list[int]:
 
 
 class _Logits:
-    """A copy of the logits, of which single ones are changed, those of all rows at once."""
+    """A copy of the logits in which single entries are changed, for all rows at once."""
 
     def __init__(self, logits_RV: torch.Tensor) -> None:
         self.logits_RV = logits_RV.clone(memory_format=torch.contiguous_format)
 
     def values(self, of_rows: Sequence["array[float]"]) -> torch.Tensor:
-        """The numbers of all rows, one row after the other, in float64: a penalty may be too small for float32."""
+        """The rows' numbers, concatenated, in float64: a penalty may be too small for float32."""
         return torch.frombuffer(bytearray().join(of_rows), dtype=torch.float64).to(self.logits_RV.device)
 
     def change(
@@ -81,14 +81,14 @@ class _Logits:
         ids_of_rows: Sequence["array[int]"],
         new: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     ) -> None:
-        """Replace logits by new(logit_N, owner_N): in row rows[i] those of ids_of_rows[i], where no id is repeated.
+        """Replace the logits of tokens ids_of_rows[i] in row rows[i] by new(logit_N, owner_N).
 
-        owner_N: which entry of `rows` each logit belongs to.
+        owner_N: for each logit the i it belongs to. No id may appear twice in a row.
         """
         device, vocab = self.logits_RV.device, self.logits_RV.shape[-1]
         token_id_N = torch.frombuffer(bytearray().join(ids_of_rows), dtype=torch.int64).to(device)
         counts = torch.tensor([len(ids) for ids in ids_of_rows], device=device)
         owner_N = torch.arange(len(rows), device=device).repeat_interleave(counts)
-        place_N = torch.tensor(rows, device=device)[owner_N] * vocab + token_id_N
+        index_N = torch.tensor(rows, device=device)[owner_N] * vocab + token_id_N
         flat = self.logits_RV.view(-1)
-        flat[place_N] = new(flat[place_N].double(), owner_N).clamp(_LEAST, _MOST).float()
+        flat[index_N] = new(flat[index_N].double(), owner_N).clamp(_LEAST, _MOST).float()

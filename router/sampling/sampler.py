@@ -1,8 +1,8 @@
-"""Chooses the next token of every sequence of a step at once.
+"""Chooses the next token of every sequence in a step, all at once.
 
-The noise (router/sampling/noise.py) is keyed by seed and position alone: the same request draws the same tokens
-whatever else is in the batch, and goes on drawing the same
-after it was resubmitted elsewhere with the tokens made so far.
+The noise (router/sampling/noise.py) depends on seed and position only. So a request draws the same
+tokens whatever else is in the batch. It also continues with the same tokens when another router
+takes over after some are made.
 
 Legend: R rows (sequences), V vocabulary.
 """
@@ -29,9 +29,9 @@ class SampledToken:
 
 
 def sample(logits_RV: torch.Tensor, states: Sequence[SamplingState], positions: Sequence[int]) -> list[SampledToken]:
-    """One token per row. positions: the place in its sequence (prompt included) that each row's token will take.
+    """One token per row. positions: the new token's position in its sequence, prompt included.
 
-    The states are not told of it; `SamplingState.push` does that once the token is taken.
+    The states are not changed. The caller calls `SamplingState.append` when it takes the token.
     """
     params = [state.params for state in states]
     logits_RV = logits_RV.float()

@@ -1,7 +1,7 @@
-"""What the sampler must know of one request: its parameters, and the tokens so far as far as they change the logits.
+"""What the sampler knows of one request: its parameters, and which tokens so far change the logits.
 
-Plain Python. Lists of tokens are arrays of 64-bit integers, so that a step puts those of all rows into one tensor by
-copying bytes, however long the texts are.
+Plain Python. Token lists are arrays of 64-bit integers. A step concatenates those of all rows into
+one tensor by copying bytes, which stays fast for long texts.
 """
 
 from array import array
@@ -11,18 +11,21 @@ from router.request import SamplingParams
 
 
 class SamplingState:
-    """Lives as long as its request. What a parameter does not need is not kept.
+    """Lives as long as its request. Lists are kept only for parameters that are set.
 
-    seen_ids: every token of prompt and completion, each once, where there is a repetition penalty.
-    made_ids, made_counts: every token of the completion and how often it is there, where presence or frequency counts.
-    ending_ids: the tokens that end the text; they are not drawn while `made` is below min_tokens.
-    prompt_places_told: how many of the prompt's positions have had their log-probabilities told; the engine's to count.
+    made: tokens of the completion so far.
+    seen_ids: the distinct tokens of prompt and completion, for the repetition penalty.
+    made_ids, made_counts: the distinct tokens of the completion and their counts, for presence and
+    frequency penalty.
+    ending_ids: tokens that end the text. They are not drawn while `made` is below min_tokens.
+    prompt_logprobs_told: prompt positions whose log-probabilities were returned; the engine counts
+    them.
     """
 
     def __init__(self, params: SamplingParams, prompt_token_ids: Sequence[int], eos_token_ids: Iterable[int]) -> None:
         self.params = params
         self.made = 0
-        self.prompt_places_told = 0
+        self.prompt_logprobs_told = 0
         self.bias_ids = array("q", [token_id for token_id, _ in params.logit_bias])
         self.biases = array("d", [bias for _, bias in params.logit_bias])
         self.ending_ids = array("q")
@@ -35,26 +38,26 @@ class SamplingState:
             self._seen.update(prompt_token_ids)
             self.seen_ids.extend(self._seen)
         self.made_ids, self.made_counts = array("q"), array("d")
-        self._place_of: dict[int, int] = {}
+        self._index_of: dict[int, int] = {}
         self._counts_cost = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
 
     @property
     def may_not_end(self) -> bool:
-        """The next token may not end the text: min_tokens are not made yet."""
+        """The next token may not end the text: fewer than min_tokens are made."""
         return self.made < self.params.min_tokens
 
-    def push(self, token_id: int) -> None:
-        """Note a token that was made."""
+    def append(self, token_id: int) -> None:
+        """Add a sampled token to the completion."""
         self.made += 1
         if self._repeats_cost and token_id not in self._seen:
             self._seen.add(token_id)
             self.seen_ids.append(token_id)
         if self._counts_cost:
-            place = self._place_of.setdefault(token_id, len(self.made_ids))
-            if place == len(self.made_ids):
+            index = self._index_of.setdefault(token_id, len(self.made_ids))
+            if index == len(self.made_ids):
                 self.made_ids.append(token_id)
                 self.made_counts.append(0.0)
-            self.made_counts[place] += 1.0
+            self.made_counts[index] += 1.0
 
 
 def ending_token_ids(params: SamplingParams, eos_token_ids: Iterable[int]) -> frozenset[int]:

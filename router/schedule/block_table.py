@@ -1,4 +1,4 @@
-"""One sequence's blocks: grown as it is computed, shared with others that begin the same, released chunk by chunk."""
+"""The blocks of one sequence: allocated as it grows, shared with sequences of the same prefix."""
 
 import hashlib
 from array import array
@@ -11,7 +11,7 @@ from router.schedule.kv_layout import KvLayout
 
 @dataclass(frozen=True)
 class TableEntry:
-    """Entry `index` of block tables `first_table`, `first_table + 1`, ... is now these units."""
+    """Entry `index` of tables first_table, first_table + 1, ... is now units[0], units[1], ..."""
 
     first_table: int
     index: int
@@ -19,10 +19,12 @@ class TableEntry:
 
 
 class PrefixKeys:
-    """The keys of a sequence's full blocks: equal only if all tokens up to the block's end are equal.
+    """The keys of a sequence's full blocks.
 
-    Key i is BLAKE2b over key i - 1 and the tokens of block i. The hash is cryptographic, so nobody can make a prompt
-    that finds somebody else's blocks.
+    Two keys are equal only if all tokens up to the block's end are equal.
+
+    Key i is BLAKE2b over key i - 1 and the tokens of block i. The hash is cryptographic, so nobody
+    can construct a different prompt with the same key.
     """
 
     def __init__(self, block_tokens: int) -> None:
@@ -30,7 +32,10 @@ class PrefixKeys:
         self._keys: list[bytes] = []
 
     def of(self, token_ids: Sequence[int], num_blocks: int) -> list[bytes]:
-        """The first num_blocks keys. token_ids may only have grown since the last call."""
+        """The first num_blocks keys.
+
+        Since the last call, token_ids may have grown but not changed.
+        """
         size = self._block_tokens
         while len(self._keys) < num_blocks:
             first = len(self._keys) * size
@@ -44,8 +49,8 @@ class PrefixKeys:
 class BlockTable:
     """The blocks of one running sequence.
 
-    `new_entries` collects what changed, for the tensors' side of the table; its reader clears it.
-    publishes: whether full blocks are kept for others when this sequence lets go of them.
+    new_entries: changes since the caller last cleared it; the KV cache copies them into its tensors.
+    publishes: whether full blocks go into the prefix cache.
     """
 
     def __init__(self, layout: KvLayout, pool: BlockPool, keys: PrefixKeys, publishes: bool = True) -> None:
@@ -60,15 +65,18 @@ class BlockTable:
 
     @property
     def units(self) -> int:
-        """Units held, shared ones included."""
+        """Units held, including those shared with other sequences."""
         layout = self._layout
         return layout.global_units * len(self._global) + layout.chunked_units * len(self._chunk)
 
     def adopt_prefix(self, token_ids: Sequence[int]) -> int:
-        """Take over published blocks that hold the beginning of token_ids; how many tokens that spares.
+        """Hold the published blocks that match the start of token_ids.
 
-        At least the last token is left to compute, because something must follow from it. The global layers need every
-        block from the start, the chunked ones only those of the chunk in which computing goes on.
+        Returns how many tokens they hold.
+
+        The last token always stays to be computed, because the next token is sampled from its
+        logits. Global layers need every block from the start. Chunked layers need only the blocks
+        of the chunk where computing continues.
         """
         layout, pool = self._layout, self._pool
         assert not self._global
@@ -90,7 +98,10 @@ class BlockTable:
         return len(found_global) * layout.block_tokens
 
     def grow(self, first: int, length: int) -> int:
-        """Make room for tokens first..first+length-1, all in one chunk; how many of them have room now."""
+        """Allocate blocks for tokens first..first+length-1, all in one chunk.
+
+        Returns how many have room now.
+        """
         layout = self._layout
         assert first % layout.chunk_tokens + length <= layout.chunk_tokens
         while len(self._global) < layout.blocks(first + length):
@@ -101,10 +112,12 @@ class BlockTable:
                 self._append(self._chunk, layout.global_units, layout.chunked_units)
         return min(length, len(self._global) * layout.block_tokens - first)
 
-    def computed(self, token_ids: Sequence[int], count: int) -> list[bytes]:
-        """Positions below `count` are stored: publish full blocks and, at a chunk's end, let its blocks go.
+    def mark_computed(self, token_ids: Sequence[int], count: int) -> list[bytes]:
+        """The keys and values of positions below `count` are stored.
 
-        Returns the keys published now.
+        Publishes full blocks; returns their keys.
+
+        At a chunk's end the chunk's blocks are released.
         """
         layout = self._layout
         full = count // layout.block_tokens if self._publishes else 0
@@ -120,7 +133,7 @@ class BlockTable:
         return keys
 
     def release(self) -> None:
-        """Let everything go."""
+        """Release all blocks."""
         self._release(self._chunk)
         self._release(self._global)
         self.new_entries.clear()

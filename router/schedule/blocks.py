@@ -1,7 +1,8 @@
-"""Who holds which units of the KV pool: reference counts, and blocks kept for whoever has the same prefix next.
+"""The pool of KV blocks: reference counts and the prefix cache. Plain Python.
 
-A block whose content is complete is published under a key made of its tokens and all before them. When nobody holds it
-any more, it stays until its memory is needed, the longest unused going first. Plain Python.
+A full block is published under a key made of its tokens and all tokens before them. Once no
+sequence holds it, it stays in the pool as a cached block. When memory is needed, cached blocks are
+evicted, least recently used first.
 """
 
 from collections import OrderedDict
@@ -11,7 +12,10 @@ from dataclasses import dataclass
 
 @dataclass(eq=False)
 class Block:
-    """units: rows of the pool's tensors. key: what it is published under, if it is. holders: sequences that use it."""
+    """units: indices into the pool's tensors.
+
+    holders: sequences that use it. key: set once it is published.
+    """
 
     units: tuple[int, ...]
     holders: int = 1
@@ -23,28 +27,31 @@ class BlockPool:
 
     def __init__(self, num_units: int) -> None:
         self.num_units = num_units
-        self._free = list(range(num_units - 1, -1, -1))  # the lowest goes first
+        self._free = list(range(num_units - 1, -1, -1))  # a stack: the lowest unit is on top
         self._published: dict[Hashable, Block] = {}
-        self._idle: OrderedDict[Hashable, Block] = OrderedDict()  # published, held by nobody; longest unused first
-        self._idle_units = 0
+        self._cached: OrderedDict[Hashable, Block] = OrderedDict()  # cached, least recently used first
+        self._cached_units = 0
 
     @property
     def available_units(self) -> int:
-        """Units that can be allocated now, if need be at the expense of blocks that nobody holds."""
-        return len(self._free) + self._idle_units
+        """Units that can be allocated now: free ones, and those of cached blocks, which are evicted."""
+        return len(self._free) + self._cached_units
 
     @property
     def used_units(self) -> int:
-        """Units of blocks that somebody holds."""
+        """Units of blocks that a sequence holds."""
         return self.num_units - self.available_units
 
     @property
     def cached_units(self) -> int:
-        """Units of blocks that nobody holds, kept for their content."""
-        return self._idle_units
+        """Units of blocks that no sequence holds, kept for their content."""
+        return self._cached_units
 
     def allocate(self, num_units: int) -> Block | None:
-        """A block with one holder and any content; None if not so many units are available."""
+        """A block with one holder and undefined content; None if fewer units are available.
+
+        Evicts cached blocks.
+        """
         if num_units > self.available_units:
             return None
         while len(self._free) < num_units:
@@ -55,15 +62,18 @@ class BlockPool:
         return Block(units)
 
     def hold(self, block: Block) -> None:
-        """One more holder."""
+        """Add a holder."""
         if block.holders == 0:
             assert block.key is not None
-            del self._idle[block.key]
-            self._idle_units -= len(block.units)
+            del self._cached[block.key]
+            self._cached_units -= len(block.units)
         block.holders += 1
 
     def release(self, block: Block) -> None:
-        """One holder less. Release a sequence's last block first: the start of a prefix should live longest."""
+        """Remove a holder.
+
+        Release a sequence's last block first, so that the start of a prefix stays cached longest.
+        """
         assert block.holders > 0
         block.holders -= 1
         if block.holders:
@@ -71,22 +81,28 @@ class BlockPool:
         if block.key is None:
             self._free += reversed(block.units)
         else:
-            self._idle[block.key] = block
-            self._idle_units += len(block.units)
+            self._cached[block.key] = block
+            self._cached_units += len(block.units)
 
     def publish(self, block: Block, key: Hashable) -> None:
-        """Let `find` give this block to others. If another has the same content already, that one stays the known."""
+        """Let `find` return this block.
+
+        If a block with this key exists already, that one stays published.
+        """
         assert block.holders > 0
         if block.key is None and key not in self._published:
             block.key = key
             self._published[key] = block
 
     def find(self, key: Hashable) -> Block | None:
-        """The block published under `key`; call `hold` before anything is allocated."""
+        """The block published under `key`, or None.
+
+        Call `hold` before the next `allocate`, which may evict it.
+        """
         return self._published.get(key)
 
     def _evict(self) -> None:
-        key, block = self._idle.popitem(last=False)
-        self._idle_units -= len(block.units)
+        key, block = self._cached.popitem(last=False)
+        self._cached_units -= len(block.units)
         del self._published[key]
         self._free += reversed(block.units)

@@ -1,22 +1,29 @@
-"""What bounds the scheduler, and the defaults of a deployment."""
+"""The scheduler's limits, and a deployment's defaults for them."""
 
 from dataclasses import dataclass
 
 GIB = 2**30
 DEFAULT_KV_BYTES = GIB
 
-# So much of a prompt is computed as fast as the step's budget allows; what follows is paced (see PrefillPace). Short
-# prompts are then done without delay, and no long one holds up the others for long.
+# The first tokens of a prompt are computed as fast as the step's budget allows; the rest is paced
+# (see PrefillPace). So short prompts are not delayed, and long ones do not delay running streams
+# for long.
 UNPACED_TOKENS = 4096
 
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """max_step_tokens: tokens in one step, prompts and decoding together; also the most rows a link must carry
-    per expert chosen. kv_bytes: KV cache of all running sequences together. prefix_cache: keep the blocks of ended
-    requests for others that begin the same. prefill_slowdown: how many times as long a step of decoding sequences may
-    take because of long prompts (beyond UNPACED_TOKENS) that are computed beside them; none means that only
-    max_step_tokens bounds prompts. Beside the beginning of another prompt, long ones get half of a step at most."""
+    """The scheduler's limits; all are upper bounds.
+
+    max_running: sequences computed at once. max_waiting: requests in the queue.
+    max_step_tokens: tokens in one step, prompts and decoding together. It also bounds a link's
+    rows: this many for each expert that a token chooses.
+    kv_bytes: KV cache of all running sequences together.
+    prefix_cache: keep the blocks of ended requests for others with the same prefix.
+    prefill_slowdown: step time with long prompts over step time without. It paces what a prompt
+    has beyond UNPACED_TOKENS. With None, only max_step_tokens limits prompts. While another prompt
+    is at its beginning, long ones get at most half of a step.
+    """
 
     max_running: int
     max_waiting: int
@@ -26,7 +33,7 @@ class SchedulerLimits:
     prefill_slowdown: float | None = None
 
 
-# What a deployment file that says nothing else gets, and a checkpoint that is served without one.
+# For deployment files that set nothing else, and for checkpoints served without a deployment file.
 DEFAULT_LIMITS = SchedulerLimits(
     max_running=64, max_waiting=256, max_step_tokens=1024, kv_bytes=DEFAULT_KV_BYTES, prefill_slowdown=1.6
 )

@@ -1,9 +1,13 @@
-"""Which tokens go into the next step: queues and block counts only, no tensors, no RPC, a clock that is handed in.
+"""Chooses the tokens of the next step.
 
-Every running sequence that has its prompt behind it gets one token per step; what is left of the step's token budget
-goes to prompts, oldest first, in pieces. Requests start in the order of their arrival. KV blocks are taken as tokens
-are computed; when they run out, the youngest running request gives its own back and waits to be computed again, so the
-oldest always gets on and none fails.
+Queues and block counts only: no tensors, no RPC, and the caller's clock.
+
+Each decoding sequence gets one token per step. The rest of the step's token budget goes to prompts
+in pieces, oldest first. Requests are admitted in order of arrival.
+
+Sequences take KV blocks as they grow. When blocks run out, the youngest running sequence is
+preempted: it gives its blocks back, and is computed again later. So the oldest always makes
+progress, and no request fails for lack of memory.
 """
 
 import heapq
@@ -24,7 +28,10 @@ from router.schedule.sequence import SequenceState, Work
 
 @dataclass
 class SchedulerCounters:
-    """Since the start. prefix_queried_tokens: prompt tokens looked up; prefix_hit_tokens: of these, found."""
+    """Totals since the start.
+
+    prefix_queried_tokens: prompt tokens looked up; prefix_hit_tokens: those found.
+    """
 
     preemptions: int = 0
     prefix_queried_tokens: int = 0
@@ -33,7 +40,11 @@ class SchedulerCounters:
 
 @dataclass
 class Scheduler:
-    """layout: of the KV cache, whose pool has as many units as fit into limits.kv_bytes. clock: seconds, monotonic."""
+    """The queue of waiting requests, the running sequences, and the KV pool.
+
+    layout: of the KV cache. The pool has as many units as fit into limits.kv_bytes. clock:
+    monotonic seconds.
+    """
 
     limits: SchedulerLimits
     layout: KvLayout
@@ -49,12 +60,13 @@ class Scheduler:
             if self.limits.prefill_slowdown is not None
             else None
         )
-        self._free_rows = list(range(self.limits.max_running - 1, -1, -1))
+        self._free_table_rows = list(range(self.limits.max_running - 1, -1, -1))
         self._arrivals = 0
-        self._being_computed: set[bytes] = set()  # keys of prompt blocks that running requests are about to publish
-        self._expiring: list[tuple[float, str]] = []  # a heap
+        self._being_computed: set[bytes] = set()  # keys of prompt blocks that running sequences will publish
+        self._expiring: list[tuple[float, str]] = []  # a heap of (deadline, request id)
         self._ends = EndRate(self.clock())
-        # The sequence at the head that did not fit, and the units that were spare then: not tried again with as many.
+        # The head of the queue when it did not fit, and the spare units then. It is tried again when
+        # that number changes, not sooner: the prefix of a long prompt takes thousands of look-ups.
         self._found_no_room: tuple[SequenceState, int] | None = None
 
     @property
@@ -82,7 +94,7 @@ class Scheduler:
     def kv_bytes_cached(self) -> int:
         return self.pool.cached_units * self.layout.unit_bytes
 
-    def add(self, request: GenerationRequest) -> None:
+    def enqueue(self, request: GenerationRequest) -> None:
         """Queue a request. Raises ResourceExhausted if the queue is full or the request can never fit."""
         assert request.request_id not in self._running
         assert request.request_id not in self._waiting
@@ -110,18 +122,18 @@ class Scheduler:
         self._waiting[request.request_id] = SequenceState(self._arrivals, request, list(request.prompt_token_ids), keys)
 
     def remove(self, request_id: str) -> bool:
-        """Forget a request, waiting or running, and free its memory; False if it is unknown."""
+        """Drop a waiting or running request and free its memory. Returns False if it is unknown."""
         if self._waiting.pop(request_id, None) is not None:
             return True
         sequence = self._running.pop(request_id, None)
         if sequence is None:
             return False
-        self._give_back(sequence)
+        self._release(sequence)
         self._ends.count(self.clock())
         return True
 
     def expired(self) -> list[str]:
-        """Requests whose clients have stopped waiting by now; each is told once."""
+        """Ids of requests whose timeout has passed. Each is returned once."""
         now_s, expired = self.clock(), []
         while self._expiring and self._expiring[0][0] <= now_s:
             _, request_id = heapq.heappop(self._expiring)
@@ -130,21 +142,21 @@ class Scheduler:
         return expired
 
     def schedule(self) -> list[Work]:
-        """The next step's work, decoding sequences first; empty if there is nothing to do."""
+        """Choose the next step's work, decoding sequences first. Empty if there is nothing to do."""
         self._admit()
         plan = _Plan(self.limits.max_step_tokens)
         by_age = sorted(self._running.values(), key=lambda s: s.number)
         for sequence in [s for s in by_age if s.is_decoding]:
-            if plan.tokens_left and sequence.row >= 0 and self._make_room(sequence, 1, plan):
+            if plan.tokens_left and sequence.table_row >= 0 and self._make_room(sequence, 1, plan):
                 plan.put(sequence, 1)
         paced_left = plan.tokens_left
         if self._pace is not None:
             paced_left = min(paced_left, self._pace.prompt_tokens(len(plan.lengths)))
         prompts = [s for s in by_age if not s.is_decoding]
-        if any(sequence.row >= 0 and sequence.computed < UNPACED_TOKENS for sequence in prompts):
-            paced_left = min(paced_left, -(-plan.tokens_left // 2))  # a prompt begins at once, older long ones or not
+        if any(sequence.table_row >= 0 and sequence.computed < UNPACED_TOKENS for sequence in prompts):
+            paced_left = min(paced_left, -(-plan.tokens_left // 2))  # leave half for prompts that begin
         for sequence in prompts:
-            if plan.tokens_left and sequence.row >= 0:
+            if plan.tokens_left and sequence.table_row >= 0:
                 to_chunk_end = self.layout.chunk_tokens - sequence.computed % self.layout.chunk_tokens
                 wanted = min(len(sequence.token_ids) - sequence.computed, plan.tokens_left, to_chunk_end)
                 is_paced = sequence.computed >= UNPACED_TOKENS
@@ -157,12 +169,15 @@ class Scheduler:
         return [self._work(sequence, length) for sequence, length in plan.lengths.items()]
 
     def advance(self, work: Work, token_id: int | None, eos_token_ids: frozenset[int]) -> FinishReason | None:
-        """Record that `work` is done and, if it samples, which token came of it; a finished request is forgotten."""
+        """Record that `work` is computed, and the token it sampled, if any.
+
+        A finished request is removed.
+        """
         sequence, sampling = work.sequence, work.sequence.request.sampling
         assert sequence.blocks is not None
         assert work.samples == (token_id is not None)
         sequence.computed = work.first + work.length
-        published = sequence.blocks.computed(sequence.token_ids, sequence.computed)
+        published = sequence.blocks.mark_computed(sequence.token_ids, sequence.computed)
         self._being_computed.difference_update(published)
         if token_id is None:
             return None
@@ -177,7 +192,7 @@ class Scheduler:
         return finish
 
     def record_step(self, works: list[Work], seconds: float) -> None:
-        """How long the step that computed `works` took; prompts are paced by it."""
+        """Report how long the step took that computed `works`. Prompts are paced by it."""
         if self._pace is not None:
             prompts = [w for w in works if w.length > 1 or w.first < len(w.sequence.request.prompt_token_ids)]
             decoding = len(works) - len(prompts)
@@ -186,7 +201,7 @@ class Scheduler:
             self._pace.record(decoding, paced, seconds, others)
 
     def _forget_ended(self) -> None:
-        # Requests seldom live until their timeout; what is left of them must not pile up.
+        # Most requests end before their deadline, so their entries must be removed now and then.
         if len(self._expiring) > 2 * (len(self._running) + len(self._waiting)) + 16:
             alive = [(at_s, name) for at_s, name in self._expiring if name in self._running or name in self._waiting]
             heapq.heapify(alive)
@@ -199,8 +214,9 @@ class Scheduler:
         return Work(sequence, sequence.computed, length, entries)
 
     def _admit(self) -> None:
-        # First come, first served: a large request at the head waits for room, and is not overtaken for ever. Only one
-        # whose prefix is being computed right now steps aside: it will soon find that prefix done.
+        # First come, first served: while a large request at the head waits for room, nobody
+        # overtakes it. The exception is a request whose prefix is being computed now. It steps
+        # aside, and soon finds that prefix cached.
         for sequence in list(self._waiting.values()):
             if len(self._running) >= self.limits.max_running:
                 return
@@ -216,7 +232,8 @@ class Scheduler:
                 if sequence.awaited is not None:
                     blocks.release()
                     continue
-            # Room for the whole prompt and the first new token. What was found has been taken out of what is spare.
+            # Admit with room for the whole prompt and the first new token. Blocks found are no
+            # longer spare.
             needed = self.layout.units(len(sequence.token_ids) + 1) - blocks.units
             if self._running and self._spare_units() < needed:
                 blocks.release()
@@ -225,7 +242,7 @@ class Scheduler:
             self._start(sequence, blocks, found)
 
     def _spare_units(self) -> int:
-        """Units that may be taken, besides those that started prompts still have to take."""
+        """Available units, less those that the running prompts will still take."""
         promised = sum(
             max(0, self.layout.units(len(s.token_ids)) - s.blocks.units)
             for s in self._running.values()
@@ -234,7 +251,10 @@ class Scheduler:
         return self.pool.available_units - promised
 
     def _start(self, sequence: SequenceState, blocks: BlockTable, found: int) -> None:
-        """Let the sequence run. found: how many of its tokens are in `blocks` already."""
+        """Move a waiting sequence to the running ones.
+
+        found: how many of its tokens are in `blocks` already.
+        """
         sequence.computed = found
         if self._shares_prefixes(sequence):
             if sequence.cached_tokens is None:
@@ -243,7 +263,7 @@ class Scheduler:
             self._being_computed.update(self._keys_to_come(sequence))
         if sequence.cached_tokens is None:
             sequence.cached_tokens = found
-        sequence.blocks, sequence.row = blocks, self._free_rows.pop()
+        sequence.blocks, sequence.table_row = blocks, self._free_table_rows.pop()
         del self._waiting[sequence.request.request_id]
         self._running[sequence.request.request_id] = sequence
 
@@ -255,7 +275,8 @@ class Scheduler:
         return sequence.keys.of(sequence.token_ids, full)[done:]
 
     def _key_to_await(self, sequence: SequenceState, found: int) -> bytes | None:
-        # The last one, so that the look-up is not repeated, for every waiting request, with every block that is done.
+        # The last such key, not the first: else each waiting request would look its prefix up
+        # again after every block.
         done, full = (n // self.layout.block_tokens for n in (found, len(sequence.token_ids) - 1))
         awaited = None
         for key in sequence.keys.of(sequence.token_ids, full)[done:]:
@@ -265,7 +286,10 @@ class Scheduler:
         return awaited
 
     def _make_room(self, sequence: SequenceState, length: int, plan: "_Plan") -> int:
-        """Blocks for the sequence's next `length` tokens, taken from younger ones if need be; how many have room."""
+        """Allocate blocks for the sequence's next `length` tokens, and preempt younger ones if needed.
+
+        Returns how many of the tokens have room.
+        """
         assert sequence.blocks is not None
         while True:
             room = sequence.blocks.grow(sequence.computed, length)
@@ -273,31 +297,34 @@ class Scheduler:
                 return room
             youngest = max(self._running.values(), key=lambda s: s.number)
             if youngest is sequence:
-                return 0  # it waits for those before it, and keeps what it has as long as they do not need it
+                return 0  # it waits, and keeps its blocks until an older one needs them
             self._preempt(youngest)
             plan.drop(youngest)
 
     def _preempt(self, sequence: SequenceState) -> None:
         request_id = sequence.request.request_id
         del self._running[request_id]
-        self._give_back(sequence)
+        self._release(sequence)
         sequence.computed = 0
         self._waiting[request_id] = sequence
         self._waiting.move_to_end(request_id, last=False)
         self.counters.preemptions += 1
 
-    def _give_back(self, sequence: SequenceState) -> None:
+    def _release(self, sequence: SequenceState) -> None:
         assert sequence.blocks is not None
         if self._shares_prefixes(sequence):
             self._being_computed.difference_update(self._keys_to_come(sequence))
         sequence.blocks.release()
         sequence.blocks = None
-        self._free_rows.append(sequence.row)
-        sequence.row = -1
+        self._free_table_rows.append(sequence.table_row)
+        sequence.table_row = -1
 
 
 class _Plan:
-    """A step in the making. lengths: how many tokens of each sequence are in it; tokens_left: how many more may be."""
+    """A step being planned.
+
+    lengths: tokens of each sequence in it. tokens_left: how many more fit.
+    """
 
     def __init__(self, max_tokens: int) -> None:
         self.lengths: dict[SequenceState, int] = {}

@@ -1,4 +1,4 @@
-"""A request on its way through the scheduler, and what one step does for it."""
+"""A request inside the scheduler, and its part of one step."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,15 @@ from router.schedule.block_table import BlockTable, PrefixKeys, TableEntry
 
 @dataclass(eq=False)
 class SequenceState:
-    """A request on its way.
+    """A request that waits or runs.
 
-    number: of its arrival. computed: how many of token_ids are in the KV cache. While it runs, it has a row of its own
-    among the block tables, and blocks.
-    cached_tokens: prompt tokens that it found in the prefix cache when it was first started.
-    awaited: the key of a block that another is computing, and before which it had better not start.
+    number: order of arrival. token_ids: prompt and completion so far. computed: how many of them
+    are in the KV cache.
+    table_row: its row of the KV cache's block tables, and blocks: its blocks; only while it runs,
+    else -1 and None.
+    cached_tokens: prompt tokens found in the prefix cache at its first start.
+    awaited: key of a block that another sequence is computing. This one starts once that block is
+    published.
     """
 
     number: int
@@ -21,7 +24,7 @@ class SequenceState:
     token_ids: list[int]
     keys: PrefixKeys
     computed: int = 0
-    row: int = -1
+    table_row: int = -1
     blocks: BlockTable | None = None
     cached_tokens: int | None = None
     awaited: bytes | None = None
@@ -32,15 +35,16 @@ class SequenceState:
 
     @property
     def is_decoding(self) -> bool:
-        # A prompt of one token is no decoding: a stream of these could keep an older, longer prompt waiting for ever.
+        # One-token prompts do not count as decoding: a stream of them could starve an older,
+        # longer prompt.
         return self.generated > 0 and len(self.token_ids) - self.computed == 1
 
 
 @dataclass(frozen=True)
 class Work:
-    """Tokens first..first+length-1 of a sequence. samples: the last of them is followed by a new token.
+    """One sequence's part of a step: compute its tokens first..first+length-1.
 
-    new_entries: what changed in the sequence's block tables since its last work.
+    new_entries: changes in the sequence's block tables since its last work.
     """
 
     sequence: SequenceState
@@ -50,4 +54,5 @@ class Work:
 
     @property
     def samples(self) -> bool:
+        """Whether a new token is sampled after the last of these."""
         return self.first + self.length == len(self.sequence.token_ids)

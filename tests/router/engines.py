@@ -205,7 +205,7 @@ class Piece:
     """A Work as it was when it was scheduled; token_ids: up to its last token."""
 
     name: str
-    row: int
+    table_row: int
     first: int
     token_ids: tuple[int, ...]
     samples: bool
@@ -253,7 +253,7 @@ class Traffic:
     def arrive(self, arrival: Arrival) -> None:
         name = str(len(self.accepted))
         try:
-            self.scheduler.add(request(name, arrival.prompt, arrival.max_tokens, arrival.timeout_s))
+            self.scheduler.enqueue(request(name, arrival.prompt, arrival.max_tokens, arrival.timeout_s))
         except ResourceExhausted:
             return
         self.accepted[name], self.sampled[name] = arrival, []
@@ -275,7 +275,9 @@ class Traffic:
         for work in works:
             sequence, end = work.sequence, work.first + work.length
             token_ids = tuple(sequence.token_ids[:end])
-            pieces.append(Piece(name_of(work), sequence.row, work.first, token_ids, work.samples, work.new_entries))
+            pieces.append(
+                Piece(name_of(work), sequence.table_row, work.first, token_ids, work.samples, work.new_entries)
+            )
         running, waiting = (
             scheduler.request_ids[: scheduler.num_running],
             scheduler.request_ids[scheduler.num_running :],

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class InferenceStub:
-    """Text generation with the one model that is served.
+    """Text generation with the served model.
     """
 
     def __init__(self, channel):
@@ -63,7 +63,7 @@ class InferenceStub:
 
 
 class InferenceServicer:
-    """Text generation with the one model that is served.
+    """Text generation with the served model.
     """
 
     def Generate(self, request, context):
@@ -81,7 +81,7 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tokenize(self, request, context):
-        """Text to token ids, exactly as Generate would read the same text.
+        """Text to token ids, exactly as Generate encodes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,7 +95,7 @@ class InferenceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetModelInfo(self, request, context):
-        """What is being served, and its limits.
+        """The served model and its limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,7 +138,7 @@ def add_InferenceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Inference:
-    """Text generation with the one model that is served.
+    """Text generation with the served model.
     """
 
     @staticmethod

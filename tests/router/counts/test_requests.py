@@ -84,7 +84,7 @@ def test_a_copy_stands_still_and_travels_light() -> None:
     metrics.end("a", "stop", 1.0)
     assert copied.ended["stop"] == copied.first_token_s.count == 0
     assert copied.prompt_length.count == 1
-    assert not copied._open
+    assert not copied._live
 
 
 def test_the_time_of_a_step_is_the_time_of_its_phases(monkeypatch: pytest.MonkeyPatch) -> None:

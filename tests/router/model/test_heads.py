@@ -84,7 +84,7 @@ def play(
         positions = torch.cat([torch.arange(s.first_position, s.first_position + s.length) for s in spans])
         qkv_TJC = torch.randn(len(positions), heads + 4, head_dim, generator=generator).to(dtype)
         step = StepPlan(spans, rotations(frequencies, positions), 1 + positions / 10, cache, cache.plan(spans))
-        outs.append(attention(qkv_TJC, rules, cache.layout.places[layer], step).clone())
+        outs.append(attention(qkv_TJC, rules, cache.layout.locations[layer], step).clone())
     return outs
 
 

@@ -12,7 +12,7 @@ def state(
     """The state of a request that has made the tokens `made` so far."""
     result = SamplingState(params, prompt, eos)
     for token_id in made:
-        result.push(token_id)
+        result.append(token_id)
     return result
 
 

@@ -89,8 +89,8 @@ def test_a_row_gets_in_a_mixed_batch_of_64_what_it_gets_alone(vocab: int, spread
             if ours.logprobs is not None and theirs.logprobs is not None:
                 assert ours.logprobs.logprob == pytest.approx(theirs.logprobs.logprob, abs=1e-5)
         for row, token in enumerate(batch):
-            together[row].push(token.token_id)
-            alone[row].push(token.token_id)
+            together[row].append(token.token_id)
+            alone[row].append(token.token_id)
 
 
 # The 0.9999 quantile of the chi-square distribution with 7 degrees of freedom.

@@ -25,7 +25,7 @@ def compute(table: BlockTable, token_ids: Sequence[int], first: int = 0) -> list
         length = min(len(token_ids), first - first % CHUNK + CHUNK) - first
         assert table.grow(first, length) == length
         first += length
-        keys += table.computed(token_ids, first)
+        keys += table.mark_computed(token_ids, first)
     return keys
 
 
@@ -166,7 +166,7 @@ def test_a_block_that_is_not_full_is_not_shared() -> None:
     pool = BlockPool(100)
     table = make_table(pool)
     table.grow(0, 4)
-    table.computed(TOKENS, 3)
+    table.mark_computed(TOKENS, 3)
     assert adopted(pool, TOKENS) == 2
 
 

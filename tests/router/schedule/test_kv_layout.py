@@ -7,7 +7,7 @@ import pytest
 from checkpoint.config import ModelConfig, parse_config
 from router.schedule.block_table import BlockTable, PrefixKeys
 from router.schedule.blocks import BlockPool
-from router.schedule.kv_layout import KvLayout, LayerPlace
+from router.schedule.kv_layout import KvLayout, LayerLocation
 
 SCOUT = parse_config({"architectures": ["Llama4ForCausalLM"]}, "the defaults, which are Scout's")
 SCOUT_LAYOUT = KvLayout.of(SCOUT, bytes_per_value=2)
@@ -36,18 +36,20 @@ def test_units_are_as_large_as_both_kinds_of_layers_allow(kinds: str, units: tup
 
 
 def test_layers_of_a_kind_fill_its_tables_in_order() -> None:
-    places = KvLayout.of(model_of("ccgccgccgccg"), 2).places  # 4 global and 8 chunked layers: tables 0 and 1, 2
-    assert places[2] == LayerPlace(table=0, index=0)
-    assert places[11] == LayerPlace(table=0, index=3)
-    assert [places[layer] for layer in (0, 1, 3, 4)] == [LayerPlace(1, index) for index in range(4)]
-    assert [places[layer] for layer in (6, 7, 9, 10)] == [LayerPlace(2, index) for index in range(4)]
+    locations = KvLayout.of(model_of("ccgccgccgccg"), 2).locations  # 4 global and 8 chunked layers: tables 0 and 1, 2
+    assert locations[2] == LayerLocation(table=0, index=0)
+    assert locations[11] == LayerLocation(table=0, index=3)
+    assert [locations[layer] for layer in (0, 1, 3, 4)] == [LayerLocation(1, index) for index in range(4)]
+    assert [locations[layer] for layer in (6, 7, 9, 10)] == [LayerLocation(2, index) for index in range(4)]
 
 
 @pytest.mark.parametrize("kinds", ["cccg" * 12, "ccgcccgcc", "gggg", "ccc"])
-def test_every_layer_has_a_place_of_its_own_and_no_place_is_left_over(kinds: str) -> None:
+def test_every_layer_has_a_location_of_its_own_and_none_is_left_over(kinds: str) -> None:
     layout = KvLayout.of(model_of(kinds), 2)
-    places = {(place.table, place.index) for place in layout.places}
-    assert places == {(table, index) for table in range(layout.num_tables) for index in range(layout.layers_per_unit)}
+    locations = {(location.table, location.index) for location in layout.locations}
+    assert locations == {
+        (table, index) for table in range(layout.num_tables) for index in range(layout.layers_per_unit)
+    }
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,7 @@ def bytes_held(tokens: int) -> tuple[int, int]:
         length = min(CHUNK, tokens - first)
         assert table.grow(first, length) == length
         most = max(most, pool.used_units)
-        table.computed(token_ids, first + length)
+        table.mark_computed(token_ids, first + length)
     return pool.used_units * SCOUT_LAYOUT.unit_bytes, most * SCOUT_LAYOUT.unit_bytes
 
 

@@ -33,7 +33,7 @@ def pieces_of(name: str, steps: Sequence[Sequence[tuple[str, int, int]]]) -> lis
 def test_the_youngest_gives_way_and_the_older_ones_go_on() -> None:
     scheduler = make_scheduler(kv_units=6)
     for name in "abc":
-        scheduler.add(request(name, 3, max_tokens=4))  # 2 blocks each, and a third for the fifth token
+        scheduler.enqueue(request(name, 3, max_tokens=4))  # 2 blocks each, and a third for the fifth token
     steps = [run_step(scheduler) for _ in range(3)]
     assert steps[1:] == [[("a", 3, 1), ("b", 3, 1), ("c", 3, 1)], [("a", 4, 1), ("b", 4, 1)]]
     assert scheduler.counters.preemptions == 1
@@ -42,7 +42,7 @@ def test_the_youngest_gives_way_and_the_older_ones_go_on() -> None:
 def test_who_gives_way_is_never_failed_and_all_end_in_the_order_of_their_arrival() -> None:
     scheduler = make_scheduler(kv_units=6)
     for name in "abc":
-        scheduler.add(request(name, 3, max_tokens=8))
+        scheduler.enqueue(request(name, 3, max_tokens=8))
     last_step = {name: nth for nth, step in enumerate(run_steps(scheduler)) for name, _, _ in step}
     assert scheduler.counters.preemptions > 1
     assert sorted("abc", key=lambda name: last_step[name]) == ["a", "b", "c"]
@@ -51,7 +51,7 @@ def test_who_gives_way_is_never_failed_and_all_end_in_the_order_of_their_arrival
 def test_who_gave_way_waits_before_all_others() -> None:
     scheduler = make_scheduler(kv_units=6, max_running=3)
     for name in "abcd":
-        scheduler.add(request(name, 3, max_tokens=4))
+        scheduler.enqueue(request(name, 3, max_tokens=4))
     for _ in range(3):
         run_step(scheduler)
     assert scheduler.num_running == 2
@@ -61,7 +61,7 @@ def test_who_gave_way_waits_before_all_others() -> None:
 def test_two_that_gave_way_in_one_step_wait_in_the_order_of_their_arrival() -> None:
     scheduler = make_scheduler(kv_units=6)
     for name, prompt_tokens in {"a": 4, "b": 4, "c": 1, "d": 1}.items():
-        scheduler.add(request(name, prompt_tokens, max_tokens=2))
+        scheduler.enqueue(request(name, prompt_tokens, max_tokens=2))
     run_step(scheduler)
     run_step(scheduler)  # `a` and `b` need a third block each
     assert scheduler.counters.preemptions == 2
@@ -71,14 +71,14 @@ def test_two_that_gave_way_in_one_step_wait_in_the_order_of_their_arrival() -> N
 def test_who_gave_way_is_computed_again_with_the_tokens_it_had() -> None:
     scheduler = make_scheduler(kv_units=6, prefix_cache=False)
     for name in "ab":
-        scheduler.add(request(name, 3, max_tokens=6))
+        scheduler.enqueue(request(name, 3, max_tokens=6))
     assert pieces_of("b", run_steps(scheduler)) == [(0, 3), (3, 1), (4, 1), (5, 1), (0, 7), (7, 1)]
 
 
 def test_who_gave_way_starts_again_as_soon_as_there_is_room() -> None:
     scheduler = make_scheduler(kv_units=6, prefix_cache=False)
     for name in "ab":
-        scheduler.add(request(name, 3, max_tokens=6))
+        scheduler.enqueue(request(name, 3, max_tokens=6))
     while scheduler.counters.preemptions == 0:
         run_step(scheduler)
     scheduler.remove("a")
@@ -88,15 +88,15 @@ def test_who_gave_way_starts_again_as_soon_as_there_is_room() -> None:
 def test_who_gave_way_finds_those_of_its_blocks_again_that_nobody_needed() -> None:
     scheduler = make_scheduler(kv_units=6)
     for name in "ab":
-        scheduler.add(request(name, 3, max_tokens=6))
+        scheduler.enqueue(request(name, 3, max_tokens=6))
     assert pieces_of("b", run_steps(scheduler)) == [(0, 3), (3, 1), (4, 1), (5, 1), (4, 3), (7, 1)]
 
 
 def test_a_prompt_that_is_being_computed_gives_way_to_an_older_stream() -> None:
     scheduler = make_scheduler(kv_units=8, max_step_tokens=4, prefix_cache=False)
-    scheduler.add(request("stream", 2, max_tokens=12))
+    scheduler.enqueue(request("stream", 2, max_tokens=12))
     run_step(scheduler)
-    scheduler.add(request("prompt", 11, max_tokens=1))
+    scheduler.enqueue(request("prompt", 11, max_tokens=1))
     steps = run_steps(scheduler)
     assert pieces_of("stream", steps[:11]) == [(position, 1) for position in range(2, 13)]
     assert pieces_of("prompt", steps) == [(0, 3), (3, 3), (6, 3), (9, 1), (0, 4), (4, 4), (8, 3)]
@@ -104,8 +104,8 @@ def test_a_prompt_that_is_being_computed_gives_way_to_an_older_stream() -> None:
 
 def test_the_youngest_keeps_what_it_has_while_only_itself_needs_more() -> None:
     scheduler = make_scheduler(kv_units=4)
-    scheduler.add(request("older", 2, max_tokens=3))
-    scheduler.add(request("younger", 3, max_tokens=4))
+    scheduler.enqueue(request("older", 2, max_tokens=3))
+    scheduler.enqueue(request("younger", 3, max_tokens=4))
     steps = run_steps(scheduler)
     assert [[name for name, _, _ in step] for step in steps[1:4]] == [["older", "younger"], ["older"], ["younger"]]
     assert scheduler.counters.preemptions == 0
@@ -174,7 +174,7 @@ class Shadow:
         for piece in pieces:
             for entry in piece.new_entries:
                 for nth, unit in enumerate(entry.units):
-                    self.tables[piece.row, entry.first_table + nth][entry.index] = unit
+                    self.tables[piece.table_row, entry.first_table + nth][entry.index] = unit
         for piece in pieces:
             for places, origins in self._seen(piece):
                 self.origins.update(list(zip(places, origins, strict=True))[-piece.length :])
@@ -188,7 +188,7 @@ class Shadow:
         chunk_start = piece.first - piece.first % layout.chunk_tokens
         for table in range(layout.num_tables):
             start = 0 if table < layout.global_units else chunk_start
-            units = self.tables[piece.row, table]
+            units = self.tables[piece.table_row, table]
             places = [(units[i // layout.block_tokens], i % layout.block_tokens) for i in range(end - start)]
             yield places, prefix_hashes(piece.token_ids, table)[start:]
 
@@ -221,7 +221,7 @@ def test_no_step_exceeds_its_limits(traffic: Traffic) -> None:
 def test_no_two_running_requests_share_a_row(traffic: Traffic) -> None:
     row_of: dict[str, int] = {}
     for step in traffic.drain().steps:
-        row_of |= {piece.name: piece.row for piece in step.pieces}
+        row_of |= {piece.name: piece.table_row for piece in step.pieces}
         row_of = {name: row for name, row in row_of.items() if name in step.running}
         assert len(set(row_of.values())) == len(row_of)
 

@@ -14,6 +14,7 @@ from tests.router.engines import (
     counters_of,
     drawn,
     greedy,
+    layout_of,
     make_engine,
     make_scheduler,
     name_of,
@@ -29,7 +30,7 @@ TOKENS = tuple(range(100, 140))
 
 def serve(scheduler: Scheduler, *requests: GenerationRequest) -> list[list[tuple[str, int, int]]]:
     for each in requests:
-        scheduler.add(each)
+        scheduler.enqueue(each)
     return run_steps(scheduler)
 
 
@@ -120,10 +121,29 @@ def test_a_request_waits_while_another_computes_its_prefix_and_others_overtake_i
 def test_who_waits_for_a_prefix_does_not_look_for_it_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     scheduler = make_scheduler(max_step_tokens=8)
     for name in ("first", "same"):
-        scheduler.add(request(name, TOKENS[:32]))
+        scheduler.enqueue(request(name, TOKENS[:32]))
     run_step(scheduler)
     monkeypatch.setattr(scheduler.pool, "find", None)
     assert [run_step(scheduler) for _ in range(3)] == [[("first", 8, 8)], [("first", 16, 8)], [("first", 24, 8)]]
+
+
+def test_who_waits_for_room_does_not_look_for_its_prefix_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only when room has changed; a long prompt has thousands of blocks to look for."""
+    scheduler = make_scheduler(layout=layout_of(1, 0, block_tokens=16, chunk_tokens=64), kv_units=6)
+    prompt_tokens = tuple(range(100, 180))
+    serve(scheduler, request("before", prompt_tokens, max_tokens=1))
+    scheduler.enqueue(request("running", 3, max_tokens=30))
+    scheduler.enqueue(request("large", prompt_tokens, max_tokens=1))
+    looked_up: list[object] = []
+    find = scheduler.pool.find
+    monkeypatch.setattr(scheduler.pool, "find", lambda key: looked_up.append(key) or find(key))
+    per_step = []
+    for _ in range(20):
+        run_step(scheduler)
+        per_step.append(len(looked_up))
+        looked_up.clear()
+    assert [step for step, count in enumerate(per_step) if count] == [0, 15]  # step 14 took a block
+    assert scheduler.num_waiting == 1
 
 
 def test_a_request_does_not_wait_for_the_block_with_its_last_token() -> None:
@@ -134,8 +154,8 @@ def test_a_request_does_not_wait_for_the_block_with_its_last_token() -> None:
 
 def test_who_waits_for_a_prefix_computes_it_when_nobody_else_does_any_more() -> None:
     scheduler = make_scheduler(max_step_tokens=4)
-    scheduler.add(request("first", TOKENS[:12]))
-    scheduler.add(request("same", TOKENS[:20]))
+    scheduler.enqueue(request("first", TOKENS[:12]))
+    scheduler.enqueue(request("same", TOKENS[:20]))
     run_step(scheduler)
     scheduler.remove("first")
     assert run_step(scheduler) == [("same", 4, 4)]
@@ -144,7 +164,7 @@ def test_who_waits_for_a_prefix_computes_it_when_nobody_else_does_any_more() -> 
 def test_what_a_request_finds_again_after_it_gave_way_is_no_hit() -> None:
     scheduler = make_scheduler(kv_units=6)
     for name in "ab":
-        scheduler.add(request(name, 3, max_tokens=6))
+        scheduler.enqueue(request(name, 3, max_tokens=6))
     pieces = []
     while scheduler.request_ids:
         for work in scheduler.schedule():
