@@ -45,7 +45,7 @@ class CpuHeadStep:
 
     def __init__(self, step: StepPlan, loops: AttentionLoops, queries_per_key: int) -> None:
         self._loops = loops
-        self._places, self._tables = step.cache.layout.places, step.tables
+        self._locations, self._tables = step.cache.layout.places, step.tables
         self._keys = [as_numpy(pool) for pool in step.cache.pools.keys]
         self._values = [as_numpy(pool) for pool in step.cache.pools.values]
         self._rotation_TC = torch.view_as_real(step.rotation).flatten(1).numpy()
@@ -53,8 +53,8 @@ class CpuHeadStep:
         self._groups = QueryGroups.of(np.array([span.length for span in step.spans]), queries_per_key)
 
     def attend(self, qkv_TJC: torch.Tensor, layer: int, rules: HeadRules) -> torch.Tensor:
-        place = self._places[layer]
-        plan, k_UKPC, v_UKCP = self._tables[place.table], self._keys[place.index], self._values[place.index]
+        location = self._locations[layer]
+        plan, k_UKPC, v_UKCP = self._tables[location.table], self._keys[location.index], self._values[location.index]
         num_tokens, num_all_heads, head_dim = qkv_TJC.shape
         qkv = as_numpy(qkv_TJC)
         self._loops.prepare(

@@ -102,8 +102,8 @@ class TorchHeadStep:
 
     def attend(self, qkv_TJC: torch.Tensor, layer: int, rules: HeadRules) -> torch.Tensor:
         step = self._step
-        place = step.cache.layout.places[layer]
-        keys_UKPC, values_UKPC = step.cache.pools.keys[place.index], step.cache.pools.values[place.index]
+        location = step.cache.layout.places[layer]
+        keys_UKPC, values_UKPC = step.cache.pools.keys[location.index], step.cache.pools.values[location.index]
         kv_heads = keys_UKPC.shape[1]
         q_THC, k_TKC, v_TKC = qkv_TJC.split((qkv_TJC.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
         # The order is the model's: rotate, then norm, then temperature. The cached key is rotated and normed.
@@ -114,7 +114,7 @@ class TorchHeadStep:
         if rules.has_temperature:
             assert step.temperature_T is not None
             q_THC = (q_THC * step.temperature_T[:, None, None]).type_as(q_THC)
-        plan = step.tables[place.table]
+        plan = step.tables[location.table]
         store(keys_UKPC, plan, k_TKC)
         store(values_UKPC, plan, v_TKC)
         out_THC, begin = torch.empty_like(q_THC), 0
