@@ -3,7 +3,7 @@
     python -m bench.bandwidth THREADS
 
 Two reads of 2 GB, far more than any cache holds, and the faster one counts: the sum of a float32 array, and 1-row
-products with bf16 matrices packed by oneDNN, which is how weights are read in decoding.
+products with bf16 matrices as the kernels lay them out, which is how weights are read in decoding.
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.linear import make_linear
+from kernels.choose import choose_kernels
 
 BUFFER_BYTES = 2 * 10**9
 PASSES = 3
@@ -37,7 +37,8 @@ def measure(buffer_bytes: int = BUFFER_BYTES) -> dict[str, float]:
     result = {"sum": bytes_per_s(array.sum, array.nbytes)}
     del array
     matrix = torch.ones(_ROWS, _COLUMNS, dtype=torch.bfloat16)
-    linears = [make_linear(matrix) for _ in range(max(1, buffer_bytes // matrix.nbytes))]
+    kernels = choose_kernels(torch.device("cpu"), matrix.dtype, torch.get_num_threads())
+    linears = [kernels.linear(matrix) for _ in range(max(1, buffer_bytes // matrix.nbytes))]
     row = torch.ones(1, _COLUMNS, dtype=torch.bfloat16)
     result["packed"] = bytes_per_s(lambda: [linear(row) for linear in linears], len(linears) * matrix.nbytes)
     return result

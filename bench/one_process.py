@@ -17,7 +17,8 @@ from checkpoint.weights import WeightReader
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
-from kernels.cores import settle
+from kernels.choose import choose_kernels
+from kernels.cores import set_compute_threads
 from router.engine import Engine
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -54,10 +55,10 @@ def load(directory: Path, limits: SchedulerLimits) -> tuple[Engine, CountingLink
     checkpoint = Checkpoint.open(directory)
     config, dtype = checkpoint.config, getattr(torch, checkpoint.config.dtype)
     placement = even_placement(config.moe_layers, config.num_experts, 1)
-    threads = torch.get_num_threads()
-    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), dtype, CPU, threads=threads)
+    kernels = choose_kernels(CPU, dtype, torch.get_num_threads())
+    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), kernels)
     link = CountingLink(LocalLink(shard))
-    model = Model(config, WeightReader(checkpoint, dtype, CPU), Dispatcher(placement, [link]))
+    model = Model(config, WeightReader(checkpoint, dtype, CPU), Dispatcher(placement, [link]), kernels)
     return Engine(model, limits), link
 
 
@@ -93,7 +94,8 @@ def main() -> None:
 
     def start() -> Run:
         engine, link = load(Path(sys.argv[1]), limits)
-        thread = ThreadPoolExecutor(1, "engine", settle, (torch.get_num_threads(),))  # as EngineThread does
+        # As EngineThread does.
+        thread = ThreadPoolExecutor(1, "engine", set_compute_threads, (torch.get_num_threads(),))
         return lambda requests: thread.submit(run, engine, link, requests).result()
 
     serve_jobs(start)

@@ -9,7 +9,10 @@ from checkpoint.tensors import Checkpoint
 
 
 class WeightReader:
-    """A checkpoint, the dtype and device to put its tensors on, and who wants to hear about bytes read."""
+    """Reads whole tensors of a checkpoint, in one dtype, onto one device.
+
+    on_bytes: called with the size of each piece read.
+    """
 
     def __init__(
         self,
@@ -18,15 +21,15 @@ class WeightReader:
         device: torch.device,
         on_bytes: Callable[[int], None] | None = None,
     ) -> None:
-        self.dtype = dtype
-        self.device = device
+        self._dtype = dtype
+        self._device = device
         self._checkpoint = checkpoint
         self._on_bytes = on_bytes
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor `name`. Raises CheckpointError."""
         rows = self._checkpoint.entries[name].shape[0]
-        return self._checkpoint.read_rows(name, 0, rows, self.dtype, self._on_bytes).to(self.device)
+        return self._checkpoint.read_rows(name, 0, rows, self._dtype, self._on_bytes).to(self._device)
 
 
 def router_bytes(checkpoint: Checkpoint) -> int:

@@ -10,19 +10,18 @@ import torch
 from checkpoint.layout import TensorNames
 from checkpoint.tensors import Checkpoint
 from experts.errors import ShardRefused
-from kernels.cores import Cores
-from kernels.grouped_mlp import Expert, GroupedMlp
+from kernels.grouped_mlp import Expert
+from kernels.kernels import Kernels
 
 
 class ExpertShard:
     """Slots for (layer, expert). Compute is a pure function of them: any request may be repeated elsewhere."""
 
-    def __init__(self, placement_version: int, slots: Mapping[tuple[int, int], Expert], threads: int = 1) -> None:
-        """threads: processor cores to compute with; torch's number of threads."""
+    def __init__(self, placement_version: int, slots: Mapping[tuple[int, int], Expert], kernels: Kernels) -> None:
+        """kernels: which made the experts."""
         self.placement_version = placement_version
         self._slots = dict(slots)
-        self.threads = threads
-        self._grouped_mlp = GroupedMlp(Cores(threads, "experts"))
+        self.kernels = kernels
         self.rows_computed = 0
         """Rows (token, expert pairs) computed so far."""
 
@@ -45,7 +44,7 @@ class ExpertShard:
             held = [self._slots[layer, expert] for expert in experts]
         except KeyError as error:
             raise ShardRefused(f"(layer, expert) {error} is not held here") from None
-        y_ND = self._grouped_mlp(x_ND, held, counts)
+        y_ND = self.kernels.grouped_mlp(x_ND, held, counts)
         self.rows_computed += len(x_ND)
         return y_ND
 
@@ -64,26 +63,22 @@ def load_shard(
     checkpoint: Checkpoint,
     placement_version: int,
     experts_of: Mapping[int, Sequence[int]],
-    dtype: torch.dtype,
-    device: torch.device,
+    kernels: Kernels,
     on_bytes: Callable[[int], None] | None = None,
-    threads: int = 1,
 ) -> ExpertShard:
-    """Read exactly the experts in `experts_of` (layer -> experts) and lay them out for `device`.
+    """Read exactly the experts in `experts_of` (layer -> experts) and lay them out for `kernels`.
 
     Reads expert by expert, so that a shard never holds a layer twice. on_bytes: called with each piece's size.
-    threads: see ExpertShard.
     """
     names = TensorNames(checkpoint.config)
     slots: dict[tuple[int, int], Expert] = {}
     for layer, experts in experts_of.items():
         for expert in experts:
             gate_up_DF2, down_FD = (
-                checkpoint.read_rows(name, expert, expert + 1, dtype, on_bytes)[0].to(device)
+                checkpoint.read_rows(name, expert, expert + 1, kernels.dtype, on_bytes)[0].to(kernels.device)
                 for name in (names.expert_gate_up(layer), names.expert_down(layer))
             )
-            slots[layer, expert] = Expert.of(gate_up_DF2.t(), down_FD.t())
-    if slots:  # what has to be compiled is compiled now, and not in a request
-        x_ND = torch.zeros(1, checkpoint.config.hidden_size, dtype=dtype, device=device)
-        GroupedMlp(Cores(1, "warm up"))(x_ND, [next(iter(slots.values()))], [1])
-    return ExpertShard(placement_version, slots, threads if device.type == "cpu" else 1)
+            slots[layer, expert] = kernels.expert(gate_up_DF2.t(), down_FD.t())
+    if slots:  # compiles loops now, and not in a request
+        kernels.grouped_mlp(kernels.zeros(1, checkpoint.config.hidden_size), [next(iter(slots.values()))], [1])
+    return ExpertShard(placement_version, slots, kernels)

@@ -14,7 +14,7 @@ from experts.errors import LinkDown, ShardRefused
 from experts.process_group import Pair, RowChannel
 from experts.shard import ExpertShard
 from experts.wire import Kind, Message, WireFormat
-from kernels.cores import settle
+from kernels.cores import set_compute_threads
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class ShardServer:
         self._thread.join(10.0)
 
     def _compute(self) -> None:
-        settle(self.shard.threads)
+        set_compute_threads(self.shard.kernels.cores.threads)
         while (item := self._requests.get()) is not None:
             endpoint, request = item
             if endpoint.down_reason is not None:

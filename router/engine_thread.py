@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kernels.cores import settle
+from kernels.cores import set_compute_threads
 from router.counts.requests import CANCELLED, EngineSnapshot, EngineStats
 from router.engine import Engine
 from router.errors import ResourceExhausted, Unavailable
@@ -90,7 +90,7 @@ class EngineThread:
 
     def _run(self) -> None:
         try:
-            settle(self._engine.threads)
+            set_compute_threads(self._engine.threads)
             self._serve()
         except Exception:
             logger.exception("the engine broke")

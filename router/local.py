@@ -10,8 +10,9 @@ from checkpoint.weights import WeightReader
 from experts.link import LocalLink
 from experts.placement import even_placement
 from experts.shard import load_shard
+from kernels.choose import choose_kernels
+from kernels.kernels import Kernels
 from router.model.dispatch import Dispatcher
-from router.model.heads import HeadAttention
 from router.model.llama4 import Model
 
 CPU = torch.device("cpu")
@@ -24,18 +25,18 @@ def load_model(
     *,
     num_shards: int = 1,
     on_bytes: Callable[[int], None] | None = None,
-    head_attention: HeadAttention | None = None,
+    kernels: Kernels | None = None,
 ) -> Model:
     """The model over LocalLinks, with its experts spread evenly over `num_shards` shards; all on the CPU.
 
     config: the checkpoint's, unless a test falsifies it. on_bytes: called with the size of each piece read.
-    head_attention: see Model.
+    kernels: of the router and the shards, which compute in turn; none takes the fastest for torch's number of threads.
     """
     placement = even_placement(config.moe_layers, config.num_experts, num_shards)
-    threads = torch.get_num_threads()
+    kernels = kernels or choose_kernels(CPU, dtype, torch.get_num_threads())
     links = [
-        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), dtype, CPU, on_bytes, threads))
+        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), kernels, on_bytes))
         for shard in range(num_shards)
     ]
     weights = WeightReader(checkpoint, dtype, CPU, on_bytes)
-    return Model(config, weights, Dispatcher(placement, links), head_attention)
+    return Model(config, weights, Dispatcher(placement, links), kernels)

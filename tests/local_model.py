@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from checkpoint.tensors import Checkpoint
+from kernels.kernels import Kernels
 from router import local
-from router.model.heads import HeadAttention
 from router.model.kv_cache import Span
 from router.model.llama4 import Model
 from router.schedule.block_table import BlockTable, PrefixKeys
@@ -21,7 +21,7 @@ def load_model(
     *,
     num_shards: int = 1,
     dtype: torch.dtype = torch.float32,
-    head_attention: HeadAttention | None = None,
+    kernels: Kernels | None = None,
     **config_changes: Any,
 ) -> Model:
     """config_changes: fields of ModelConfig to falsify, for tests that must then fail."""
@@ -31,7 +31,7 @@ def load_model(
         replace(checkpoint.config, **config_changes),
         dtype,
         num_shards=num_shards,
-        head_attention=head_attention,
+        kernels=kernels,
     )
 
 

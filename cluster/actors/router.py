@@ -27,6 +27,7 @@ from cluster.actors.load_progress import LoadProgress
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
 from experts.placement import Placement
 from frontend.router_client import Readiness
+from kernels.choose import choose_kernels
 from kernels.cores import share_of_cores
 from kernels.memory import free_bytes
 from router.counts.requests import CANCELLED
@@ -83,7 +84,8 @@ class RouterActor:
     """An asyncio actor; the engine has a thread of its own, and so has loading."""
 
     def __init__(self, spec: RouterSpec) -> None:
-        torch.set_num_threads(spec.threads or share_of_cores(1))
+        self._threads = spec.threads or share_of_cores(1)
+        torch.set_num_threads(self._threads)  # for the threads that begin later, too
         self._spec = spec
         self._progress = LoadProgress()
         self._dispatcher = Dispatcher(spec.placement, [NoLink("not linked yet")] * len(spec.shard_names))
@@ -215,7 +217,7 @@ class RouterActor:
         checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
         self._progress.expect(router_bytes(checkpoint))
         weights = WeightReader(checkpoint, spec.dtype, device, self._progress.add_bytes)
-        model = Model(checkpoint.config, weights, self._dispatcher)
+        model = Model(checkpoint.config, weights, self._dispatcher, choose_kernels(device, spec.dtype, self._threads))
         self._keeper = LinkKeeper(
             self._dispatcher,
             list(spec.shard_names),

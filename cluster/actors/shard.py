@@ -16,6 +16,7 @@ from cluster.reports import ActorState, ShardStats
 from experts.process_group import SHARD_RANK
 from experts.shard import load_shard, shard_bytes
 from experts.shard_server import ShardServer
+from kernels.choose import choose_kernels
 from kernels.cores import share_of_cores
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,8 @@ class ShardActor:
     """Loads in a thread of its own, so that `state` answers meanwhile. Threaded: calls run side by side."""
 
     def __init__(self, spec: ShardSpec) -> None:
-        torch.set_num_threads(spec.threads or share_of_cores(spec.neighbours))
+        self._threads = spec.threads or share_of_cores(spec.neighbours)
+        torch.set_num_threads(self._threads)  # for the threads that begin later, too
         self._spec = spec
         self._progress = LoadProgress()
         self._server: ShardServer | None = None
@@ -66,13 +68,6 @@ class ShardActor:
         spec = self._spec
         checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
         self._progress.expect(shard_bytes(checkpoint, spec.experts_of))
-        shard = load_shard(
-            checkpoint,
-            spec.placement_version,
-            spec.experts_of,
-            spec.dtype,
-            device,
-            self._progress.add_bytes,
-            torch.get_num_threads(),
-        )
+        kernels = choose_kernels(device, spec.dtype, self._threads)
+        shard = load_shard(checkpoint, spec.placement_version, spec.experts_of, kernels, self._progress.add_bytes)
         self._server = ShardServer(shard, device)

@@ -1,9 +1,10 @@
-"""How this project compiles inner loops with Numba: without the interpreter's lock, and kept on disk between runs.
+"""Compiles inner loops with Numba: they run without the interpreter's lock, and are kept on disk between runs.
 
-What is compiled is kept in a directory of this user that nobody else can write, since Numba reads it back with pickle;
-where there is none, every process compiles anew (some seconds). Numba notices by itself when the file of a compiled
-function changes, but not when a function changes that is compiled *into* it: the directory's name carries a hash of
-this folder.
+Numba reads the kept code with pickle. So it is kept only in a directory that no other user can write; where there is
+none, every process compiles anew, which takes some seconds.
+
+Numba notices a change in a compiled function's own file, but not in functions inlined from other files. So the
+directory's name carries a hash of this folder.
 """
 
 import hashlib

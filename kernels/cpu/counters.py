@@ -7,23 +7,23 @@ from numba.extending import intrinsic
 
 
 @njit(inline="always")
-def take(counter, place=0):
-    """In compiled code: counter[place], which is then one more; no two threads get the same number."""
-    return _add_one(counter.ctypes.data + 8 * place)
+def take(counter, index=0):
+    """In compiled code: fetch and add one to counter[index], atomically."""
+    return _add_one(counter.ctypes.data + 8 * index)
 
 
 @njit(inline="always")
-def wait_for(counter, place, count):
-    """In compiled code: return once counter[place] is at least `count`; what was written before is then seen."""
-    while _load(counter.ctypes.data + 8 * place) < count:
-        _give_way()
+def wait_for(counter, index, count):
+    """In compiled code: return once counter[index] is at least `count`. Writes before those increments are visible."""
+    while _load(counter.ctypes.data + 8 * index) < count:
+        _yield_core()
 
 
 @intrinsic
 def _add_one(typing_context, address):
     def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", place, ir.Constant(ir.IntType(64), 1), "seq_cst")
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "seq_cst")
 
     return types.int64(types.intp), generate
 
@@ -31,15 +31,15 @@ def _add_one(typing_context, address):
 @intrinsic
 def _load(typing_context, address):
     def generate(context, builder, signature, arguments):
-        place = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.load_atomic(place, "seq_cst", 8)
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.load_atomic(pointer, "seq_cst", 8)
 
     return types.int64(types.intp), generate
 
 
 @intrinsic
-def _give_way(typing_context):
-    """Let another thread have this core, should one wait for it."""
+def _yield_core(typing_context):
+    """Yield the core to another thread that waits for it."""
 
     def generate(context, builder, signature, arguments):
         function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield")

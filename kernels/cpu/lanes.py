@@ -1,7 +1,7 @@
-"""Vector instructions for 16 queries side by side, one in each lane, for compiled loops.
+"""Vector instructions for 16 queries side by side, one query in each lane, for compiled loops.
 
-So nothing is ever summed, or its maximum taken, across a vector. Written as instructions of LLVM, which makes of a
-vector of 16 what the processor has: one register of AVX-512, two of AVX2. Addresses and strides are in bytes.
+So no sum and no maximum ever crosses lanes. They are written in LLVM's vectors of 16, which the processor holds in
+one register (AVX-512) or two (AVX2). Addresses and strides are in bytes.
 
 Legend: Q = 16 queries, M rows and N columns of a matrix, P positions.
 """
@@ -39,12 +39,12 @@ class _Lanes:
     def constant(self, value: float) -> Any:
         return ir.Constant(_VECTOR, [ir.Constant(_F32, value)] * LANES)
 
-    def place(self, address: Any, index: Any, stride: Any) -> Any:
+    def offset(self, address: Any, index: Any, stride: Any) -> Any:
         return self.builder.add(address, self.builder.mul(index, stride))
 
     def vector_at(self, address: Any, index: Any) -> Any:
         """The address of vector number `index` from `address` on."""
-        return self.place(address, index, ir.Constant(_I64, _BYTES))
+        return self.offset(address, index, ir.Constant(_I64, _BYTES))
 
     def load(self, address: Any, kind: Any = _VECTOR) -> Any:
         loaded = self.builder.load(self.builder.inttoptr(address, kind.as_pointer()))
@@ -129,19 +129,19 @@ def weigh(typing_context, score, positions, seen, scale, highest, total, shrink)
             return builder.icmp_signed("<", lanes.all(builder.trunc(p, _I32)), seen_Q)
 
         def find_highest(p, values):
-            place = lanes.vector_at(score, p)
-            scaled = builder.fmul(lanes.load(place), scale_Q)
+            address = lanes.vector_at(score, p)
+            scaled = builder.fmul(lanes.load(address), scale_Q)
             masked = builder.select(is_seen(p), scaled, lanes.constant(LOWEST))
-            lanes.store(masked, place)
+            lanes.store(masked, address)
             return [lanes.larger(masked, values[0])]
 
         (highest_Q,) = lanes.loop(positions, 1, [before_Q], find_highest)
 
         def make_weights(p, values):
-            place = lanes.vector_at(score, p)
-            weight = lanes.power_of_e(builder.fsub(lanes.load(place), highest_Q))
+            address = lanes.vector_at(score, p)
+            weight = lanes.power_of_e(builder.fsub(lanes.load(address), highest_Q))
             weight = builder.select(is_seen(p), weight, lanes.constant(0.0))
-            lanes.store(weight, place)
+            lanes.store(weight, address)
             return [builder.fadd(values[0], weight)]
 
         (added,) = lanes.loop(positions, 1, [lanes.constant(0.0)], make_weights)
@@ -164,8 +164,8 @@ def scale_rows(typing_context, x, rows, factor):
         factor_Q = lanes.load(factor)
 
         def body(m, values):
-            place = lanes.vector_at(x, m)
-            lanes.store(builder.fmul(lanes.load(place), factor_Q), place)
+            address = lanes.vector_at(x, m)
+            lanes.store(builder.fmul(lanes.load(address), factor_Q), address)
             return []
 
         lanes.loop(rows, 1, [], body)
@@ -207,21 +207,22 @@ def _product(rows: int) -> Callable[..., Any]:
         def generate(context, builder, signature, arguments):
             a, stride, columns, b, out, _ = arguments
             lanes = _Lanes(builder)
-            places = [lanes.vector_at(out, ir.Constant(_I64, row)) for row in range(rows)]
-            begins = [lanes.place(a, ir.Constant(_I64, row), stride) for row in range(rows)]
+            addresses = [lanes.vector_at(out, ir.Constant(_I64, row)) for row in range(rows)]
+            begins = [lanes.offset(a, ir.Constant(_I64, row), stride) for row in range(rows)]
 
             def body(n, sums):
                 b_Q = lanes.load(lanes.vector_at(b, n))
                 following = []
                 for begin, total in zip(begins, sums, strict=True):
-                    x = lanes.load(lanes.place(begin, n, ir.Constant(_I64, size)), kind)
+                    x = lanes.load(lanes.offset(begin, n, ir.Constant(_I64, size)), kind)
                     if kind is _I16:
                         x = builder.bitcast(builder.shl(builder.zext(x, _I32), ir.Constant(_I32, 16)), _F32)
                     following.append(lanes.fused(lanes.all(x), b_Q, total))
                 return following
 
-            for place, total in zip(places, lanes.loop(columns, 1, [lanes.load(p) for p in places], body), strict=True):
-                lanes.store(total, place)
+            sums = lanes.loop(columns, 1, [lanes.load(address) for address in addresses], body)
+            for address, total in zip(addresses, sums, strict=True):
+                lanes.store(total, address)
             return context.get_dummy_value()
 
         return types.void(*[types.intp] * 5, like), generate

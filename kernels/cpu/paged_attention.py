@@ -1,11 +1,11 @@
-"""Attention on a CPU, over keys and values where they lie in their blocks.
+"""Paged attention on a CPU: keys and values are read in their blocks, and never copied together.
 
-The queries that share a head of keys and values, of one token or several, pass a sequence's blocks 64 at a time. Of
-each block their scores are made, of those the weights, by a softmax with a running maximum, then the weighted sum of
-values. So nothing of a sequence's length is stored or copied. Its slow twin in plain torch is PlainAttention.
+Queries that share a key/value head are handled 64 at a time, whether of one token or of several. They visit the
+sequence's blocks one by one. For each block: scores, then weights by a softmax with a running maximum, then the
+weighted sum of values (flash attention). Its plain twin is TorchHeads (router/model/heads.py).
 
-Scores and sums are both products of a matrix as it lies in the block, keys [P, C] and values [C, P], with one of 16
-queries side by side. They are made in the tiles of AMX where the processor has them, otherwise by vector instructions.
+Scores and sums are both products of a matrix as the block holds it, keys [P, C] or values [C, P], with a matrix whose
+16 columns are queries. AMX tiles compute them where the processor has them, otherwise vector instructions.
 
 Legend: T tokens of a step, N spans, I groups of queries, Q = 16 queries of a group, H query heads, K key/value heads,
 G = H / K, J = H + 2 K, U units of the pool, P positions of a block, B blocks of a sequence, C = head_dim columns,
@@ -27,8 +27,8 @@ _CONFIGURATION = tiles.configuration()
 
 
 def fits_tiles(block_tokens: int, head_dim: int) -> bool:
-    """Whether `attend` can use tiles for bf16."""
-    return tiles.is_supported() and block_tokens % _TILE == 0 and head_dim % _TILE == 0
+    """Whether blocks and heads of bf16 are whole tiles of AMX."""
+    return block_tokens % _TILE == 0 and head_dim % _TILE == 0
 
 
 @compiled()

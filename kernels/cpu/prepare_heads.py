@@ -1,7 +1,7 @@
-"""What is done to queries, keys and values before they meet: rotation, norm, temperature, and storing.
+"""Rotates, norms and scales queries and keys, and stores keys and values, in one pass; torch needs one for each.
 
-Torch needs one operation for each. The slow twin in plain torch is TorchHeads (router/model/heads.py). bf16 is seen as
-uint16; arithmetic is fp32, and rounded to bf16 wherever torch would round between two operations.
+Its plain twin is TorchHeads (router/model/heads.py). bf16 is seen as uint16. Arithmetic is fp32, rounded to bf16
+wherever torch rounds between two operations.
 
 Legend: T tokens of a step, H query heads, K key/value heads, J = H + 2 K, U units of the pool, P positions of a block,
 C = head_dim columns.
@@ -15,13 +15,15 @@ from kernels.cpu.numerics import FAST, from_float, to_float
 
 
 @compiled(fastmath=FAST)
-def prepare(counter, qkv_TJC, kv_heads, rotates, rotation_TC, norm_eps, temperature_T, unit_T, slot_T, k_UKPC, v_UKCP):
-    """Turn, norm and temper the queries and keys of all tokens in place, and store their keys and values.
+def prepare(counter, qkv_TJC, rotation_TC, norm_eps, temperature_T, unit_T, offset_T, k_UKPC, v_UKCP):
+    """Rotate, norm and scale the queries and keys of all tokens in place, and store their keys and values.
 
     counter: the next token; several threads that share it share the work.
-    rotation_TC: cosine and sine of pair i in columns 2i and 2i+1; used if `rotates`. norm_eps: of the RMS norm over
-    each query's and key's columns, or 0 for no norm. temperature_T: factor on the queries, or empty for none.
+    rotation_TC: cosine and sine of pair i in columns 2i and 2i+1, or no rows for no rotation. norm_eps: of the RMS
+    norm over each query's and key's columns, or 0 for no norm. temperature_T: factor on the queries, or empty.
+    unit_T, offset_T: where each token's keys and values go.
     """
+    kv_heads = k_UKPC.shape[1]
     heads, columns = qkv_TJC.shape[1] - 2 * kv_heads, qkv_TJC.shape[2]
     like = qkv_TJC[0, 0, 0]
     x = np.empty(columns, np.float32)
@@ -32,7 +34,7 @@ def prepare(counter, qkv_TJC, kv_heads, rotates, rotation_TC, norm_eps, temperat
         for j in range(heads + kv_heads):
             for c in range(columns):
                 x[c] = to_float(qkv_TJC[t, j, c])
-            if rotates:
+            if len(rotation_TC):
                 for c in range(0, columns, 2):
                     a, b, cos, sin = x[c], x[c + 1], rotation_TC[t, c], rotation_TC[t, c + 1]
                     x[c] = to_float(from_float(a * cos - b * sin, like))
@@ -49,8 +51,8 @@ def prepare(counter, qkv_TJC, kv_heads, rotates, rotation_TC, norm_eps, temperat
                     x[c] *= temperature_T[t]
             for c in range(columns):
                 qkv_TJC[t, j, c] = from_float(x[c], like)
-        unit, slot = unit_T[t], slot_T[t]
+        unit, offset = unit_T[t], offset_T[t]
         for k in range(kv_heads):
             for c in range(columns):
-                k_UKPC[unit, k, slot, c] = qkv_TJC[t, heads + k, c]
-                v_UKCP[unit, k, c, slot] = qkv_TJC[t, heads + kv_heads + k, c]
+                k_UKPC[unit, k, offset, c] = qkv_TJC[t, heads + k, c]
+                v_UKCP[unit, k, c, offset] = qkv_TJC[t, heads + kv_heads + k, c]

@@ -13,7 +13,7 @@ from kernels.cpu.numerics import FAST, from_float, to_float
 
 @compiled(fastmath=FAST)
 def rms_norm(x_TD, weight_D, eps, out_TD):
-    """out = x / rms(x) * weight for each row; rounded before the weight is applied, as in PlainNorm."""
+    """out = x / rms(x) * weight for each row; rounded before the weight is applied, as in TorchNorm."""
     columns, like = x_TD.shape[1], x_TD[0, 0]
     for t in range(len(x_TD)):
         squares = np.float32(0)

@@ -1,8 +1,8 @@
-"""A linear layer whose weight is read as fast as memory gives it, for few rows.
+"""A linear layer that streams its weight at the speed of memory, for up to MAX_ROWS rows.
 
-oneDNN's product of one row with a packed bf16 weight reads 11 GB/s on one core, because it computes in tiles made for
-many rows and does not look ahead; this one reads 14, and 29 on two cores where the memory's limit is 31. It reads the
-same packed weights, whose layout it checks first. For processors with AVX512-BF16; others never come here.
+oneDNN's product of one row with a packed bf16 weight reads 11 GB/s on one core: it computes in tiles made for many
+rows, and prefetches nothing. This kernel reads 14 GB/s, and 29 on two cores, where memory gives 31. It reads the weight
+as oneDNN has packed it, after checking that the packing is the expected one. It needs AVX512-BF16.
 
 Legend: N rows, I inputs, O outputs.
 """
@@ -11,7 +11,6 @@ import ctypes
 from functools import cache
 from typing import TypeGuard
 
-import llvmlite.binding
 import numpy as np
 import torch
 
@@ -19,26 +18,23 @@ from kernels.cores import Cores
 from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take
 from kernels.cpu.numerics import as_numpy, four_rows, from_float, one_row, two_rows
-from kernels.linear import Linear, OneDnnLinear, make_linear
+from kernels.linear import Linear
+from kernels.packed_linear import OneDnnLinear
 
 # With more rows oneDNN's tiles are as fast.
 MAX_ROWS = 4
 COLUMN = 64  # outputs
-# As many parts as keep all cores busy to the end, but none so small that taking it costs.
+# Enough parts to keep all cores busy to the end, and each large enough to be worth taking.
 PARTS_PER_CORE = 4
-# Weights; fewer are read before another thread has begun.
-_WORTH_A_THREAD = 2**17
-# Of a weight whose packing is looked up; the packing of a larger one is that of its first outputs.
-_LOOKED_UP = 2**22
+# A thread is used for each so many weights. Fewer are read before another thread has begun.
+_WEIGHTS_PER_THREAD = 2**17
+# A larger weight is packed like its first outputs, of so many weights: only these are checked.
+_CHECKED_WEIGHTS = 2**22
 
 
-def make_streamed(weight_OI: torch.Tensor, cores: Cores) -> Linear:
-    """What `make_linear` makes, but that a few rows at a time stream the weight, where that gains."""
-    linear = make_linear(weight_OI)
-    return _StreamedLinear(linear, cores) if is_streamable(linear) else linear
+class StreamedLinear:
+    """Like `linear`, which must pass `is_streamable`, but up to MAX_ROWS rows stream the weight."""
 
-
-class _StreamedLinear:
     def __init__(self, linear: OneDnnLinear, cores: Cores) -> None:
         self._linear, self._cores = linear, cores
 
@@ -56,42 +52,34 @@ class _StreamedLinear:
             as_numpy(x_NI.contiguous()),
             as_numpy(y_NO),
         )
-        threads = 1 + outputs * self._linear.inputs // _WORTH_A_THREAD
+        threads = 1 + outputs * self._linear.inputs // _WEIGHTS_PER_THREAD
         self._cores.run(lambda: _multiply(counter, parts, address, x, y), min(parts, threads))
         return y_NO
 
 
 def is_streamable(linear: Linear) -> TypeGuard[OneDnnLinear]:
-    """Whether a layer's weight can be read by `product`."""
+    """Whether `product` can read a layer's weight: bf16, in the packing that it expects."""
     return (
         isinstance(linear, OneDnnLinear)
         and linear.dtype == torch.bfloat16
         and linear.address % 64 == 0
-        and is_supported()
-        and _is_packed_as_expected(
-            min(linear.outputs, -(-_LOOKED_UP // linear.inputs // COLUMN) * COLUMN), linear.inputs
-        )
         and linear.outputs % COLUMN == 0
+        and _is_packed_as_expected(
+            min(linear.outputs, -(-_CHECKED_WEIGHTS // linear.inputs // COLUMN) * COLUMN), linear.inputs
+        )
     )
 
 
 @cache
-def is_supported() -> bool:
-    """Whether this processor has the instruction."""
-    try:
-        return bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
-    except RuntimeError:  # LLVM does not know this system
-        return False
-
-
-@cache
 def _is_packed_as_expected(outputs: int, inputs: int) -> bool:
-    """Whether oneDNN packs weights of this shape as [O / 64, I / 2, 64, 2], without padding; looked up in memory."""
-    if outputs % COLUMN or inputs % 32:  # it pads inputs to whole tiles of 32
+    """Whether oneDNN packs weights of this shape as [O / 64, I / 2, 64, 2], without padding.
+
+    Found by packing consecutive numbers and reading the packed memory.
+    """
+    if outputs % COLUMN or inputs % 32:  # oneDNN pads inputs to whole tiles of 32
         return False
     numbers_OI = (torch.arange(outputs * inputs) % 2**15).to(torch.int16).view(outputs, inputs)
-    linear = make_linear(numbers_OI.view(torch.bfloat16))
-    assert isinstance(linear, OneDnnLinear)
+    linear = OneDnnLinear(numbers_OI.view(torch.bfloat16))
     packed = torch.frombuffer(bytearray(ctypes.string_at(linear.address, 2 * outputs * inputs)), dtype=torch.int16)
     expected = numbers_OI.view(outputs // COLUMN, COLUMN, inputs // 2, 2).permute(0, 2, 1, 3)
     return torch.equal(packed.view(expected.shape), expected)
@@ -99,27 +87,27 @@ def _is_packed_as_expected(outputs: int, inputs: int) -> bool:
 
 @compiled()
 def product(weights, x_NI, first, last, out_NO):
-    """out_NO, fp32: the rows times columns first..last-1 of a packed weight."""
+    """out_NO, fp32: the rows times columns first..last-1 of a packed weight. weights: its address."""
     rows, inputs = x_NI.shape
     for column in range(first, last):
         row = 0
         while row < rows:
             left = rows - row
             step = 4 if left >= 4 else 2 if left >= 2 else 1
-            place = weights + column * inputs * 2 * COLUMN
+            packed = weights + column * inputs * 2 * COLUMN
             x, out = x_NI[row:].ctypes.data, out_NO[row:, (column - first) * COLUMN :].ctypes.data
             if step == 4:
-                four_rows(place, inputs // 2, x, x_NI.strides[0], out, out_NO.strides[0])
+                four_rows(packed, inputs // 2, x, x_NI.strides[0], out, out_NO.strides[0])
             elif step == 2:
-                two_rows(place, inputs // 2, x, x_NI.strides[0], out, out_NO.strides[0])
+                two_rows(packed, inputs // 2, x, x_NI.strides[0], out, out_NO.strides[0])
             else:
-                one_row(place, inputs // 2, x, x_NI.strides[0], out, out_NO.strides[0])
+                one_row(packed, inputs // 2, x, x_NI.strides[0], out, out_NO.strides[0])
             row += step
 
 
 @compiled()
 def _multiply(counter, parts, weight, x_NI, y_NO):
-    """y_NO, of which each part is a run of columns; counter: the next part."""
+    """Compute y_NO in parts, each a run of columns, until none is left. counter: the next part."""
     columns = y_NO.shape[1] // COLUMN
     sums = np.empty((len(x_NI), (columns // parts + 1) * COLUMN), np.float32)
     while True:

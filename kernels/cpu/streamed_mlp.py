@@ -1,7 +1,7 @@
-"""SwiGLU for experts that have few rows each; their weights are read as in kernels/cpu/streamed_linear.py.
+"""SwiGLU for experts with few rows each, whose weights are streamed as in kernels/cpu/streamed_linear.py.
 
-The work of each expert is cut into parts where there are few experts, first those of gate and up, then those of down;
-cores take them one by one.
+Cores take items one by one. An item is a part of one expert's gate and up, or later of its down. The fewer experts
+there are, the more parts each is cut into.
 
 Legend: N rows, D model width, F expert width.
 """
@@ -16,40 +16,44 @@ from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take, wait_for
 from kernels.cpu.numerics import FAST, as_numpy, exp_of_negative, from_float, to_float
 from kernels.cpu.streamed_linear import COLUMN, PARTS_PER_CORE, is_streamable, product
-from kernels.linear import Linear, OneDnnLinear
+from kernels.grouped_mlp import Expert
+from kernels.linear import Linear
+from kernels.packed_linear import OneDnnLinear
 
 
-def streams(gate_up: Linear, down: Linear) -> bool:
-    """Whether an expert's weights can be streamed by this file's loops."""
+class StreamedExpert(Expert):
+    """An expert whose weights `streamed_mlp` can read."""
+
+    gate_up: OneDnnLinear
+    down: OneDnnLinear
+
+
+def are_streamable(gate_up: Linear, down: Linear) -> bool:
+    """Whether two layers can be a StreamedExpert's."""
     return is_streamable(gate_up) and is_streamable(down) and down.inputs % COLUMN == 0
 
 
 def streamed_mlp(
     cores: Cores,
     x_ND: torch.Tensor,
-    gate_up: Sequence[Linear],
-    down: Sequence[Linear],
+    experts: Sequence[StreamedExpert],
     first_rows: Sequence[int],
     counts: Sequence[int],
     y_ND: torch.Tensor,
 ) -> None:
-    """Put into y_ND what each expert i makes of the counts[i] rows of x_ND from first_rows[i] on.
-
-    gate_up, down: the experts' layers, which must pass `streams`.
-    """
-    gate_up_addresses, down_addresses = (
-        np.array([linear.address for linear in linears if isinstance(linear, OneDnnLinear)])
-        for linears in (gate_up, down)
+    """For each expert i, compute rows first_rows[i] .. + counts[i] - 1 of y_ND from those of x_ND."""
+    assert len(experts) == len(first_rows) == len(counts)
+    gate_up, down = (
+        np.array([linear.address for linear in linears])
+        for linears in ([expert.gate_up for expert in experts], [expert.down for expert in experts])
     )
-    assert len(gate_up_addresses) == len(down_addresses) == len(first_rows) == len(counts)
-    assert isinstance(down[0], OneDnnLinear)
     x, y = as_numpy(x_ND), as_numpy(y_ND)
-    h = np.empty((len(x), down[0].inputs), x.dtype)
+    h = np.empty((len(x), experts[0].down.inputs), x.dtype)
     firsts, lengths = np.array(first_rows), np.array(counts)
     parts = -(-PARTS_PER_CORE * cores.threads // len(counts)) if cores.threads > 1 else 1
     counters = np.zeros(1 + len(counts), np.int64)
     cores.run(
-        lambda: _compute(counters, parts, gate_up_addresses, down_addresses, firsts, lengths, x, h, y),
+        lambda: _compute(counters, parts, gate_up, down, firsts, lengths, x, h, y),
         len(counts) * parts,
     )
 
@@ -69,8 +73,10 @@ def _swiglu(gate_NF, up_NF, h_NF):
 
 @compiled()
 def _compute(counters, parts, gate_up, down, firsts, counts, x_ND, h_NF, y_ND):
-    """Items 0..E*parts-1 are parts of h_NF, the next as many are parts of y_ND. counters: the next item, then each
-    expert's parts of h_NF that are done."""
+    """Items 0 .. E * parts - 1 are parts of h_NF; the next E * parts are parts of y_ND.
+
+    counters: the next item, then for each expert how many of its parts of h_NF are done.
+    """
     h_columns, y_columns = h_NF.shape[1] // COLUMN, y_ND.shape[1] // COLUMN
     most, items = counts.max(), len(counts) * parts
     gate = np.empty((most, h_NF.shape[1]), np.float32)

@@ -1,46 +1,27 @@
-"""Products of small matrices of bf16 in a processor's tile registers (Intel AMX), for compiled loops.
+"""bf16 matrix products in the tile registers of Intel AMX, for compiled loops.
 
-There are eight tiles of up to 16 rows of 64 bytes. tile_dot(c, a, b) adds to tile c, [rows, 16] fp32, the product of
-tile a, [rows, 32] bf16, and tile b, [16, 16, 2] bf16: of 32 x 16 numbers, the two of each consecutive pair of rows side
-by side. Every thread configures its tiles before it uses them, and puts back what was configured before, because
-others (oneDNN) keep theirs.
+There are eight tiles of up to 16 rows of 64 bytes. tile_dot(c, a, b) computes c += a b:
+- c: [rows, 16] fp32
+- a: [rows, 32] bf16
+- b: [16, 16, 2] bf16, a [32, 16] matrix whose rows 2i and 2i + 1 are interleaved.
 
-On a processor without AMX these compile to nothing, so that a function may contain them that does not come there.
+A thread configures its tiles before use and restores the former configuration afterwards: oneDNN keeps its own.
+Without AMX the functions compile to nothing. A loop may contain them behind a branch that is not taken there.
 
 Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1 chapter 18, "Programming with Intel AMX".
 """
 
-import ctypes
-import sys
-from functools import cache
-
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from kernels.cpu.processor import detect
+
 ROWS = 16
-# Linux lets a process use tiles once it has asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA).
-_ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
 _I8, _I64 = ir.IntType(8), ir.IntType(64)
 _POINTER = _I8.as_pointer()
-
-
-@cache
-def _has_tiles() -> bool:
-    try:
-        features = llvmlite.binding.get_host_cpu_features()
-    except RuntimeError:  # LLVM does not know this system
-        return False
-    return sys.platform == "linux" and bool(features.get("amx-tile")) and bool(features.get("amx-bf16"))
-
-
-@cache
-def is_supported() -> bool:
-    """Whether this process may use tiles."""
-    return _has_tiles() and ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST, _TILE_DATA) == 0
 
 
 def configuration() -> np.ndarray:
@@ -57,7 +38,7 @@ def _instruction(name, *operands):
 
     def typed(*given):
         def generate(context, builder, signature, arguments):
-            if _has_tiles():
+            if detect().amx:  # not what DROVER_ISA says: the compiled code is kept for later processes
                 values = []
                 for operand, kind, argument in zip(operands, given, arguments, strict=True):
                     if operand == "tile":

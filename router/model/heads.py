@@ -1,40 +1,31 @@
-"""From a layer's projected queries, keys and values to what its heads see, over keys and values that lie in blocks.
+"""Attention of a layer's heads over the KV cache: the interface, and the implementation in plain torch.
 
-Two implementations of one interface: PlainAttention says in torch what is computed, on any device; CpuAttention is the
-fast one on a CPU and must match it.
+TorchHeads defines what is computed. CpuHeads (router/model/cpu_heads.py) is faster on a CPU and must match it.
 
 Legend: T tokens of a step, H query heads, K key/value heads, J = H + 2 K, G = H / K, S cached positions, Q = G * T
-queries of one key/value head, C = head_dim columns.
+queries of one key/value head, U units of the pool, P positions of a block, C = head_dim columns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
 from checkpoint.config import ModelConfig
-from kernels.cores import Cores
-from kernels.cpu.numerics import as_numpy
-from kernels.cpu.paged_attention import GROUP, attend, fits_tiles
-from kernels.cpu.prepare_heads import prepare
-from router.model.kv_cache import KvCache, Span, TablePlan
+from kernels.kernels import Kernels
+from router.model.kv_cache import KvCache, KvPools, Span, TablePlan
 from router.model.rope import rotate
-from router.schedule.kv_layout import LayerLocation
-
-# Fewer numbers than this are not worth another thread.
-WORTH_A_THREAD = 2**16
-_NO_TEMPERATURE = np.empty(0, np.float32)
+from router.schedule.kv_layout import KvLayout
 
 
 @dataclass(frozen=True)
 class HeadRules:
-    """What a layer does to its queries and keys before they meet.
+    """What a layer does to its queries and keys before their product.
 
-    uses_rope: they are turned by their position. qk_norm_eps: then normed, or None. has_temperature: queries are
-    scaled by their position.
+    uses_rope: rotate both by their position. qk_norm_eps: then norm both, or None. has_temperature: scale queries by
+    a factor that grows with their position.
     """
 
     uses_rope: bool
@@ -66,23 +57,54 @@ class StepPlan:
     tables: Sequence[TablePlan]
 
 
-class HeadAttention(Protocol):
-    """Chosen once, at construction of a model."""
+class HeadStep(Protocol):
+    """A model's heads during one step."""
 
-    def __call__(
-        self, qkv_TJC: torch.Tensor, rules: HeadRules, location: LayerLocation, step: StepPlan
-    ) -> torch.Tensor:
-        """out_THC; the step's keys and values are then stored in its cache. qkv_TJC may be overwritten."""
+    def attend(self, qkv_TJC: torch.Tensor, layer: int, rules: HeadRules) -> torch.Tensor:
+        """out_THC, after storing the step's keys and values of this layer. qkv_TJC may be overwritten."""
         ...
 
 
-class PlainAttention:
-    """Each span's blocks are copied together, then attended to."""
+class HeadAttention(Protocol):
+    """Chosen once, when a model is constructed. It knows how keys and values lie in memory, and remembers no step."""
 
-    def __call__(
-        self, qkv_TJC: torch.Tensor, rules: HeadRules, location: LayerLocation, step: StepPlan
-    ) -> torch.Tensor:
-        kv_heads = step.cache.num_kv_heads
+    def new_pools(self, layout: KvLayout, num_units: int) -> KvPools:
+        """Empty keys and values of num_units units."""
+        ...
+
+    def begin(self, step: StepPlan) -> HeadStep:
+        """Work out what all layers need of a step. The step's cache must hold pools of this object's."""
+        ...
+
+
+class TorchHeads:
+    """Plain torch, on any device: each span's blocks are copied together, then attended to."""
+
+    def __init__(self, config: ModelConfig, kernels: Kernels) -> None:
+        self._kv_heads, self._head_dim = config.num_kv_heads, config.head_dim
+        self._kernels = kernels
+
+    def new_pools(self, layout: KvLayout, num_units: int) -> KvPools:
+        """Keys and values lie as [U, K, P, C]. They begin as zeros, because 0 times NaN is NaN."""
+        shape = num_units, self._kv_heads, layout.block_tokens, self._head_dim
+        keys, values = ([self._kernels.zeros(*shape) for _ in range(layout.layers_per_unit)] for _ in range(2))
+        return KvPools(keys, values)
+
+    def begin(self, step: StepPlan) -> "TorchHeadStep":
+        return TorchHeadStep(step)
+
+
+class TorchHeadStep:
+    """One step of TorchHeads."""
+
+    def __init__(self, step: StepPlan) -> None:
+        self._step = step
+
+    def attend(self, qkv_TJC: torch.Tensor, layer: int, rules: HeadRules) -> torch.Tensor:
+        step = self._step
+        location = step.cache.layout.locations[layer]
+        keys_UKPC, values_UKPC = step.cache.pools.keys[location.index], step.cache.pools.values[location.index]
+        kv_heads = keys_UKPC.shape[1]
         q_THC, k_TKC, v_TKC = qkv_TJC.split((qkv_TJC.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
         # The order is the model's: rotate, then norm, then temperature. The cached key is rotated and normed.
         if rules.uses_rope:
@@ -93,14 +115,26 @@ class PlainAttention:
             assert step.temperature_T is not None
             q_THC = (q_THC * step.temperature_T[:, None, None]).type_as(q_THC)
         plan = step.tables[location.table]
-        step.cache.store(location.index, plan, k_TKC, v_TKC)
+        store(keys_UKPC, plan, k_TKC)
+        store(values_UKPC, plan, v_TKC)
         out_THC, begin = torch.empty_like(q_THC), 0
         for n, span in enumerate(step.spans):
             rows = slice(begin, begin + span.length)
-            k_KSC, v_KSC = step.cache.gather(location.index, plan, n, int(plan.keys_N[n]))
-            out_THC[rows] = causal_attention(q_THC[rows], k_KSC, v_KSC)
+            out_THC[rows] = causal_attention(q_THC[rows], gather(keys_UKPC, plan, n), gather(values_UKPC, plan, n))
             begin = rows.stop
         return out_THC
+
+
+def store(pool_UKPC: torch.Tensor, plan: TablePlan, x_TKC: torch.Tensor) -> None:
+    """Keep a step's keys, or values, in the plan's units. Storing them again is harmless."""
+    pool_UKPC[plan.unit_T, :, plan.offset_T] = x_TKC
+
+
+def gather(pool_UKPC: torch.Tensor, plan: TablePlan, span: int) -> torch.Tensor:
+    """x_KSC: a copy of the keys, or values, that span number `span` sees, in order."""
+    num_keys, block_tokens = int(plan.keys_N[span]), pool_UKPC.shape[2]
+    blocks = torch.from_numpy(plan.blocks_NB[span, : -(-num_keys // block_tokens)]).to(pool_UKPC.device)
+    return pool_UKPC[blocks].transpose(0, 1).flatten(1, 2)[:, :num_keys]
 
 
 def query_temperature(config: ModelConfig, position_T: torch.Tensor) -> torch.Tensor:
@@ -140,110 +174,3 @@ def _unfold(out_KQC: torch.Tensor, num_tokens: int) -> torch.Tensor:
     kv_heads, num_queries, head_dim = out_KQC.shape
     out_KGTC = out_KQC.reshape(kv_heads, num_queries // num_tokens, num_tokens, head_dim)
     return out_KGTC.permute(2, 0, 1, 3).flatten(1, 2)
-
-
-@dataclass(frozen=True)
-class _CpuStep:
-    """What `prepare` and `attend` need to know of a step, whatever the layer; they explain it.
-
-    pools: keys and values of each layer of a unit.
-    """
-
-    step: StepPlan
-    uses_tiles: bool
-    pools: Sequence[tuple[np.ndarray, np.ndarray]]
-    rotation: np.ndarray
-    temperature: np.ndarray | None
-    begin_N: np.ndarray
-    length_N: np.ndarray
-    span_I: np.ndarray
-    first_I: np.ndarray
-
-    @classmethod
-    def of(cls, step: StepPlan, sharers: int) -> "_CpuStep":
-        """sharers: query heads of one key/value head."""
-        length_N = np.array([span.length for span in step.spans])
-        count_N = -(-length_N * sharers // GROUP)
-        span_I = np.repeat(np.arange(len(step.spans)), count_N)
-        first_I = (np.arange(len(span_I)) - np.repeat(np.cumsum(count_N) - count_N, count_N)) * GROUP
-        cache = step.cache
-        is_bf16 = cache.k_UKPC[0].dtype == torch.bfloat16
-        return cls(
-            step,
-            is_bf16 and fits_tiles(cache.layout.block_tokens, cache.k_UKPC[0].shape[3]),
-            [(as_numpy(k), as_numpy(v)) for k, v in zip(cache.k_UKPC, cache.v_UKCP, strict=True)],
-            torch.view_as_real(step.rotation).flatten(1).numpy(),
-            None if step.temperature_T is None else step.temperature_T.numpy(),
-            np.cumsum(length_N) - length_N,
-            length_N,
-            span_I,
-            first_I,
-        )
-
-
-class CpuAttention:
-    """Reads keys and values where they lie (kernels/cpu/paged_attention.py)."""
-
-    def __init__(self, cores: Cores) -> None:
-        self._cores = cores
-        self._step: _CpuStep | None = None
-
-    @staticmethod
-    def supports(dtype: torch.dtype, device: torch.device) -> bool:
-        return device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
-
-    def __call__(
-        self, qkv_TJC: torch.Tensor, rules: HeadRules, location: LayerLocation, step: StepPlan
-    ) -> torch.Tensor:
-        plan, kv_heads = step.tables[location.table], step.cache.num_kv_heads
-        num_tokens, num_all_heads, columns = qkv_TJC.shape
-        heads = num_all_heads - 2 * kv_heads
-        if self._step is None or self._step.step is not step:
-            self._step = _CpuStep.of(step, heads // kv_heads)
-        of_step, qkv = self._step, as_numpy(qkv_TJC)
-        k_pool, v_pool = of_step.pools[location.index]
-        temperature = of_step.temperature if rules.has_temperature else _NO_TEMPERATURE
-        self._share(
-            num_tokens,
-            qkv.size,
-            lambda counter: prepare(
-                counter,
-                qkv,
-                kv_heads,
-                rules.uses_rope,
-                of_step.rotation,
-                np.float32(rules.qk_norm_eps or 0.0),
-                temperature,
-                plan.unit_T.numpy(),
-                plan.slot_T.numpy(),
-                k_pool,
-                v_pool,
-            ),
-        )
-        out_THC = torch.empty(num_tokens, heads, columns, dtype=qkv_TJC.dtype)
-        out = as_numpy(out_THC)
-        self._share(
-            len(of_step.span_I) * kv_heads,
-            int((plan.keys_N * of_step.length_N).sum()) * heads * columns,
-            lambda counter: attend(
-                counter,
-                of_step.uses_tiles,
-                qkv,
-                k_pool,
-                v_pool,
-                plan.blocks_NB,
-                plan.keys_N,
-                of_step.begin_N,
-                of_step.length_N,
-                of_step.span_I,
-                of_step.first_I,
-                np.float32(columns**-0.5),
-                out,
-            ),
-        )
-        return out_THC
-
-    def _share(self, count: int, numbers: int, work: Callable[[np.ndarray], None]) -> None:
-        """work(counter) for `count` items, on several cores if it is worth while."""
-        counter = np.zeros(1, np.int64)
-        self._cores.run(lambda: work(counter), min(count, 1 + numbers // WORTH_A_THREAD))

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
 from checkpoint.weights import WeightReader
-from kernels.cores import Cores
-from kernels.cpu.streamed_linear import make_streamed
-from kernels.norm import make_norm
+from kernels.kernels import Kernels
 from router.counts.step_clock import Phase, StepClock
 from router.model.attention import Attention
+from router.model.cpu_heads import CpuHeads
 from router.model.dispatch import Dispatcher
-from router.model.heads import CpuAttention, HeadAttention, PlainAttention, StepPlan, query_temperature
+from router.model.heads import HeadAttention, HeadStep, StepPlan, TorchHeads, query_temperature
 from router.model.kv_cache import KvCache, Span
 from router.model.moe import DenseMlp, MoeMlp
 from router.model.rope import rope_frequencies, rotations
@@ -35,29 +34,28 @@ class Layer:
         index: int,
         weights: WeightReader,
         dispatcher: Dispatcher,
-        head_attention: HeadAttention,
-        cores: Cores,
+        kernels: Kernels,
         clock: StepClock,
     ) -> None:
         self._mark = clock.mark
         self._mlp_phase: Phase = "dispatch" if config.layers[index].is_moe else "other"
         names = TensorNames(config)
-        self._attention_norm = make_norm(
+        self._attention_norm = kernels.norm(
             weights.read(names.layer(index, "input_layernorm.weight")), config.rms_norm_eps
         )
-        self._attention = Attention(config, index, weights, head_attention, cores)
-        self._mlp_norm = make_norm(
+        self._attention = Attention(config, index, weights, kernels)
+        self._mlp_norm = kernels.norm(
             weights.read(names.layer(index, "post_attention_layernorm.weight")), config.rms_norm_eps
         )
         self._mlp = (
-            MoeMlp(config, index, weights, dispatcher, cores, clock)
+            MoeMlp(config, index, weights, dispatcher, kernels, clock)
             if config.layers[index].is_moe
-            else DenseMlp(names.layer(index, "feed_forward"), weights, cores)
+            else DenseMlp(names.layer(index, "feed_forward"), weights, kernels)
         )
 
-    def __call__(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
+    def __call__(self, x_TD: torch.Tensor, heads: HeadStep) -> torch.Tensor:
         self._mark(("attention", perf_counter()))
-        x_TD = self.attend(x_TD, step)
+        x_TD = self.attend(x_TD, heads)
         self._mark((self._mlp_phase, perf_counter()))
         return x_TD + self._mlp(self._mlp_norm(x_TD))
 
@@ -66,64 +64,54 @@ class Layer:
         """The part of the second half that needs no shard."""
         return self._mlp.shared_expert if isinstance(self._mlp, MoeMlp) else self._mlp
 
-    def attend(self, x_TD: torch.Tensor, step: StepPlan) -> torch.Tensor:
+    def attend(self, x_TD: torch.Tensor, heads: HeadStep) -> torch.Tensor:
         """The first half, which needs no shard."""
-        return x_TD + self._attention(self._attention_norm(x_TD), step)
+        return x_TD + self._attention(self._attention_norm(x_TD), heads)
 
 
 class Model:
     """A Llama 4 text model whose routed experts are reached through a dispatcher."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        weights: WeightReader,
-        dispatcher: Dispatcher,
-        head_attention: HeadAttention | None = None,
-    ) -> None:
-        """head_attention: none takes the fastest that supports the weights' device and dtype."""
-        cores = Cores(torch.get_num_threads(), "model")
-        if head_attention is None:
-            is_cpu = CpuAttention.supports(weights.dtype, weights.device)
-            head_attention = CpuAttention(cores) if is_cpu else PlainAttention()
+    def __init__(self, config: ModelConfig, weights: WeightReader, dispatcher: Dispatcher, kernels: Kernels) -> None:
+        """weights: must give tensors of the kernels' dtype, on their device."""
         names = TensorNames(config)
         self.config = config
-        self.dtype = weights.dtype
-        self.kv_layout = KvLayout.of(config, weights.dtype.itemsize)
+        self.dtype = kernels.dtype
+        self.kv_layout = KvLayout.of(config, kernels.dtype.itemsize)
         self.clock = StepClock()
         self.expert_load = dispatcher.load
-        self._device = weights.device
-        self.threads = cores.threads
-        self._frequencies = rope_frequencies(config).to(weights.device)
+        self.threads = kernels.cores.threads
+        self._device = kernels.device
+        self._heads: HeadAttention = (TorchHeads if kernels.attention_loops is None else CpuHeads)(config, kernels)
+        self._frequencies = rope_frequencies(config).to(kernels.device)
         self._embedding_VD = weights.read(names.embedding)
         self._layers = [
-            Layer(config, index, weights, dispatcher, head_attention, cores, self.clock)
-            for index in range(config.num_layers)
+            Layer(config, index, weights, dispatcher, kernels, self.clock) for index in range(config.num_layers)
         ]
-        self._final_norm = make_norm(weights.read(names.final_norm), config.rms_norm_eps)
+        self._final_norm = kernels.norm(weights.read(names.final_norm), config.rms_norm_eps)
         lm_head_VD = self._embedding_VD if config.tie_word_embeddings else weights.read(names.lm_head)
-        self._lm_head = make_streamed(lm_head_VD, cores)
+        self._lm_head = kernels.linear(lm_head_VD)
         self._warm_up()
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        """Run a few tokens through what needs no shard: what has to be compiled is compiled now, not in a request."""
+        """Run a few tokens through what needs no shard, so that loops are compiled now and not in a request."""
         cache = self.new_cache(self.kv_layout, 1, 1)  # every block table begins with unit 0
         # One stream, then two of them beside a piece of a prompt with a past, if a block holds so many tokens.
         for spans in ([Span(0, 0, 1)], [Span(0, 0, 1), Span(0, 1, 1), Span(0, 2, 2)]):
             num_tokens = sum(span.length for span in spans)
             if num_tokens > self.kv_layout.block_tokens:
                 continue
-            step = self._plan(spans, cache)
+            heads = self._heads.begin(self._plan(spans, cache))
             x_TD = self._embedding_VD[:num_tokens]
             for layer in self._layers:
-                x_TD = layer.attend(x_TD, step)
+                x_TD = layer.attend(x_TD, heads)
                 layer.own_mlp(x_TD)
         self.logits(x_TD)
 
     def new_cache(self, layout: KvLayout, num_units: int, max_sequences: int) -> KvCache:
         """An empty KV cache of num_units units for up to max_sequences sequences at once."""
-        return KvCache(self.config, layout, num_units, max_sequences, self.dtype, self._device)
+        return KvCache(layout, max_sequences, self._heads.new_pools(layout, num_units), self._device)
 
     @torch.inference_mode()
     def forward(
@@ -135,10 +123,10 @@ class Model:
         block tables must have room for them. Raises ShardUnavailable, after which the same step may be run again.
         """
         assert sum(span.length for span in spans) == len(token_ids)
-        step = self._plan(spans, cache)
+        heads = self._heads.begin(self._plan(spans, cache))
         x_TD = F.embedding(torch.tensor(token_ids, device=self._device), self._embedding_VD)
         for layer in self._layers:
-            x_TD = layer(x_TD, step)
+            x_TD = layer(x_TD, heads)
         return x_TD[torch.tensor(rows, dtype=torch.int64, device=self._device)]
 
     def _plan(self, spans: Sequence[Span], cache: KvCache) -> StepPlan:

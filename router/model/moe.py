@@ -10,9 +10,7 @@ import torch
 from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
 from checkpoint.weights import WeightReader
-from kernels.cores import Cores
-from kernels.cpu.streamed_linear import make_streamed
-from kernels.grouped_mlp import Expert, GroupedMlp
+from kernels.kernels import Kernels
 from router.counts.step_clock import StepClock
 from router.model.dispatch import Dispatcher
 
@@ -20,14 +18,14 @@ from router.model.dispatch import Dispatcher
 class DenseMlp:
     """SwiGLU, down(silu(gate(x)) * up(x)): an expert that every token goes to."""
 
-    def __init__(self, prefix: str, weights: WeightReader, cores: Cores) -> None:
+    def __init__(self, prefix: str, weights: WeightReader, kernels: Kernels) -> None:
         """prefix: the tensor name up to `.gate_proj.weight`."""
         gate_up = [weights.read(f"{prefix}.{which}_proj.weight") for which in ("gate", "up")]
-        self._expert = Expert.of(torch.cat(gate_up), weights.read(f"{prefix}.down_proj.weight"))
-        self._mlp = GroupedMlp(cores)
+        self._expert = kernels.expert(torch.cat(gate_up), weights.read(f"{prefix}.down_proj.weight"))
+        self._kernels = kernels
 
     def __call__(self, x_TD: torch.Tensor) -> torch.Tensor:
-        return self._mlp(x_TD, [self._expert], [len(x_TD)])
+        return self._kernels.grouped_mlp(x_TD, [self._expert], [len(x_TD)])
 
 
 def choose_experts(logit_TE: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,14 +46,14 @@ class MoeMlp:
         layer: int,
         weights: WeightReader,
         dispatcher: Dispatcher,
-        cores: Cores,
+        kernels: Kernels,
         clock: StepClock,
     ) -> None:
         names = TensorNames(config)
         self._layer = layer
         self._experts_per_token = config.experts_per_token
-        self._gate = make_streamed(weights.read(names.layer(layer, "feed_forward.router.weight")), cores)
-        self.shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights, cores)
+        self._gate = kernels.linear(weights.read(names.layer(layer, "feed_forward.router.weight")))
+        self.shared_expert = DenseMlp(names.layer(layer, "feed_forward.shared_expert"), weights, kernels)
         self._dispatcher = dispatcher
         self._mark = clock.mark
 

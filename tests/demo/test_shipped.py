@@ -21,6 +21,7 @@ from demo.trace import TOKENS_PER_KIND, RoutingTrace, read_trace
 from experts.link import ExpertRows, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
+from kernels.choose import choose_kernels
 from router.local import CPU
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -90,10 +91,10 @@ def test_the_trace_is_what_a_router_sends(trace: RoutingTrace) -> None:
     """Rows per expert that a serving model asks its shard for, against the recorded ones, expert by expert."""
     checkpoint = Checkpoint.open(DESTINATION)
     placement = even_placement(checkpoint.config.moe_layers, checkpoint.config.num_experts, 1)
-    link = CountingLink(
-        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(0), torch.float32, CPU))
-    )
-    model = Model(checkpoint.config, WeightReader(checkpoint, torch.float32, CPU), Dispatcher(placement, [link]))
+    kernels = choose_kernels(CPU, torch.float32, 1)
+    link = CountingLink(LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(0), kernels)))
+    weights = WeightReader(checkpoint, torch.float32, CPU)
+    model = Model(checkpoint.config, weights, Dispatcher(placement, [link]), kernels)
     for kind in trace.kinds:
         (place_T,) = windows(trace, kind, 1)
         link.count_LE = np.zeros((checkpoint.config.num_layers, checkpoint.config.num_experts), dtype=int)

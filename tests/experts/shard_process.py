@@ -19,8 +19,10 @@ from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
 from experts.shard import ExpertShard, load_shard
 from experts.shard_server import ShardServer
 from experts.wire import WireFormat
+from kernels.choose import choose_kernels
 
 CPU = torch.device("cpu")
+KERNELS = choose_kernels(CPU, torch.float32, 1)
 LIVENESS = Liveness(heartbeat_s=0.1, silence_s=3.0)
 JOIN_TIMEOUT_S = 20.0
 
@@ -38,8 +40,8 @@ class GatedShard(ExpertShard):
 def _serve(directory: Path, placement: Placement, shard: int, gate: Event, control: Connection) -> None:
     torch.set_num_threads(1)
     checkpoint = Checkpoint.open(directory)
-    loaded = load_shard(checkpoint, placement.version, placement.experts_of(shard), torch.float32, CPU)
-    gated = GatedShard(loaded.placement_version, loaded._slots)
+    loaded = load_shard(checkpoint, placement.version, placement.experts_of(shard), KERNELS)
+    gated = GatedShard(loaded.placement_version, loaded._slots, KERNELS)
     gated.gate = gate
     server = ShardServer(gated, CPU)
     while True:

@@ -14,7 +14,7 @@ from experts.link import ExpertRows, LocalLink
 from experts.placement import Placement, even_placement
 from experts.process_group import LinkStore
 from experts.shard import load_shard
-from tests.experts.shard_process import CPU, ShardProcess, rows_like, wire_for
+from tests.experts.shard_process import KERNELS, ShardProcess, rows_like, wire_for
 from tests.reference import make_reference
 
 LAYER = 1
@@ -57,7 +57,7 @@ def rows(checkpoint: Checkpoint, placement: Placement) -> ExpertRows:
 
 
 def answered_locally(checkpoint: Checkpoint, placement: Placement, rows: ExpertRows) -> torch.Tensor:
-    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), torch.float32, CPU)
+    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), KERNELS)
     return LocalLink(shard).request(rows).wait()
 
 

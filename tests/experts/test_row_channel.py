@@ -19,7 +19,7 @@ from experts.process_group import LinkStore, Pair
 from experts.shard import load_shard
 from experts.shard_server import ShardServer
 from experts.wire import Kind, Message, WireFormat
-from tests.experts.shard_process import CPU, LIVENESS, rows_like, wire_for
+from tests.experts.shard_process import CPU, KERNELS, LIVENESS, rows_like, wire_for
 from tests.experts.test_process_group import join_both
 from tests.reference import make_reference
 
@@ -46,7 +46,7 @@ def test_rows_beside_the_message_are_computed_like_rows_inside(tmp_path_factory:
     directory = make_reference(tmp_path_factory.mktemp("maverick"), "maverick-4-experts").directory
     checkpoint = Checkpoint.open(directory)
     placement = even_placement(checkpoint.config.moe_layers, 4, 1)
-    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), torch.float32, CPU)
+    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), KERNELS)
     wire = replace(wire_for(checkpoint), rows_inline=False)
     store = LinkStore("127.0.0.1")
     pairs, row_pairs = join_both(store, "beside"), join_both(store, "beside-rows")

@@ -11,10 +11,12 @@ from experts.errors import ShardRefused
 from experts.link import ExpertRows, LocalLink
 from experts.placement import Placement, even_placement
 from experts.shard import ExpertShard, load_shard, shard_bytes
+from kernels.choose import choose_kernels
 from kernels.grouped_mlp import grouped_mlp_reference
 from tests.reference import make_reference
 
 CPU = torch.device("cpu")
+KERNELS = choose_kernels(CPU, torch.float32, 1)
 VERSION = 3
 HELD = {1: (0, 3), 3: (2,), 5: (), 7: (0, 1, 2, 3)}
 
@@ -32,7 +34,7 @@ def checkpoint(directory: str) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def shard(directory: str) -> ExpertShard:
-    return load_shard(Checkpoint.open(directory), VERSION, HELD, torch.float32, CPU)
+    return load_shard(Checkpoint.open(directory), VERSION, HELD, KERNELS)
 
 
 def rows(checkpoint: Checkpoint, count: int) -> torch.Tensor:
@@ -45,13 +47,13 @@ def one_experts_bytes(checkpoint: Checkpoint) -> int:
 
 
 def test_exactly_its_experts_bytes_are_read(checkpoint: Checkpoint) -> None:
-    load_shard(checkpoint, VERSION, HELD, torch.bfloat16, CPU)
+    load_shard(checkpoint, VERSION, HELD, choose_kernels(CPU, torch.bfloat16, 1))
     assert checkpoint.bytes_read == 7 * one_experts_bytes(checkpoint)
 
 
 def test_progress_ends_where_it_was_expected_to(checkpoint: Checkpoint) -> None:
     pieces: list[int] = []
-    load_shard(checkpoint, VERSION, HELD, torch.float32, CPU, pieces.append)
+    load_shard(checkpoint, VERSION, HELD, KERNELS, pieces.append)
     assert sum(pieces) == shard_bytes(checkpoint, HELD) == 7 * one_experts_bytes(checkpoint)
 
 
@@ -62,7 +64,7 @@ def test_all_shards_together_read_every_expert_once(checkpoint: Checkpoint, num_
     slots = [
         slot
         for number in range(num_shards)
-        for slot in load_shard(checkpoint, 1, placement.experts_of(number), torch.float32, CPU).slots
+        for slot in load_shard(checkpoint, 1, placement.experts_of(number), KERNELS).slots
     ]
     assert sorted(slots) == [(layer, expert) for layer in config.moe_layers for expert in range(config.num_experts)]
     assert checkpoint.bytes_read == len(slots) * one_experts_bytes(checkpoint)
@@ -113,7 +115,7 @@ def test_what_it_does_not_hold_is_refused_not_computed(
 
 
 def test_computed_rows_are_counted(checkpoint: Checkpoint) -> None:
-    counted = load_shard(checkpoint, VERSION, HELD, torch.float32, CPU)
+    counted = load_shard(checkpoint, VERSION, HELD, KERNELS)
     for count in (4, 1):
         counted.compute(VERSION, 3, [2], [count], rows(checkpoint, count))
     assert counted.rows_computed == 5
@@ -129,6 +131,6 @@ def test_a_local_link_answers_what_its_shard_computes(shard: ExpertShard, checkp
 
 def test_a_replica_computes_the_same(directory: str, shard: ExpertShard, checkpoint: Checkpoint) -> None:
     placement = Placement(VERSION, 2, {7: ((0,), (0, 1), (1,), (1,))})
-    replica = load_shard(checkpoint, VERSION, placement.experts_of(1), torch.float32, CPU)
+    replica = load_shard(checkpoint, VERSION, placement.experts_of(1), KERNELS)
     x_ND = rows(checkpoint, 2)
     assert torch.equal(replica.compute(VERSION, 7, [1], [2], x_ND), shard.compute(VERSION, 7, [1], [2], x_ND))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.cores import Cores, settle
+from kernels.cores import Cores, set_compute_threads
 from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take
 
@@ -78,14 +78,14 @@ def test_other_threads_find_torchs_number_of_threads_as_it_was() -> None:
     assert seen == [3]
 
 
-def test_settling_concerns_only_the_thread_that_does() -> None:
+def test_compute_threads_are_set_for_the_calling_thread_only() -> None:
     everywhere, seen = os.sched_getaffinity(0), []
 
-    def settled() -> None:
-        settle(len(everywhere))
+    def compute() -> None:
+        set_compute_threads(len(everywhere))
         seen.append((os.sched_getaffinity(0), torch.get_num_threads()))
 
-    thread = threading.Thread(target=settled)
+    thread = threading.Thread(target=compute)
     thread.start()
     thread.join()
     assert os.sched_getaffinity(0) == everywhere

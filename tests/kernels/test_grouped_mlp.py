@@ -1,6 +1,6 @@
 """The experts' arithmetic against its slow twin and against transformers; and the linear layer under it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from transformers import Llama4TextConfig
 from transformers.models.llama4.modeling_llama4 import Llama4TextExperts
 
+from kernels.choose import choose_kernels
 from kernels.cores import Cores
-from kernels.grouped_mlp import Expert, GroupedMlp, grouped_mlp_reference, swiglu
-from kernels.linear import make_linear
+from kernels.cpu.processor import LEVELS, this_processor
+from kernels.grouped_mlp import grouped_mlp_reference, swiglu
+from kernels.kernels import Kernels, TorchKernels
 
 EXPERTS, HIDDEN, WIDTH = 5, 24, 40
-ONE_CORE = Cores(1, "test")
+CPU = torch.device("cpu")
 COUNTS = {
     "even": [3, 3, 3, 3, 3],
     "uneven": [1, 7, 2, 30, 4],
@@ -37,16 +39,28 @@ def theirs() -> Llama4TextExperts:
     return module.requires_grad_(False)
 
 
+@pytest.fixture(params=["torch", *LEVELS])
+def kernels_of(request: pytest.FixtureRequest) -> Callable[[torch.dtype], Kernels]:
+    """Plain torch, and what is chosen for this processor and for lesser ones."""
+    if request.param == "torch":
+        return lambda dtype: TorchKernels(CPU, dtype, Cores(1, "test"))
+    processor = this_processor().lowered_to(request.param)
+    return lambda dtype: choose_kernels(CPU, dtype, 1, processor)
+
+
+KernelsOf = Callable[[torch.dtype], Kernels]
+
+
 def expert_of_rows(counts: Sequence[int]) -> torch.Tensor:
     return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
 
 
-def ours(module: Llama4TextExperts, x_ND: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
-    dtype = x_ND.dtype
+def ours(kernels_of: KernelsOf, module: Llama4TextExperts, x_ND: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
+    dtype, kernels = x_ND.dtype, kernels_of(x_ND.dtype)
     experts = [
-        Expert.of(module.gate_up_proj[e].to(dtype).t(), module.down_proj[e].to(dtype).t()) for e in range(EXPERTS)
+        kernels.expert(module.gate_up_proj[e].to(dtype).t(), module.down_proj[e].to(dtype).t()) for e in range(EXPERTS)
     ]
-    return GroupedMlp(ONE_CORE)(x_ND, experts, counts)
+    return kernels.grouped_mlp(x_ND, experts, counts)
 
 
 def transformers_result(module: Llama4TextExperts, x_ND: torch.Tensor, counts: Sequence[int]) -> torch.Tensor:
@@ -60,38 +74,40 @@ def transformers_result(module: Llama4TextExperts, x_ND: torch.Tensor, counts: S
 
 
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-def test_grouped_rows_match_the_slow_twin(theirs: Llama4TextExperts, counts: list[int]) -> None:
+def test_grouped_rows_match_the_slow_twin(kernels_of: KernelsOf, theirs: Llama4TextExperts, counts: list[int]) -> None:
     x_ND = random(sum(counts), HIDDEN)
     slow = grouped_mlp_reference(x_ND, theirs.gate_up_proj, theirs.down_proj, expert_of_rows(counts))
-    torch.testing.assert_close(ours(theirs, x_ND, counts), slow, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(kernels_of, theirs, x_ND, counts), slow, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-def test_grouped_rows_match_transformers(theirs: Llama4TextExperts, counts: list[int]) -> None:
+def test_grouped_rows_match_transformers(kernels_of: KernelsOf, theirs: Llama4TextExperts, counts: list[int]) -> None:
     x_ND = random(sum(counts), HIDDEN)
     expected = transformers_result(theirs, x_ND, counts)
-    torch.testing.assert_close(ours(theirs, x_ND, counts), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours(kernels_of, theirs, x_ND, counts), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_in_16_bits_we_are_as_close_to_the_truth_as_transformers(theirs: Llama4TextExperts, dtype: torch.dtype) -> None:
+def test_in_16_bits_we_are_as_close_to_the_truth_as_transformers(
+    kernels_of: KernelsOf, theirs: Llama4TextExperts, dtype: torch.dtype
+) -> None:
     """Truth: the rounded weights and rows, computed in float64."""
     counts = COUNTS["uneven"]
     x_ND = random(sum(counts), HIDDEN, dtype=dtype)
     weights = (theirs.gate_up_proj.to(dtype).double(), theirs.down_proj.to(dtype).double())
     truth_ND = grouped_mlp_reference(x_ND.double(), *weights, expert_of_rows(counts))
-    our_error = (ours(theirs, x_ND, counts).double() - truth_ND).square().mean().sqrt()
+    our_error = (ours(kernels_of, theirs, x_ND, counts).double() - truth_ND).square().mean().sqrt()
     their_error = (transformers_result(theirs, x_ND, counts).double() - truth_ND).square().mean().sqrt()
     assert float(our_error) < 1.1 * float(their_error)
 
 
-def test_no_rows_at_all_give_no_rows(theirs: Llama4TextExperts) -> None:
-    assert ours(theirs, random(0, HIDDEN), [0] * EXPERTS).shape == (0, HIDDEN)
+def test_no_rows_at_all_give_no_rows(kernels_of: KernelsOf, theirs: Llama4TextExperts) -> None:
+    assert ours(kernels_of, theirs, random(0, HIDDEN), [0] * EXPERTS).shape == (0, HIDDEN)
 
 
-def test_groups_that_do_not_add_up_are_a_defect(theirs: Llama4TextExperts) -> None:
+def test_groups_that_do_not_add_up_are_a_defect(kernels_of: KernelsOf, theirs: Llama4TextExperts) -> None:
     with pytest.raises(AssertionError, match="6 rows in groups, 5 given"):
-        ours(theirs, random(5, HIDDEN), [2, 1, 1, 1, 1])
+        ours(kernels_of, theirs, random(5, HIDDEN), [2, 1, 1, 1, 1])
 
 
 def test_the_gate_is_the_first_half_of_the_columns() -> None:
@@ -99,7 +115,7 @@ def test_the_gate_is_the_first_half_of_the_columns() -> None:
     assert torch.allclose(swiglu(gate_up_NF2), torch.tensor([[0.0, 100.0 / (1 + torch.e**-1)]]))
 
 
-# make_linear
+# Kernels.linear
 
 SHAPES = [(1, 1), (3, 7), (17, 33), (64, 128), (200, 5), (127, 96)]
 ROWS = [0, 1, 2, 3, 5, 16, 17, 64, 257]
@@ -109,9 +125,9 @@ ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_laid_out_linear_is_a_linear(shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_a_laid_out_linear_is_a_linear(kernels_of: KernelsOf, shape: tuple[int, int], dtype: torch.dtype) -> None:
     weight_OI = random(*shape, seed=3, dtype=dtype)
-    linear = make_linear(weight_OI)
+    linear = kernels_of(dtype).linear(weight_OI)
     for rows in ROWS:
         x_NI = random(rows, shape[1], seed=rows, dtype=dtype)
         y_NO = linear(x_NI)
@@ -120,12 +136,16 @@ def test_a_laid_out_linear_is_a_linear(shape: tuple[int, int], dtype: torch.dtyp
         torch.testing.assert_close(y_NO.double(), truth_NO, rtol=ROUNDING[dtype], atol=1e-4)
 
 
-def test_a_transposed_weight_is_laid_out_as_it_reads() -> None:
+def test_a_transposed_weight_is_laid_out_as_it_reads(kernels_of: KernelsOf) -> None:
     """The checkpoint's experts are [in, out]; their transposed views are passed on without a copy."""
     weight_IO, x_NI = random(7, 11, seed=4), random(3, 7)
-    torch.testing.assert_close(make_linear(weight_IO.t())(x_NI), x_NI @ weight_IO, rtol=1e-5, atol=1e-5)
+    linear = kernels_of(torch.float32).linear(weight_IO.t())
+    torch.testing.assert_close(linear(x_NI), x_NI @ weight_IO, rtol=1e-5, atol=1e-5)
 
 
-def test_rows_that_are_not_contiguous_are_read_as_they_are() -> None:
-    weight_OI, x_IN = random(11, 7, seed=4), random(7, 6)
-    torch.testing.assert_close(make_linear(weight_OI)(x_IN.t()), F.linear(x_IN.t(), weight_OI), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+def test_rows_that_are_not_contiguous_are_read_as_they_are(kernels_of: KernelsOf, dtype: torch.dtype) -> None:
+    weight_OI, x_IN = random(11, 7, seed=4, dtype=dtype), random(7, 6, dtype=dtype)
+    truth_NO = F.linear(x_IN.t().double(), weight_OI.double())
+    y_NO = kernels_of(dtype).linear(weight_OI)(x_IN.t())
+    torch.testing.assert_close(y_NO.double(), truth_NO, rtol=ROUNDING[dtype], atol=1e-4)

@@ -5,17 +5,21 @@ from itertools import accumulate
 import pytest
 import torch
 
+from kernels.choose import choose_kernels
 from kernels.cores import Cores
-from kernels.cpu import streamed_mlp as streaming
-from kernels.cpu.streamed_linear import is_supported, make_streamed
-from kernels.grouped_mlp import Expert, GroupedMlp, even_parts, grouped_mlp_reference
-from kernels.linear import make_linear
+from kernels.cpu.processor import this_processor
+from kernels.cpu.streamed_linear import StreamedLinear
+from kernels.cpu.streamed_mlp import StreamedExpert, are_streamable, streamed_mlp
+from kernels.cpu_grouped_mlp import even_parts
+from kernels.grouped_mlp import grouped_mlp_reference
+from kernels.packed_linear import OneDnnLinear, onednn_supports
 
 D, F = 128, 192
 NARROW_F = 48  # a width that oneDNN pads
-ONE_CORE = Cores(1, "test")
+CPU = torch.device("cpu")
+ONE_CORE = choose_kernels(CPU, torch.bfloat16, 1)
 needs_the_instruction = pytest.mark.skipif(
-    not is_supported(), reason="this processor has no AVX512-BF16; it never uses these loops"
+    not this_processor().avx512_bf16, reason="this processor has no AVX512-BF16; it never uses these loops"
 )
 
 
@@ -35,12 +39,12 @@ def rows(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("cores", [1, 2, 3])
 def test_streamed_rows_match_the_slow_twin(counts: list[int], cores: int) -> None:
     gate_up_EDF2, down_EFD = weights(len(counts))
-    experts = [Expert.of(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
-    assert all(expert.streams for expert in experts)
+    experts = [ONE_CORE.expert(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
+    streamed = [expert for expert in experts if isinstance(expert, StreamedExpert)]
+    assert streamed == experts
     x_ND, expert_N = rows(sum(counts)), torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     y_ND, first_rows = torch.empty_like(x_ND), [0, *accumulate(counts)][:-1]
-    layers = [e.gate_up for e in experts], [e.down for e in experts]
-    streaming.streamed_mlp(Cores(cores, "test"), x_ND, *layers, first_rows, counts, y_ND)
+    streamed_mlp(Cores(cores, "test"), x_ND, streamed, first_rows, counts, y_ND)
     exact_ND = grouped_mlp_reference(x_ND.float(), gate_up_EDF2.float(), down_EFD.float(), expert_N)
     assert (y_ND - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
 
@@ -48,10 +52,10 @@ def test_streamed_rows_match_the_slow_twin(counts: list[int], cores: int) -> Non
 @needs_the_instruction
 def test_a_row_gets_the_same_whatever_rows_stand_beside_it() -> None:
     gate_up_EDF2, down_EFD = weights(1)
-    expert = Expert.of(gate_up_EDF2[0].t(), down_EFD[0].t())
+    expert = ONE_CORE.expert(gate_up_EDF2[0].t(), down_EFD[0].t())
     x_ND = rows(4)
-    together = GroupedMlp(ONE_CORE)(x_ND, [expert], [4])
-    apart = torch.cat([GroupedMlp(ONE_CORE)(x_D[None], [expert], [1]) for x_D in x_ND])
+    together = ONE_CORE.grouped_mlp(x_ND, [expert], [4])
+    apart = torch.cat([ONE_CORE.grouped_mlp(x_D[None], [expert], [1]) for x_D in x_ND])
     assert torch.equal(together, apart)
 
 
@@ -59,10 +63,10 @@ def test_a_row_gets_the_same_whatever_rows_stand_beside_it() -> None:
 def test_experts_with_few_and_with_many_rows_keep_their_order() -> None:
     counts = [1, 40, 2, 2, 9, 1]
     gate_up_EDF2, down_EFD = weights(len(counts))
-    experts = [Expert.of(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
+    experts = [ONE_CORE.expert(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
     x_ND, expert_N = rows(sum(counts)), torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     exact_ND = grouped_mlp_reference(x_ND.float(), gate_up_EDF2.float(), down_EFD.float(), expert_N)
-    assert (GroupedMlp(ONE_CORE)(x_ND, experts, counts) - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
+    assert (ONE_CORE.grouped_mlp(x_ND, experts, counts) - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
 
 
 def test_a_width_that_onednn_pads_is_computed_right() -> None:
@@ -73,7 +77,7 @@ def test_a_width_that_onednn_pads_is_computed_right() -> None:
     exact_ND = grouped_mlp_reference(
         x_ND.float(), gate_up_DF2.float()[None], down_FD.float()[None], torch.zeros(2, dtype=torch.int64)
     )
-    y_ND = GroupedMlp(ONE_CORE)(x_ND, [Expert.of(gate_up_DF2.t(), down_FD.t())], [2])
+    y_ND = ONE_CORE.grouped_mlp(x_ND, [ONE_CORE.expert(gate_up_DF2.t(), down_FD.t())], [2])
     assert (y_ND - exact_ND).abs().max() < 0.02 * exact_ND.abs().max()
 
 
@@ -81,19 +85,20 @@ def test_a_width_that_onednn_pads_is_computed_right() -> None:
 @pytest.mark.parametrize("num_experts", [5, 6, 11, 24])
 def test_several_cores_give_what_one_gives(num_experts: int, most_rows: int) -> None:
     gate_up_EDF2, down_EFD = weights(num_experts)
-    experts = [Expert.of(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
+    experts = [ONE_CORE.expert(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
     counts = [1 + i % most_rows for i in range(num_experts)]
     x_ND = rows(sum(counts))
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        y_ND = GroupedMlp(Cores(2, "test"))(x_ND, experts, counts)
+        y_ND = choose_kernels(CPU, torch.bfloat16, 2).grouped_mlp(x_ND, experts, counts)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(y_ND, GroupedMlp(ONE_CORE)(x_ND, experts, counts))
+    assert torch.equal(y_ND, ONE_CORE.grouped_mlp(x_ND, experts, counts))
 
 
+@pytest.mark.skipif(not onednn_supports(torch.bfloat16), reason="oneDNN packs no bf16 on this processor")
 @pytest.mark.parametrize(
     "shape",
     [(100, 64), (128, 63), (128, 48), (96, 128)],
@@ -101,12 +106,12 @@ def test_several_cores_give_what_one_gives(num_experts: int, most_rows: int) -> 
 )
 def test_odd_shapes_are_left_to_onednn(shape: tuple[int, int]) -> None:
     outputs, inputs = shape
-    gate_up = make_linear(torch.zeros(2 * outputs, inputs, dtype=torch.bfloat16))
-    assert not streaming.streams(gate_up, make_linear(torch.zeros(inputs, outputs, dtype=torch.bfloat16)))
+    gate_up = OneDnnLinear(torch.zeros(2 * outputs, inputs, dtype=torch.bfloat16))
+    assert not are_streamable(gate_up, OneDnnLinear(torch.zeros(inputs, outputs, dtype=torch.bfloat16)))
 
 
 def test_fp32_is_left_to_onednn() -> None:
-    assert not streaming.streams(make_linear(torch.zeros(128, 64)), make_linear(torch.zeros(64, 64)))
+    assert not are_streamable(OneDnnLinear(torch.zeros(128, 64)), OneDnnLinear(torch.zeros(64, 64)))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +130,7 @@ def test_a_streamed_linear_gives_what_onednn_gives(outputs: int, num_rows: int, 
     inputs = 576
     weight_OI = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0)).bfloat16()
     x_NI = torch.randn(num_rows, inputs, generator=torch.Generator().manual_seed(1)).bfloat16()
-    linear = make_streamed(weight_OI, Cores(cores, "test"))
-    assert type(linear) is not type(make_linear(weight_OI))
+    linear = choose_kernels(CPU, torch.bfloat16, cores).linear(weight_OI)
+    assert isinstance(linear, StreamedLinear)
     exact_NO = x_NI.double() @ weight_OI.double().t()
     torch.testing.assert_close(linear(x_NI).double(), exact_NO, rtol=0.005, atol=0.01)

@@ -7,10 +7,11 @@ import torch
 from kernels.cpu import tiles
 from kernels.cpu.compiled import compiled
 from kernels.cpu.numerics import as_numpy
+from kernels.cpu.processor import detect
 from kernels.cpu.tiles import tile_configure, tile_configured, tile_dot, tile_load, tile_store, tile_zero
-from kernels.linear import make_linear
+from kernels.packed_linear import OneDnnLinear
 
-pytestmark = pytest.mark.skipif(not tiles.is_supported(), reason="a processor without AMX")
+pytestmark = pytest.mark.skipif(not detect().amx, reason="a processor without AMX")
 
 
 @compiled()
@@ -59,7 +60,7 @@ def test_what_was_configured_before_is_so_again() -> None:
 def test_onednn_computes_the_same_before_and_after() -> None:
     """It keeps a configuration of its own."""
     generator = torch.Generator().manual_seed(1)
-    linear = make_linear(torch.randn(512, 512, generator=generator).bfloat16())
+    linear = OneDnnLinear(torch.randn(512, 512, generator=generator).bfloat16())
     x = torch.randn(64, 512, generator=generator).bfloat16()
     before = linear(x)
     for _ in range(3):

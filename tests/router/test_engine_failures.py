@@ -14,6 +14,7 @@ from experts.errors import LinkDown
 from experts.link import ExpertRows, Link, LocalLink, Reply
 from experts.placement import even_placement
 from experts.shard import load_shard
+from kernels.choose import choose_kernels
 from router.engine import Engine
 from router.errors import DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
 from router.local import CPU
@@ -21,6 +22,8 @@ from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
 from tests.reference import Reference, prompt
 from tests.router.engines import COMPANY, NUM_SHARDS, FakeClock, greedy, make_engine, run_to_end, tokens_of
+
+KERNELS = choose_kernels(CPU, torch.float32, 1)
 
 
 class BrokenLink:
@@ -56,10 +59,7 @@ def links(reference: Reference) -> list[Link]:
     """A link to each shard, all well."""
     checkpoint = Checkpoint.open(reference.directory)
     placement = even_placement(checkpoint.config.moe_layers, checkpoint.config.num_experts, NUM_SHARDS)
-    return [
-        LocalLink(load_shard(checkpoint, 1, placement.experts_of(shard), torch.float32, CPU))
-        for shard in range(NUM_SHARDS)
-    ]
+    return [LocalLink(load_shard(checkpoint, 1, placement.experts_of(shard), KERNELS)) for shard in range(NUM_SHARDS)]
 
 
 def make_fragile(directory: Path, links: Sequence[Link], **limits: int) -> tuple[Engine, Dispatcher]:
@@ -67,7 +67,7 @@ def make_fragile(directory: Path, links: Sequence[Link], **limits: int) -> tuple
     checkpoint = Checkpoint.open(directory)
     placement = even_placement(checkpoint.config.moe_layers, checkpoint.config.num_experts, NUM_SHARDS)
     dispatcher = Dispatcher(placement, links)
-    fragile = Model(checkpoint.config, WeightReader(checkpoint, torch.float32, CPU), dispatcher)
+    fragile = Model(checkpoint.config, WeightReader(checkpoint, torch.float32, CPU), dispatcher, KERNELS)
     return make_engine(fragile, **limits), dispatcher
 
 

@@ -16,12 +16,14 @@ from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
 from experts.shard import ExpertShard
 from experts.shard_server import ShardServer
 from experts.wire import WireFormat
-from kernels.grouped_mlp import Expert, grouped_mlp_reference
+from kernels.choose import choose_kernels
+from kernels.grouped_mlp import grouped_mlp_reference
 from router.model.dispatch import Dispatcher, ShardUnavailable
 
 EXPERTS, HIDDEN, WIDTH = 8, 16, 12
 LAYER, OTHER_LAYER = 3, 5
 CPU = torch.device("cpu")
+KERNELS = choose_kernels(CPU, torch.float32, 1)
 DEAD = "lost: the peer is gone"
 
 
@@ -35,11 +37,11 @@ GATE_UP_EDF2, DOWN_EFD = random(EXPERTS, HIDDEN, 2 * WIDTH, seed=1) * 0.3, rando
 def make_shard(placement: Placement, number: int) -> ExpertShard:
     """Layer numbers are in the weights, so that rows sent to a wrong layer come back wrong."""
     slots = {
-        (layer, expert): Expert.of((GATE_UP_EDF2[expert] * layer).t(), DOWN_EFD[expert].t())
+        (layer, expert): KERNELS.expert((GATE_UP_EDF2[expert] * layer).t(), DOWN_EFD[expert].t())
         for layer, experts in placement.experts_of(number).items()
         for expert in experts
     }
-    return ExpertShard(placement.version, slots)
+    return ExpertShard(placement.version, slots, KERNELS)
 
 
 class RecordingLink(LocalLink):

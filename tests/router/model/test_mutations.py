@@ -18,12 +18,14 @@ import router.model.heads
 import router.model.llama4
 import router.model.moe
 from checkpoint.config import ModelConfig, read_config
+from kernels.cores import Cores
+from kernels.kernels import TorchKernels
 from router.model.dispatch import Dispatcher, DispatchHandle
-from router.model.heads import PlainAttention
 from tests.local_model import load_model, prefill_logits
 from tests.reference import Reference, make_reference, prompt
 from tests.router.model.test_parity import TOLERANCE, relative_error
 
+CPU = torch.device("cpu")
 TOKENS = list(prompt(75))
 References = Callable[..., Reference]
 
@@ -43,7 +45,8 @@ def reference_of(tmp_path_factory: pytest.TempPathFactory) -> References:
 
 def error_of(reference: Reference, **config_changes: Any) -> float:
     # In plain torch, since only that has functions that can be replaced by wrong ones.
-    model = load_model(reference.directory, head_attention=PlainAttention(), **config_changes)
+    kernels = TorchKernels(CPU, torch.float32, Cores(1, "test"))
+    model = load_model(reference.directory, kernels=kernels, **config_changes)
     ours = prefill_logits(model, TOKENS)
     return relative_error(ours, reference.prefill_logits(TOKENS))
 
