@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence
 
 import ray
 
-from frontend.router_client import DeltaStreams, Readiness
-from router.counts.requests import CANCELLED
+from frontend.delta_stream import DeltaStream, DeltaStreams
+from frontend.router_client import Readiness
 from router.errors import Unavailable
-from router.request import GenerationRequest, RequestLimits, TokenDelta
+from router.request import GenerationRequest, RequestLimits
 
 logger = logging.getLogger(__name__)
 
@@ -25,12 +25,11 @@ class RayRouterClient:
         self._router_name, self._namespace = router_name, namespace
         self._limits = limits
         self._frontend_id = f"frontend-{uuid.uuid4().hex[:12]}"
-        self._streams = DeltaStreams()
-        self._open = 0
+        self._streams = DeltaStreams(self)
         self._receipt = -1  # of no batch
         self._puller: asyncio.Task[None] | None = None
         self._to_submit: list[GenerationRequest] = []
-        self._to_cancel: dict[str, str] = {}  # request id -> how it is counted
+        self._to_cancel: dict[str, str] = {}  # request id -> how its end is counted
         self._mailer: asyncio.Task[None] | None = None
         self._router: ray.actor.ActorHandle | None = None
 
@@ -48,31 +47,18 @@ class RayRouterClient:
             return Readiness(False, self._down(error))
         return readiness
 
-    async def generate(
-        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
-    ) -> AsyncGenerator[TokenDelta, None]:
-        self._streams.open(request.request_id)
-        self._open += 1
-        finished = False
-        try:
-            self._submit(request)
-            async for delta in self._streams.read(request.request_id):
-                finished = delta.is_last
-                yield delta
-        finally:
-            self._streams.close(request.request_id)
-            self._open -= 1
-            if not finished:
-                self._cancel(request.request_id, ending())
+    def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
+        return self._streams.new_stream(requests)
 
-    def _submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: GenerationRequest) -> None:
+        """Send a request with the next mail, and pull until its stream has ended. For `generate`'s streams."""
         self._to_submit.append(request)
         self._mail()
         if self._puller is None or self._puller.done():
-            self._puller = asyncio.create_task(self._pull_while_open())
+            self._puller = asyncio.create_task(self._pull_while_running())
 
-    def _cancel(self, request_id: str, ending: str) -> None:
-        # Runs in a generator that is being closed, where nothing may be awaited.
+    def cancel(self, request_id: str, ending: str) -> None:
+        """Send a cancellation with the next mail. For `generate`'s streams."""
         self._to_cancel[request_id] = ending
         self._mail()
 
@@ -96,8 +82,8 @@ class RayRouterClient:
                 self._to_cancel = cancelled | self._to_cancel  # goes with the next mail, should the router still live
                 return
 
-    async def _pull_while_open(self) -> None:
-        while self._open:
+    async def _pull_while_running(self) -> None:
+        while self._streams.any_running:
             try:
                 batch = await self._handle().pull.remote(self._frontend_id, self._receipt)
             except (Unavailable, ray.exceptions.RayError) as error:
