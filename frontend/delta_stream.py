@@ -5,6 +5,7 @@ live on one event loop.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -36,7 +37,8 @@ class DeltaStream:
         self._unsubmitted = tuple(requests)
         self._sink, self._routes = sink, routes
         self._running: set[str] = set()
-        self._arrived: asyncio.Queue[TokenDelta] = asyncio.Queue()
+        self._queue: deque[TokenDelta] = deque()
+        self._filled = asyncio.Event()
 
     def __aiter__(self) -> "DeltaStream":
         return self
@@ -48,11 +50,14 @@ class DeltaStream:
         """
         self._submit()
         while self._running:
-            try:
-                delta = await self._arrived.get()
-            except asyncio.CancelledError:
-                self.close(CANCELLED)
-                raise
+            if not self._queue:
+                self._filled.clear()
+                try:
+                    await self._filled.wait()
+                except asyncio.CancelledError:
+                    self.close(CANCELLED)
+                    raise
+            delta = self._queue.popleft()
             if delta.request_id not in self._running:
                 continue  # it was cancelled after this was made
             if delta.error is not None:
@@ -65,7 +70,8 @@ class DeltaStream:
 
     def put(self, delta: TokenDelta) -> None:
         """Queue a delta for the reader."""
-        self._arrived.put_nowait(delta)
+        self._queue.append(delta)
+        self._filled.set()
 
     def cancel(self, request_id: str, ending: str) -> None:
         """End one request: no delta of it follows, and the router frees its work within one step.

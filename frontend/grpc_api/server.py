@@ -117,8 +117,8 @@ async def serve_in_process(
         ("grpc.so_reuseport", 0),  # otherwise a second server would silently share the port with the first
     ]
     server = grpc.aio.server(options=options)
-    add_inference_services(_handlers(INFERENCE, service), server)
-    add_health_service(_handlers(HEALTH, health), server)
+    add_inference_services(handlers_of(INFERENCE, service), server)
+    add_health_service(handlers_of(HEALTH, health), server)
     names = (INFERENCE.full_name, HEALTH.full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     try:
@@ -140,19 +140,19 @@ def _add_service(descriptor: ServiceDescriptor, servicer: Any, server: grpc.aio.
     A handler may therefore get a MalformedRequest; `answer_unary` and `answer_stream` know what to do with it. Ray
     Serve passes a mock servicer and replaces the behaviours and serializers, but keeps the deserializers.
     """
-    handlers = {}
+    rpc_handlers = {}
     for method in descriptor.methods:
         make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = make(
+        rpc_handlers[method.name] = make(
             getattr(servicer, method.name),
             request_deserializer=decoder(GetMessageClass(method.input_type)),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
-    server.add_registered_method_handlers(descriptor.full_name, handlers)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, rpc_handlers),))
+    server.add_registered_method_handlers(descriptor.full_name, rpc_handlers)
 
 
-def _handlers(descriptor: ServiceDescriptor, service: object) -> SimpleNamespace:
+def handlers_of(descriptor: ServiceDescriptor, service: object) -> SimpleNamespace:
     """The methods of `service` as grpc.aio calls them: with a context, and statuses instead of errors."""
 
     def unary(method: Callable[[Any], Awaitable[Message]], response_class: type[Message]) -> Any:
@@ -173,12 +173,12 @@ def _handlers(descriptor: ServiceDescriptor, service: object) -> SimpleNamespace
 
         return handle
 
-    handlers = SimpleNamespace()
+    made = SimpleNamespace()
     for method in descriptor.methods:
         bound = getattr(service, method.name)
         handler = stream(bound) if method.server_streaming else unary(bound, GetMessageClass(method.output_type))
-        setattr(handlers, method.name, handler)
-    return handlers
+        setattr(made, method.name, handler)
+    return made
 
 
 def _well_formed(request: Message | MalformedRequest) -> Message:
