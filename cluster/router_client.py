@@ -19,14 +19,17 @@ READINESS_TIMEOUT_S = 5.0
 
 
 class RayRouterClient:
-    """A RouterClient over Ray. One pull is always under way while requests are; streams end if the router dies."""
+    """A RouterClient over Ray. While requests run, one pull is always under way. All streams end if the router dies.
+
+    `submit` and `cancel` are for the streams that `generate` makes.
+    """
 
     def __init__(self, router_name: str, namespace: str, limits: RequestLimits) -> None:
         self._router_name, self._namespace = router_name, namespace
         self._limits = limits
         self._frontend_id = f"frontend-{uuid.uuid4().hex[:12]}"
         self._streams = DeltaStreams(self)
-        self._receipt = -1  # of no batch
+        self._receipt = -1  # no batch has this number
         self._puller: asyncio.Task[None] | None = None
         self._to_submit: list[GenerationRequest] = []
         self._to_cancel: dict[str, str] = {}  # request id -> how its end is counted
@@ -51,14 +54,14 @@ class RayRouterClient:
         return self._streams.new_stream(requests)
 
     def submit(self, request: GenerationRequest) -> None:
-        """Send a request with the next mail, and pull until its stream has ended. For `generate`'s streams."""
+        """Send a request with the next mail, and pull until it has ended."""
         self._to_submit.append(request)
         self._mail()
         if self._puller is None or self._puller.done():
             self._puller = asyncio.create_task(self._pull_while_running())
 
     def cancel(self, request_id: str, ending: str) -> None:
-        """Send a cancellation with the next mail. For `generate`'s streams."""
+        """Send a cancellation with the next mail."""
         self._to_cancel[request_id] = ending
         self._mail()
 
@@ -67,7 +70,7 @@ class RayRouterClient:
             self._mailer = asyncio.create_task(self._send_mail())
 
     async def _send_mail(self) -> None:
-        """Everything posted while one call is under way goes with the next."""
+        """Send all mail. What is posted while a call is under way goes with the next one."""
         while self._to_submit or self._to_cancel:
             requests, self._to_submit = self._to_submit, []
             cancelled, self._to_cancel = self._to_cancel, {}
@@ -79,7 +82,7 @@ class RayRouterClient:
                     await router.cancel.remote(cancelled)
             except (Unavailable, ray.exceptions.RayError) as error:
                 self._fail(error)
-                self._to_cancel = cancelled | self._to_cancel  # goes with the next mail, should the router still live
+                self._to_cancel = cancelled | self._to_cancel  # again with the next mail: the router may still live
                 return
 
     async def _pull_while_running(self) -> None:
@@ -95,7 +98,7 @@ class RayRouterClient:
                 self._streams.deliver(batch.deltas)
 
     def _fail(self, error: Exception) -> None:
-        """End every stream: the router is away, and what it knew of them may be gone."""
+        """End every stream: the router cannot be reached, and may have forgotten the requests."""
         self._streams.fail_all(error if isinstance(error, Unavailable) else Unavailable(self._down(error)))
 
     def _handle(self) -> ray.actor.ActorHandle:

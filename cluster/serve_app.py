@@ -1,7 +1,7 @@
 """The frontend as an ordinary Ray Serve application.
 
-HAProxy, which Serve runs, takes each gRPC call straight to a replica; the replica calls the deployment's method of the
-RPC's name. Everything else is frontend/: the same services run in one process without Ray.
+HAProxy, which Serve runs, takes each gRPC call straight to a replica. The replica calls the deployment's method that
+has the RPC's name. All else is in frontend/: the same services run in one process without Ray.
 """
 
 from collections.abc import AsyncGenerator

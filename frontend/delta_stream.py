@@ -32,13 +32,15 @@ class DeltaStream:
     The requests are submitted when the first delta is asked for. Whoever reads the stream must close it.
     """
 
-    def __init__(self, requests: Sequence[GenerationRequest], sink: RequestSink, routes: dict[str, "DeltaStream"]):
-        """routes: which stream gets a request's deltas; holds this one's requests while they run."""
+    def __init__(
+        self, requests: Sequence[GenerationRequest], sink: RequestSink, stream_of: dict[str, "DeltaStream"]
+    ) -> None:
+        """stream_of: by request id, which stream gets the deltas; this one enters its requests while they run."""
         self._unsubmitted = tuple(requests)
-        self._sink, self._routes = sink, routes
+        self._sink, self._stream_of = sink, stream_of
         self._running: set[str] = set()
         self._queue: deque[TokenDelta] = deque()
-        self._filled = asyncio.Event()
+        self._awake = asyncio.Event()
 
     def __aiter__(self) -> "DeltaStream":
         return self
@@ -51,12 +53,13 @@ class DeltaStream:
         self._submit()
         while self._running:
             if not self._queue:
-                self._filled.clear()
+                self._awake.clear()
                 try:
-                    await self._filled.wait()
+                    await self._awake.wait()
                 except asyncio.CancelledError:
                     self.close(CANCELLED)
                     raise
+                continue
             delta = self._queue.popleft()
             if delta.request_id not in self._running:
                 continue  # it was cancelled after this was made
@@ -71,7 +74,7 @@ class DeltaStream:
     def put(self, delta: TokenDelta) -> None:
         """Queue a delta for the reader."""
         self._queue.append(delta)
-        self._filled.set()
+        self._awake.set()
 
     def cancel(self, request_id: str, ending: str) -> None:
         """End one request: no delta of it follows, and the router frees its work within one step.
@@ -84,7 +87,7 @@ class DeltaStream:
             self._sink.cancel(request_id, ending)
 
     def close(self, ending: str) -> None:
-        """Cancel every request that has not ended. May be called at any time, and again."""
+        """Cancel every request that has not ended. May be called at any time, again, and while a reader waits."""
         self._unsubmitted = ()
         for request_id in tuple(self._running):
             self.cancel(request_id, ending)
@@ -93,12 +96,13 @@ class DeltaStream:
         requests, self._unsubmitted = self._unsubmitted, ()
         for request in requests:
             self._running.add(request.request_id)
-            self._routes[request.request_id] = self
+            self._stream_of[request.request_id] = self
             self._sink.submit(request)
 
     def _forget(self, request_id: str) -> None:
         self._running.remove(request_id)
-        del self._routes[request_id]
+        del self._stream_of[request_id]
+        self._awake.set()  # the last request may have ended under a reader that waits
 
 
 class DeltaStreams:
@@ -106,23 +110,23 @@ class DeltaStreams:
 
     def __init__(self, sink: RequestSink) -> None:
         self._sink = sink
-        self._routes: dict[str, DeltaStream] = {}
+        self._stream_of: dict[str, DeltaStream] = {}
 
     @property
     def any_running(self) -> bool:
         """Whether any stream still waits for deltas."""
-        return bool(self._routes)
+        return bool(self._stream_of)
 
     def new_stream(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
-        return DeltaStream(requests, self._sink, self._routes)
+        return DeltaStream(requests, self._sink, self._stream_of)
 
     def deliver(self, deltas: Iterable[TokenDelta]) -> None:
         """Hand each delta to its stream; those of requests that have ended or were cancelled are dropped."""
         for delta in deltas:
-            stream = self._routes.get(delta.request_id)
+            stream = self._stream_of.get(delta.request_id)
             if stream is not None:
                 stream.put(delta)
 
     def fail_all(self, error: RequestError) -> None:
         """End every stream with `error`."""
-        self.deliver([TokenDelta(request_id, error=error) for request_id in self._routes])
+        self.deliver([TokenDelta(request_id, error=error) for request_id in self._stream_of])
