@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from checkpoint.tokenizer import Tokenizer
 from frontend.detokenizer import IncrementalDetokenizer
@@ -53,8 +54,7 @@ class AnswerDelta:
     usage: Usage | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _HeldToken:
+class _HeldToken(NamedTuple):
     """A token that waits for its text. end: length in characters that the answer's text must reach to release it."""
 
     token_id: int
@@ -112,36 +112,31 @@ class Answer:
 
     def _append(self, delta: TokenDelta) -> tuple[str, str | None]:
         """(text that can be shown, the stop string that ends it). Holds the delta's tokens."""
-        shown: list[str] = []
+        shown = ""
         logprobs: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(delta.token_ids)
         last = len(delta.token_ids) - 1 if delta.finish_reason is FinishReason.STOP else None
         for position, (token_id, logprob) in enumerate(zip(delta.token_ids, logprobs, strict=True)):
             self._completion_tokens += 1
             text = "" if position == last else self._detokenizer.decode([token_id])
-            stop = self._match(text, shown)
+            free, stop = self._match(text)
+            shown += free
             # A token that begins a character may begin a stop string with it.
             unfinished = self._has_stops and self._detokenizer.amid_character
             self._held.append(_HeldToken(token_id, logprob, self._chars + unfinished))
             if stop is not None:
-                return "".join(shown), stop
+                return shown, stop
         if delta.finish_reason is None:
-            return "".join(shown), None
-        stop = self._match(self._detokenizer.flush(), shown)
-        shown.append(self._matcher.flush())
-        return "".join(shown), stop
+            return shown, None
+        free, stop = self._match(self._detokenizer.flush())
+        return shown + free + self._matcher.flush(), stop
 
-    def _match(self, text: str, shown: list[str]) -> str | None:
-        """Look for stop strings in the next piece of text. Returns the one that it completes.
-
-        shown: gets the text that cannot be part of a stop string any more.
-        """
+    def _match(self, text: str) -> tuple[str, str | None]:
+        """Look for stop strings in the next piece of text; see `StopMatcher.match`."""
         if not text:
-            return None
+            return "", None
         self._chars += len(text)
         late_enough = self._completion_tokens > self._request.sampling.min_tokens
-        free, stop = self._matcher.match(text, may_stop=late_enough)
-        shown.append(free)
-        return stop
+        return self._matcher.match(text, may_stop=late_enough)
 
     def _release_tokens(self) -> tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]:
         """The held tokens whose text is shown, and their logprobs; all of them once the answer has finished."""
