@@ -31,7 +31,7 @@ async def page_in_time(model_name: str, router_name: str, shard_names: Sequence[
 def read_page(
     model_name: str, router_name: str, shard_names: Sequence[str], namespace: str, timeout_s: float = TIMEOUT_S
 ) -> bytes:
-    """The page; if the router is not on it, its first line says why. Takes at most about timeout_s, whoever is away."""
+    """The page. If the router is not on it, its first line says why. Takes about timeout_s at most, whoever is down."""
     answers = _ask([(router_name, "metrics"), *((name, "stats") for name in shard_names)], namespace, timeout_s)
     counted: RouterMetrics | None = answers.get(router_name)
     down = frozenset(counted.down) if counted else frozenset()
@@ -52,14 +52,14 @@ def _comment(text: str) -> bytes:
 
 
 def _ask(calls: Sequence[tuple[str, str]], namespace: str, timeout_s: float) -> dict[str, Any]:
-    """What each actor's method returned, by the actor's name; without those that fail or are late."""
+    """What each actor's method returned, by the actor's name. Actors that fail or are late are left out."""
     deadline_s = time.monotonic() + timeout_s
     asked = {}
     for name, method in calls:
         try:
             asked[name] = getattr(ray.get_actor(name, namespace=namespace), method).remote()
         except (ValueError, ray.exceptions.RayError):
-            continue  # it does not exist, now
+            continue  # no such actor now
     if not asked:
         return {}
     ready, late = ray.wait(

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Sequence
 
 import ray
 
-from frontend.router_client import DeltaStreams, Readiness
-from router.counts.requests import CANCELLED
+from frontend.delta_stream import DeltaStream, DeltaStreams
+from frontend.router_client import Readiness
 from router.errors import Unavailable
-from router.request import GenerationRequest, RequestLimits, TokenDelta
+from router.request import GenerationRequest, RequestLimits
 
 logger = logging.getLogger(__name__)
 
@@ -19,18 +19,20 @@ READINESS_TIMEOUT_S = 5.0
 
 
 class RayRouterClient:
-    """A RouterClient over Ray. One pull is always under way while requests are; streams end if the router dies."""
+    """A RouterClient over Ray. While requests run, one pull is always under way. All streams end if the router dies.
+
+    `submit` and `cancel` are for the streams that `generate` makes.
+    """
 
     def __init__(self, router_name: str, namespace: str, limits: RequestLimits) -> None:
         self._router_name, self._namespace = router_name, namespace
         self._limits = limits
         self._frontend_id = f"frontend-{uuid.uuid4().hex[:12]}"
-        self._streams = DeltaStreams()
-        self._open = 0
-        self._receipt = -1  # of no batch
+        self._streams = DeltaStreams(self)
+        self._receipt = -1  # no batch has this number
         self._puller: asyncio.Task[None] | None = None
         self._to_submit: list[GenerationRequest] = []
-        self._to_cancel: dict[str, str] = {}  # request id -> how it is counted
+        self._to_cancel: dict[str, str] = {}  # request id -> how its end is counted
         self._mailer: asyncio.Task[None] | None = None
         self._router: ray.actor.ActorHandle | None = None
 
@@ -48,31 +50,18 @@ class RayRouterClient:
             return Readiness(False, self._down(error))
         return readiness
 
-    async def generate(
-        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
-    ) -> AsyncGenerator[TokenDelta, None]:
-        self._streams.open(request.request_id)
-        self._open += 1
-        finished = False
-        try:
-            self._submit(request)
-            async for delta in self._streams.read(request.request_id):
-                finished = delta.is_last
-                yield delta
-        finally:
-            self._streams.close(request.request_id)
-            self._open -= 1
-            if not finished:
-                self._cancel(request.request_id, ending())
+    def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
+        return self._streams.new_stream(requests)
 
-    def _submit(self, request: GenerationRequest) -> None:
+    def submit(self, request: GenerationRequest) -> None:
+        """Send a request with the next mail, and pull until it has ended."""
         self._to_submit.append(request)
         self._mail()
         if self._puller is None or self._puller.done():
-            self._puller = asyncio.create_task(self._pull_while_open())
+            self._puller = asyncio.create_task(self._pull_while_running())
 
-    def _cancel(self, request_id: str, ending: str) -> None:
-        # Runs in a generator that is being closed, where nothing may be awaited.
+    def cancel(self, request_id: str, ending: str) -> None:
+        """Send a cancellation with the next mail."""
         self._to_cancel[request_id] = ending
         self._mail()
 
@@ -81,7 +70,7 @@ class RayRouterClient:
             self._mailer = asyncio.create_task(self._send_mail())
 
     async def _send_mail(self) -> None:
-        """Everything posted while one call is under way goes with the next."""
+        """Send all mail. What is posted while a call is under way goes with the next one."""
         while self._to_submit or self._to_cancel:
             requests, self._to_submit = self._to_submit, []
             cancelled, self._to_cancel = self._to_cancel, {}
@@ -93,11 +82,11 @@ class RayRouterClient:
                     await router.cancel.remote(cancelled)
             except (Unavailable, ray.exceptions.RayError) as error:
                 self._fail(error)
-                self._to_cancel = cancelled | self._to_cancel  # goes with the next mail, should the router still live
+                self._to_cancel = cancelled | self._to_cancel  # again with the next mail: the router may still live
                 return
 
-    async def _pull_while_open(self) -> None:
-        while self._open:
+    async def _pull_while_running(self) -> None:
+        while self._streams.any_running:
             try:
                 batch = await self._handle().pull.remote(self._frontend_id, self._receipt)
             except (Unavailable, ray.exceptions.RayError) as error:
@@ -109,7 +98,7 @@ class RayRouterClient:
                 self._streams.deliver(batch.deltas)
 
     def _fail(self, error: Exception) -> None:
-        """End every stream: the router is away, and what it knew of them may be gone."""
+        """End every stream: the router cannot be reached, and may have forgotten the requests."""
         self._streams.fail_all(error if isinstance(error, Unavailable) else Unavailable(self._down(error)))
 
     def _handle(self) -> ray.actor.ActorHandle:

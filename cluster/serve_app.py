@@ -1,7 +1,7 @@
 """The frontend as an ordinary Ray Serve application.
 
-HAProxy, which Serve runs, takes each gRPC call straight to a replica; the replica calls the deployment's method of the
-RPC's name. Everything else is frontend/: the same services run in one process without Ray.
+HAProxy, which Serve runs, takes each gRPC call straight to a replica. The replica calls the deployment's method that
+has the RPC's name. All else is in frontend/: the same services run in one process without Ray.
 """
 
 from collections.abc import AsyncGenerator
@@ -20,10 +20,12 @@ from checkpoint.tokenizer import Tokenizer
 from cluster.metrics_reader import page_in_time
 from cluster.router_client import RayRouterClient
 from frontend.chat_template import ChatTemplate
+from frontend.generation import Generation
 from frontend.grpc_api.health import HealthService
 from frontend.grpc_api.server import answer_stream, answer_unary
-from frontend.grpc_api.service import InferenceService, ModelCard
+from frontend.grpc_api.service import InferenceService
 from frontend.metrics.page import CONTENT_TYPE
+from frontend.model_card import ModelCard
 from protos.drover.v1 import inference_pb2 as pb
 from router.request import request_limits
 
@@ -55,9 +57,8 @@ class Frontend:
         config = read_config(spec.checkpoint)
         card = ModelCard.of(spec.model_name, config, spec.dtype)
         router = RayRouterClient(spec.router_name, spec.namespace, request_limits(config, spec.max_context_tokens))
-        self._inference = InferenceService(
-            card, Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint), router
-        )
+        tokenizer, chat_template = Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint)
+        self._inference = InferenceService(Generation(card, tokenizer, chat_template, router))
         self._health = HealthService(router)
 
     async def Generate(self, request: Any, grpc_context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:

@@ -1,24 +1,61 @@
-"""One answer on its way out: from the router's deltas to the messages of the stream."""
+"""One answer on its way out: from the router's token deltas to what a client sees, whatever protocol it speaks."""
 
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from checkpoint.tokenizer import Tokenizer
 from frontend.detokenizer import IncrementalDetokenizer
 from frontend.stop_strings import StopMatcher, StopStrings
-from protos.drover.v1 import inference_pb2 as pb
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
-
-_FINISH_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-}
 
 
 @dataclass(frozen=True)
-class _Waiting:
-    """A token whose text is not out yet. end: how many characters of the answer must be, before it may be."""
+class PromptLogprob:
+    """How likely a token of the prompt was. logprob: None for the first token, which nothing precedes.
+
+    top: (token id, logprob) of the most likely tokens in its place.
+    """
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens that an answer took. cached_tokens: of the prompt's, those found in the prefix cache."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDelta:
+    """What is new of one answer.
+
+    request_id: of the whole call, the same for all of its answers. index: which answer, from 0 to n - 1.
+    text: whole characters. token_ids: come together with their text. logprobs: one per token, if asked for.
+    finish_reason, usage: in an answer's last delta only. stop_string or stop_token_id: what ended the text; a stop
+    token is the last of token_ids, and neither is part of text. prompt_logprobs: the prompt's next tokens, in order.
+    """
+
+    request_id: str
+    index: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[PromptLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_string: str | None = None
+    stop_token_id: int | None = None
+    usage: Usage | None = None
+
+
+class _HeldToken(NamedTuple):
+    """A token that waits for its text. end: length in characters that the answer's text must reach to release it."""
 
     token_id: int
     logprob: TokenLogprobs | None
@@ -26,7 +63,7 @@ class _Waiting:
 
 
 class Answer:
-    """Takes the deltas of one request, oldest first, until it has finished."""
+    """Takes the token deltas of one request, oldest first, until it has finished."""
 
     def __init__(
         self, request: GenerationRequest, tokenizer: Tokenizer, stops: StopStrings, *, request_id: str, index: int
@@ -37,87 +74,87 @@ class Answer:
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._matcher = StopMatcher(stops)
         self._has_stops = bool(stops.root.next)
-        self._waiting: deque[_Waiting] = deque()
-        self._chars = 0  # of the answer's text, whether out or held back
+        self._held: deque[_HeldToken] = deque()
+        self._chars = 0  # length of the answer's text, with what the matcher holds back
         self._completion_tokens = self._cached_tokens = 0
-        self._prompt_place = 0
+        self._prompt_position = 0
         self.finished = False
 
-    def take(self, delta: TokenDelta) -> pb.GenerateResponse | None:
-        """The message that a delta makes, if it makes one; the last one says why the text ended.
+    def take(self, delta: TokenDelta) -> AnswerDelta | None:
+        """What the delta adds to the answer, if anything can be shown already.
 
-        A token that ended the text is no part of it. If a stop string ends it, what the delta brings besides is
-        dropped; the caller must see to it that the router makes no more.
+        The token that ended the text is not part of it. If a stop string ends the text, the rest of the delta is
+        dropped, and the caller must cancel the request.
         """
-        response = pb.GenerateResponse(request_id=self._request_id, index=self._index)
         self._cached_tokens += delta.cached_tokens
-        response.prompt_logprobs.extend(self._prompt_logprobs(delta.prompt_logprobs))
+        text, stop = self._append(delta)
+        if stop is not None or delta.finish_reason is not None:
+            self.finished = True
+        token_ids, logprobs = self._release_tokens()
+        prompt_logprobs = self._prompt_logprobs(delta.prompt_logprobs) if delta.prompt_logprobs else ()
+        if not self.finished:
+            if not (text or token_ids or prompt_logprobs):
+                return None
+            return AnswerDelta(self._request_id, self._index, text, token_ids, logprobs, prompt_logprobs)
+        stopped_by_token = stop is None and delta.finish_reason is FinishReason.STOP and delta.token_ids
+        return AnswerDelta(
+            self._request_id,
+            self._index,
+            text,
+            token_ids,
+            logprobs,
+            prompt_logprobs,
+            finish_reason=delta.finish_reason if stop is None else FinishReason.STOP,
+            stop_string=stop,
+            stop_token_id=delta.token_ids[-1] if stopped_by_token else None,
+            usage=Usage(len(self._request.prompt_token_ids), self._completion_tokens, self._cached_tokens),
+        )
+
+    def _append(self, delta: TokenDelta) -> tuple[str, str | None]:
+        """(text that can be shown, the stop string that ends it). Holds the delta's tokens."""
+        shown = ""
         logprobs: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(delta.token_ids)
-        ending_place = len(delta.token_ids) - 1 if delta.finish_reason is FinishReason.STOP else None
-        stop = None
-        for place, (token_id, logprob) in enumerate(zip(delta.token_ids, logprobs, strict=True)):
+        last = len(delta.token_ids) - 1 if delta.finish_reason is FinishReason.STOP else None
+        for position, (token_id, logprob) in enumerate(zip(delta.token_ids, logprobs, strict=True)):
             self._completion_tokens += 1
-            text = "" if place == ending_place else self._detokenizer.push([token_id])
-            stop = self._add(response, text)
+            text = "" if position == last else self._detokenizer.decode([token_id])
+            free, stop = self._match(text)
+            shown += free
             # A token that begins a character may begin a stop string with it.
             unfinished = self._has_stops and self._detokenizer.amid_character
-            self._waiting.append(_Waiting(token_id, logprob, self._chars + unfinished))
+            self._held.append(_HeldToken(token_id, logprob, self._chars + unfinished))
             if stop is not None:
-                break
-        if stop is None and delta.finish_reason is not None:
-            stop = self._add(response, self._detokenizer.finish())
-            response.text += self._matcher.finish()
-        if stop is not None or delta.finish_reason is not None:
-            self._finish(response, delta, stop)
-        self._release_tokens(response)
-        has_news = self.finished or response.token_ids or response.text or response.prompt_logprobs
-        return response if has_news else None
+                return shown, stop
+        if delta.finish_reason is None:
+            return shown, None
+        free, stop = self._match(self._detokenizer.flush())
+        return shown + free + self._matcher.flush(), stop
 
-    def _add(self, response: pb.GenerateResponse, text: str) -> str | None:
-        """Add what is certain of a new piece of text; returns the stop string that it completes."""
+    def _match(self, text: str) -> tuple[str, str | None]:
+        """Look for stop strings in the next piece of text; see `StopMatcher.match`."""
         if not text:
-            return None
+            return "", None
         self._chars += len(text)
         late_enough = self._completion_tokens > self._request.sampling.min_tokens
-        certain, stop = self._matcher.push(text, may_stop=late_enough)
-        response.text += certain
-        return stop
+        return self._matcher.match(text, may_stop=late_enough)
 
-    def _finish(self, response: pb.GenerateResponse, delta: TokenDelta, stop: str | None) -> None:
-        self.finished = True
-        if stop is not None:
-            response.finish_reason = pb.FINISH_REASON_STOP
-            response.stop_string = stop
-        elif delta.finish_reason is not None:
-            response.finish_reason = _FINISH_REASONS[delta.finish_reason]
-            if delta.finish_reason is FinishReason.STOP and delta.token_ids:
-                response.stop_token_id = delta.token_ids[-1]
-        response.usage.prompt_tokens = len(self._request.prompt_token_ids)
-        response.usage.completion_tokens = self._completion_tokens
-        response.usage.cached_tokens = self._cached_tokens
-
-    def _release_tokens(self, response: pb.GenerateResponse) -> None:
-        out_chars = self._chars - self._matcher.held_chars
-        while self._waiting and (self.finished or self._waiting[0].end <= out_chars):
-            token = self._waiting.popleft()
-            response.token_ids.append(token.token_id)
+    def _release_tokens(self) -> tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]:
+        """The held tokens whose text is shown, and their logprobs; all of them once the answer has finished."""
+        shown_chars = self._chars - self._matcher.held_chars
+        token_ids, logprobs = [], []
+        while self._held and (self.finished or self._held[0].end <= shown_chars):
+            token = self._held.popleft()
+            token_ids.append(token.token_id)
             if token.logprob is not None:
-                response.logprobs.append(_logprob(token.logprob))
+                logprobs.append(token.logprob)
+        return tuple(token_ids), tuple(logprobs)
 
-    def _prompt_logprobs(self, entries: Sequence[TokenLogprobs | None]) -> list[pb.PromptLogprob]:
-        first = self._prompt_place
-        self._prompt_place += len(entries)
-        return [
-            pb.PromptLogprob(token_id=self._request.prompt_token_ids[place])
+    def _prompt_logprobs(self, entries: Sequence[TokenLogprobs | None]) -> tuple[PromptLogprob, ...]:
+        first = self._prompt_position
+        self._prompt_position += len(entries)
+        return tuple(
+            PromptLogprob(self._request.prompt_token_ids[position])
             if entry is None
-            else pb.PromptLogprob(token_id=entry.token_id, logprob=entry.logprob, top=_alternatives(entry))
-            for place, entry in enumerate(entries, first)
-        ]
-
-
-def _logprob(entry: TokenLogprobs) -> pb.TokenLogprob:
-    return pb.TokenLogprob(token_id=entry.token_id, logprob=entry.logprob, top=_alternatives(entry))
-
-
-def _alternatives(entry: TokenLogprobs) -> list[pb.TokenAlternative]:
-    return [pb.TokenAlternative(token_id=token_id, logprob=logprob) for token_id, logprob in entry.top]
+            else PromptLogprob(entry.token_id, entry.logprob, entry.top)
+            for position, entry in enumerate(entries, first)
+        )

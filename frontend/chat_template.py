@@ -5,14 +5,14 @@ writes special tokens by name into one long text, between the contents of the me
 token *inside* a content must stay text, or a user could end a turn and speak as the system:
 
 1. Render the conversation. This is the text that the model shall read.
-2. In the contents, replace the first letter of every special token's name by a stand-in, a private-use character that
-   occurs nowhere else, and render again. The text has the same length, and the same letters but for the stand-ins
-   (else the template looked at such a name, and the request is refused rather than encoded in some way).
-3. What is a special token in the second text was written by the template. Split there, put the first letters back in
-   the pieces between, and encode those as plain text.
+2. In the contents, replace the first letter of every special token's name by a stand-in: a private-use character that
+   occurs nowhere else. Render again. Apart from the stand-ins the text must be the same. If it is not, the template
+   looked at such a name, and the request is refused.
+3. Every special token in the second text was written by the template. Split the text there, put the first letters back
+   into the pieces between, and encode these as plain text.
 
-So the pieces between special tokens are always encoded whole: the ids are those of the plain rendering, save that a
-name in a content is text. Without such a name, step 1 is all there is.
+The pieces between special tokens are always encoded whole. So the ids are those of the plain rendering, except that a
+name in a content is text. If no content holds such a name, step 1 is enough.
 
 Known limit: a template that itself writes the first part of a special token's name right before a content.
 """

@@ -9,10 +9,11 @@ from checkpoint.tokenizer import Tokenizer
 class IncrementalDetokenizer:
     """Decodes one stream of tokens piece by piece; each token costs the same, however long the stream.
 
-    All pieces together are `tokenizer.decode` of all tokens, however the stream is cut: a character whose bytes are
-    spread over tokens waits for its last one, and bytes that are no valid UTF-8 become the same U+FFFDs.
+    All pieces together are `tokenizer.decode` of all tokens, wherever the stream is cut. A character whose bytes are
+    spread over tokens comes with the last of them. Bytes that are no valid UTF-8 become U+FFFD.
 
-    skip_special: leave out special tokens, since a chat's text must not end in `<|eot|>`; else their names appear.
+    skip_special: leave special tokens out, so that a chat's text does not end in `<|eot|>`; if false, their names
+    appear.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
@@ -20,15 +21,15 @@ class IncrementalDetokenizer:
         self._skip_special = skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, token_ids: Iterable[int]) -> str:
+    def decode(self, token_ids: Iterable[int]) -> str:
         """The text that these tokens complete; may be empty."""
         return self._decoder.decode(self._tokenizer.decode_bytes(token_ids, skip_special=self._skip_special))
 
     @property
     def amid_character(self) -> bool:
-        """The last token ended within a character, whose other bytes must follow."""
+        """Whether the last token ended within a character."""
         return bool(self._decoder.getstate()[0])
 
-    def finish(self) -> str:
-        """The rest, once no token follows: U+FFFD for a character that never ended, else nothing."""
+    def flush(self) -> str:
+        """The rest, once no token follows: U+FFFD if the last character is incomplete, otherwise nothing."""
         return self._decoder.decode(b"", final=True)

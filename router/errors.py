@@ -18,17 +18,18 @@ class RequestError(DroverError):
 class InvalidArgument(RequestError):
     """A field of the request has a value that is not valid.
 
-    field: its name in the .proto file.
+    field: its bare name, such as "max_tokens"; a protocol's edge adds the path that its clients know.
+    reason: what is wrong with the value.
     """
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field}: {message}")
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}")
         self.field = field
-        self._message = message
+        self.reason = reason
 
     def __reduce__(self) -> tuple[type["InvalidArgument"], tuple[str, str]]:
         # Errors cross processes inside deltas; the default would call the constructor with the joined text alone.
-        return type(self), (self.field, self._message)
+        return type(self), (self.field, self.reason)
 
 
 class NotFound(RequestError):

@@ -108,39 +108,39 @@ def request_limits(config: ModelConfig, max_context_tokens: int | None = None) -
 
 
 def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
-    """Raise InvalidArgument, naming the .proto field, unless the router can take `request`."""
+    """Raise InvalidArgument, naming the field, unless the router can take `request`."""
     sampling, prompt = request.sampling, request.prompt_token_ids
     if not prompt:
         raise InvalidArgument("prompt", "is empty; give at least one token of text or token_ids")
-    _check_token_ids("prompt.token_ids", prompt, limits.vocab_size)
+    _check_token_ids("token_ids", prompt, limits.vocab_size)
     if len(prompt) >= limits.max_context_tokens:
         raise InvalidArgument(
             "prompt",
             f"has {len(prompt)} tokens; the context holds {limits.max_context_tokens}, prompt and completion together",
         )
     if sampling.max_tokens < 1:
-        raise InvalidArgument("sampling.max_tokens", f"is {sampling.max_tokens}; must be at least 1")
+        raise InvalidArgument("max_tokens", f"is {sampling.max_tokens}; must be at least 1")
     if len(prompt) + sampling.max_tokens > limits.max_context_tokens:
         raise InvalidArgument(
-            "sampling.max_tokens",
+            "max_tokens",
             f"is {sampling.max_tokens}; with a prompt of {len(prompt)} tokens at most "
             f"{limits.max_context_tokens - len(prompt)} fit into the context of {limits.max_context_tokens}",
         )
     if not 0 <= sampling.min_tokens <= sampling.max_tokens:
         raise InvalidArgument(
-            "sampling.min_tokens", f"is {sampling.min_tokens}; must be from 0 to max_tokens, {sampling.max_tokens}"
+            "min_tokens", f"is {sampling.min_tokens}; must be from 0 to max_tokens, {sampling.max_tokens}"
         )
     if request.timeout_s is not None and not 0.0 < request.timeout_s < math.inf:
         raise InvalidArgument("timeout_s", f"is {request.timeout_s:g}; must be above 0 and finite")
     _check_choice(sampling, limits)
-    _check_token_ids("sampling.stop_token_ids", tuple(sampling.stop_token_ids), limits.vocab_size)
-    _check_count("sampling.logprobs", sampling.logprobs)
-    _check_count("sampling.prompt_logprobs", sampling.prompt_logprobs)
+    _check_token_ids("stop_token_ids", tuple(sampling.stop_token_ids), limits.vocab_size)
+    _check_count("logprobs", sampling.logprobs)
+    _check_count("prompt_logprobs", sampling.prompt_logprobs)
     if sampling.prompt_logprobs is not None:
         entries = len(prompt) * (sampling.prompt_logprobs + 1)
         if entries > MAX_PROMPT_LOGPROB_ENTRIES:
             raise InvalidArgument(
-                "sampling.prompt_logprobs",
+                "prompt_logprobs",
                 f"is {sampling.prompt_logprobs}; for a prompt of {len(prompt)} tokens that is {len(prompt)} x "
                 f"({sampling.prompt_logprobs} + 1) = {entries} log-probabilities, and at most "
                 f"{MAX_PROMPT_LOGPROB_ENTRIES} are returned",
@@ -151,38 +151,34 @@ def _check_choice(sampling: SamplingParams, limits: RequestLimits) -> None:
     """The fields that say how a token is chosen. Every comparison is false for NaN."""
     if not 0.0 <= sampling.temperature <= MAX_TEMPERATURE:
         raise InvalidArgument(
-            "sampling.temperature", f"is {sampling.temperature:g}; must be from 0 (greedy) to {MAX_TEMPERATURE:g}"
+            "temperature", f"is {sampling.temperature:g}; must be from 0 (greedy) to {MAX_TEMPERATURE:g}"
         )
     if not 0.0 < sampling.top_p <= 1.0:
-        raise InvalidArgument("sampling.top_p", f"is {sampling.top_p:g}; must be above 0 and at most 1")
+        raise InvalidArgument("top_p", f"is {sampling.top_p:g}; must be above 0 and at most 1")
     if sampling.top_k < 0:
-        raise InvalidArgument("sampling.top_k", f"is {sampling.top_k}; must be 0 (keep all) or more")
+        raise InvalidArgument("top_k", f"is {sampling.top_k}; must be 0 (keep all) or more")
     if not 0.0 <= sampling.min_p <= 1.0:
-        raise InvalidArgument("sampling.min_p", f"is {sampling.min_p:g}; must be from 0 (keep all) to 1")
+        raise InvalidArgument("min_p", f"is {sampling.min_p:g}; must be from 0 (keep all) to 1")
     if not 0 <= sampling.seed < 2**64:
-        raise InvalidArgument("sampling.seed", f"is {sampling.seed}; must be from 0 to 2^64-1")
+        raise InvalidArgument("seed", f"is {sampling.seed}; must be from 0 to 2^64-1")
     for name in ("presence_penalty", "frequency_penalty"):
         penalty: float = getattr(sampling, name)
         if not -MAX_PENALTY <= penalty <= MAX_PENALTY:
-            raise InvalidArgument(
-                f"sampling.{name}", f"is {penalty:g}; must be from {-MAX_PENALTY:g} to {MAX_PENALTY:g}"
-            )
+            raise InvalidArgument(f"{name}", f"is {penalty:g}; must be from {-MAX_PENALTY:g} to {MAX_PENALTY:g}")
     if not 0.0 < sampling.repetition_penalty < math.inf:
         raise InvalidArgument(
-            "sampling.repetition_penalty",
+            "repetition_penalty",
             f"is {sampling.repetition_penalty:g}; must be above 0 and finite (1 changes nothing)",
         )
     biased = [token_id for token_id, _ in sampling.logit_bias]
     if len(biased) > MAX_BIASED_TOKENS:
-        raise InvalidArgument(
-            "sampling.logit_bias", f"has {len(biased)} entries; at most {MAX_BIASED_TOKENS} are taken"
-        )
-    _check_token_ids("sampling.logit_bias", tuple(biased), limits.vocab_size)
+        raise InvalidArgument("logit_bias", f"has {len(biased)} entries; at most {MAX_BIASED_TOKENS} are taken")
+    _check_token_ids("logit_bias", tuple(biased), limits.vocab_size)
     assert len(set(biased)) == len(biased)  # a map on the wire
     for token_id, bias in sampling.logit_bias:
         if not -MAX_BIAS <= bias <= MAX_BIAS:
             raise InvalidArgument(
-                "sampling.logit_bias",
+                "logit_bias",
                 f"gives token {token_id} a bias of {bias:g}; must be from {-MAX_BIAS:g} to {MAX_BIAS:g}",
             )
 

@@ -4,15 +4,16 @@ import asyncio
 import functools
 import json
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from checkpoint.make_tokenizer import byte_letters
 from checkpoint.tokenizer import Tokenizer
 from frontend.chat_template import ChatTemplate
+from frontend.delta_stream import DeltaStream, DeltaStreams
 from frontend.router_client import Readiness
-from router.counts.requests import CANCELLED
 from router.request import FinishReason, GenerationRequest, RequestLimits, TokenDelta
 
 BOS, EOS = 256, 257
@@ -49,8 +50,8 @@ class FakeRouter:
     """A RouterClient that answers with `script`; a test may replace it, or `ready`, at any time.
 
     requests: those that reached the router, oldest first.
-    closed: set when a stream's generator ended or was closed, which is where a real router frees its work.
-    endings: how those streams are to be counted that were closed before the script had ended them.
+    closed: set when a request's script ended or was cancelled, which is where a real router frees its work.
+    endings: how requests are to be counted that were cancelled before their script had ended them.
     """
 
     def __init__(self, script: Script | None = None, *, max_context_tokens: int = 1000) -> None:
@@ -60,6 +61,8 @@ class FakeRouter:
         self.closed = threading.Event()
         self.endings: list[str] = []
         self._limits = RequestLimits(vocab_size=VOCAB_SIZE, max_context_tokens=max_context_tokens)
+        self._streams = DeltaStreams(self)
+        self._playing: dict[str, asyncio.Task[None]] = {}
 
     async def limits(self) -> RequestLimits:
         return self._limits
@@ -67,18 +70,31 @@ class FakeRouter:
     async def readiness(self) -> Readiness:
         return Readiness(self.ready, "" if self.ready else "a test said so")
 
-    async def generate(
-        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
-    ) -> AsyncGenerator[TokenDelta, None]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
+        return self._streams.new_stream(requests)
+
+    def submit(self, request: GenerationRequest) -> None:
         self.requests.append(request)
-        finished = False
+        self._playing[request.request_id] = asyncio.create_task(self._play(request))
+
+    def cancel(self, request_id: str, ending: str) -> None:
+        self.endings.append(ending)
+        playing = self._playing.get(request_id)
+        if playing is not None:
+            playing.cancel()
+
+    async def _play(self, request: GenerationRequest) -> None:
         try:
-            async for delta in self.script(request):
-                finished = delta.is_last
-                yield delta
+            async with aclosing(self.script(request)) as deltas:
+                async for delta in deltas:
+                    self._streams.deliver([delta])
+                    if delta.is_last:
+                        return
+            raise AssertionError("the script ended without a last delta")
+        except Exception as error:
+            self._streams.deliver([TokenDelta(request.request_id, error=error)])
         finally:
-            if not finished:
-                self.endings.append(ending())
+            del self._playing[request.request_id]
             self.closed.set()
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import grpc
 import pytest
 
+from frontend.generation import Generation
 from frontend.grpc_api.health import HealthService
 from frontend.grpc_api.server import serve_in_process
-from frontend.grpc_api.service import InferenceService, ModelCard
+from frontend.grpc_api.service import InferenceService
+from frontend.model_card import ModelCard
 from tests.fake_router import EOS, LINE_TEMPLATE, FakeRouter, byte_tokenizer
 
 CARD = ModelCard(
@@ -60,7 +62,7 @@ def event_loop_thread() -> Iterator[Any]:
 def serving(router: FakeRouter, *, with_chat_template: bool = True, port: int = 0) -> Iterator[str]:
     """Serve `router` with a byte tokenizer; gives the address."""
     template = LINE_TEMPLATE if with_chat_template else None
-    service = InferenceService(CARD, byte_tokenizer(), template, router)
+    service = InferenceService(Generation(CARD, byte_tokenizer(), template, router))
     health = HealthService(router, poll_interval_s=0.01)
     with event_loop_thread() as run:
         server = serve_in_process(service, health, port=port, grace_s=0)

@@ -45,8 +45,8 @@ def decoder(request_class: type[Message]) -> Callable[[bytes], Message | Malform
 def _fault_in(raw: bytes, descriptor: Any, path: str = "") -> MalformedRequest | None:
     """The first field of the message `raw` that cannot be read; None where every field looks right.
 
-    descriptor: of the message's type. Read as an Empty, every field is unknown and therefore kept as bytes, unchecked;
-    so each one can be looked at on its own.
+    descriptor: of the message's type. The message is read as an Empty: protobuf then keeps every field as unchecked
+    bytes, and each can be looked at on its own.
     """
     try:
         fields = UnknownFieldSet(Empty.FromString(raw))

@@ -1,8 +1,8 @@
 """Puts the services on a gRPC server: one in this process, or Ray Serve's.
 
-Both go through the same registration (which lets no malformed request pass as the server's fault) and the same
-`answer_unary` and `answer_stream` (which turn errors into statuses). They differ in who calls these two: here the
-handlers that `serve_in_process` makes, there the methods of a Serve deployment.
+Both use the same registration, whose deserializers never raise, and the same `answer_unary` and `answer_stream`, which
+turn errors into statuses. These two are called by the handlers of `serve_in_process` here, and by the methods of a
+Serve deployment there.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -25,7 +25,7 @@ from frontend.grpc_api.status import metadata_of, status_of
 from protos.drover.v1 import inference_pb2
 from router.errors import InvalidArgument
 
-# Large enough for any context as text; gRPC's own default of 4 MiB would answer a long prompt with a puzzling status.
+# Large enough for any context as text. At gRPC's default of 4 MiB, a long prompt would fail with a puzzling status.
 MAX_REQUEST_BYTES = 256 * 2**20
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
@@ -72,9 +72,9 @@ async def answer_stream(
 ) -> AsyncGenerator[Response, None]:
     """The responses of `method`; if it fails, the status is set on `context` and CallFailed raised.
 
-    Merely ending would not do: in Ray Serve's Python proxy a stream's status travels with its messages and exceptions
-    only, so that one set after the last message is lost and the client sees OK. Cancellation passes through; closing
-    this generator closes the method's.
+    The exception is needed: in Ray Serve's Python proxy a stream's status travels only with messages and exceptions. A
+    status that is set after the last message would be lost, and the client would see OK. Cancellation passes through.
+    Closing this generator closes the method's.
     """
     try:
         async with aclosing(method(_well_formed(request))) as responses:
@@ -117,8 +117,8 @@ async def serve_in_process(
         ("grpc.so_reuseport", 0),  # otherwise a second server would silently share the port with the first
     ]
     server = grpc.aio.server(options=options)
-    add_inference_services(_handlers(INFERENCE, service), server)
-    add_health_service(_handlers(HEALTH, health), server)
+    add_inference_services(handlers_of(INFERENCE, service), server)
+    add_health_service(handlers_of(HEALTH, health), server)
     names = (INFERENCE.full_name, HEALTH.full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
     try:
@@ -135,24 +135,24 @@ async def serve_in_process(
 
 
 def _add_service(descriptor: ServiceDescriptor, servicer: Any, server: grpc.aio.Server) -> None:
-    """Register the service's methods, `servicer`'s attributes of the same names, with deserializers that never raise.
+    """Register the attributes of `servicer` that have the names of the service's methods.
 
-    A handler may therefore get a MalformedRequest; `answer_unary` and `answer_stream` know what to do with it. Ray
-    Serve passes a mock servicer and replaces the behaviours and serializers, but keeps the deserializers.
+    The deserializers never raise: a handler may get a MalformedRequest. `answer_unary` and `answer_stream` refuse it.
+    Ray Serve passes a mock servicer. It replaces the behaviours and serializers, but keeps the deserializers.
     """
-    handlers = {}
+    rpc_handlers = {}
     for method in descriptor.methods:
         make = grpc.unary_stream_rpc_method_handler if method.server_streaming else grpc.unary_unary_rpc_method_handler
-        handlers[method.name] = make(
+        rpc_handlers[method.name] = make(
             getattr(servicer, method.name),
             request_deserializer=decoder(GetMessageClass(method.input_type)),
             response_serializer=GetMessageClass(method.output_type).SerializeToString,
         )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, handlers),))
-    server.add_registered_method_handlers(descriptor.full_name, handlers)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(descriptor.full_name, rpc_handlers),))
+    server.add_registered_method_handlers(descriptor.full_name, rpc_handlers)
 
 
-def _handlers(descriptor: ServiceDescriptor, service: object) -> SimpleNamespace:
+def handlers_of(descriptor: ServiceDescriptor, service: object) -> SimpleNamespace:
     """The methods of `service` as grpc.aio calls them: with a context, and statuses instead of errors."""
 
     def unary(method: Callable[[Any], Awaitable[Message]], response_class: type[Message]) -> Any:
@@ -173,12 +173,12 @@ def _handlers(descriptor: ServiceDescriptor, service: object) -> SimpleNamespace
 
         return handle
 
-    handlers = SimpleNamespace()
+    made = SimpleNamespace()
     for method in descriptor.methods:
         bound = getattr(service, method.name)
         handler = stream(bound) if method.server_streaming else unary(bound, GetMessageClass(method.output_type))
-        setattr(handlers, method.name, handler)
-    return handlers
+        setattr(made, method.name, handler)
+    return made
 
 
 def _well_formed(request: Message | MalformedRequest) -> Message:

@@ -27,8 +27,7 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """The status code and message with which a call that failed with `error` ends.
 
     An error that is no DroverError is a fault of the program: it is logged with its traceback, and the client learns
-    only its type. What is not an Exception at all (CancelledError, KeyboardInterrupt) is no answer to a call: it is
-    raised again.
+    only its type. CancelledError, KeyboardInterrupt and the like are raised again.
     """
     if not isinstance(error, Exception):
         raise error

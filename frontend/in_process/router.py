@@ -1,10 +1,11 @@
 """A router in the same process, with its engine in a thread."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Sequence
 
-from frontend.router_client import DeltaStreams, Readiness
-from router.counts.requests import CANCELLED, EngineSnapshot
+from frontend.delta_stream import DeltaStream, DeltaStreams
+from frontend.router_client import Readiness
+from router.counts.requests import EngineSnapshot
 from router.engine import Engine
 from router.engine_thread import EngineThread
 from router.request import GenerationRequest, RequestLimits, TokenDelta
@@ -16,9 +17,9 @@ class InProcessRouter:
     def __init__(self, engine: Engine) -> None:
         """Must be called on the event loop that will use it."""
         self._limits = engine.request_limits
-        self._streams = DeltaStreams()
         self._loop = asyncio.get_running_loop()
         self._engine = EngineThread(engine, self._deliver)
+        self._streams = DeltaStreams(self._engine)
 
     async def limits(self) -> RequestLimits:
         return self._limits
@@ -31,22 +32,10 @@ class InProcessRouter:
         """Everything that the engine counts; from the event loop's thread."""
         return self._engine.snapshot
 
-    async def generate(
-        self, request: GenerationRequest, ending: Callable[[], str] = lambda: CANCELLED
-    ) -> AsyncGenerator[TokenDelta, None]:
-        self._streams.open(request.request_id)
-        finished = False
-        try:
-            self._engine.submit(request)
-            async for delta in self._streams.read(request.request_id):
-                finished = delta.is_last
-                yield delta
-        finally:
-            self._streams.close(request.request_id)
-            if not finished:
-                self._engine.cancel(request.request_id, ending())
+    def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
+        return self._streams.new_stream(requests)
 
-    def close(self, timeout_s: float = 10.0) -> None:
+    def stop(self, timeout_s: float = 10.0) -> None:
         """Stop the engine after the step at hand."""
         self._engine.stop(timeout_s)
 

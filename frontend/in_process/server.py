@@ -17,10 +17,12 @@ from checkpoint.layout import tensor_specs
 from checkpoint.tensors import Checkpoint
 from checkpoint.tokenizer import Tokenizer
 from frontend.chat_template import ChatTemplate
+from frontend.generation import Generation
 from frontend.grpc_api.health import HealthService
 from frontend.grpc_api.server import serve_in_process
-from frontend.grpc_api.service import InferenceService, ModelCard
+from frontend.grpc_api.service import InferenceService
 from frontend.in_process.router import InProcessRouter
+from frontend.model_card import ModelCard
 from kernels.memory import free_bytes
 from router.engine import Engine
 from router.kv_budget import KvBudget
@@ -83,10 +85,10 @@ async def _serve(
     router = InProcessRouter(Engine(model, replace(DEFAULT_LIMITS, kv_bytes=kv_bytes)))
     try:
         card = ModelCard.of(directory.resolve().name, checkpoint.config, checkpoint.config.dtype)
-        service = InferenceService(card, tokenizer, chat_template, router)
+        service = InferenceService(Generation(card, tokenizer, chat_template, router))
         # Not without grace: grpc prints a traceback if a call that its client has just cancelled is cancelled twice.
         async with serve_in_process(service, HealthService(router)) as served_at:
             address.set_result(served_at)
             await asyncio.wrap_future(leaving)
     finally:
-        router.close(STOP_S)
+        router.stop(STOP_S)

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frontend.answer import Answer
+from frontend.answer import Answer, AnswerDelta, PromptLogprob, Usage
 from frontend.stop_strings import StopStrings
-from protos.drover.v1 import inference_pb2 as pb
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta, TokenLogprobs
 from tests.fake_router import BOS, EOS, byte_tokenizer
 from tests.frontend.test_stop_strings import ended
@@ -17,7 +16,7 @@ from tests.frontend.test_stop_strings import ended
 
 def stream(
     pieces: Sequence[bytes], stops: Sequence[str], last: FinishReason = FinishReason.LENGTH, min_tokens: int = 0
-) -> list[pb.GenerateResponse]:
+) -> list[AnswerDelta]:
     """The messages that an answer's deltas make, one token per byte; with STOP an end token follows them."""
     params = SamplingParams(1000, min_tokens=min_tokens, logprobs=0)
     request = GenerationRequest("router's name", (BOS, 1, 2), params)
@@ -35,11 +34,11 @@ def stream(
     return messages
 
 
-def text_of(messages: Sequence[pb.GenerateResponse]) -> str:
+def text_of(messages: Sequence[AnswerDelta]) -> str:
     return "".join(message.text for message in messages)
 
 
-def tokens_of(messages: Sequence[pb.GenerateResponse]) -> bytes:
+def tokens_of(messages: Sequence[AnswerDelta]) -> bytes:
     return bytes(token_id for message in messages for token_id in message.token_ids if token_id < 256)
 
 
@@ -72,13 +71,15 @@ def test_text_and_tokens_stay_before_the_stop_string(text: str, stops: list[str]
     assert [bool(message.finish_reason) for message in messages] == [False] * (len(messages) - 1) + [True]
     assert all([e.token_id for e in message.logprobs] == list(message.token_ids) for message in messages)
     if match is not None:
-        assert (final.finish_reason, final.stop_string) == (pb.FINISH_REASON_STOP, match)
+        assert (final.finish_reason, final.stop_string) == (FinishReason.STOP, match)
+        assert final.usage is not None
         assert final.usage.completion_tokens == len(whole.encode())
     elif eos:
-        assert (final.finish_reason, final.stop_token_id) == (pb.FINISH_REASON_STOP, EOS)
+        assert (final.finish_reason, final.stop_token_id) == (FinishReason.STOP, EOS)
+        assert final.usage is not None
         assert final.usage.completion_tokens == len(text.encode()) + 1
     else:
-        assert (final.finish_reason, final.WhichOneof("matched_stop")) == (pb.FINISH_REASON_LENGTH, None)
+        assert (final.finish_reason, final.stop_string, final.stop_token_id) == (FinishReason.LENGTH, None, None)
 
 
 @settings(max_examples=200, deadline=None)
@@ -91,7 +92,7 @@ def test_a_stop_string_counts_if_its_last_character_comes_after_min_tokens(
     min_tokens = data.draw(st.integers(0, len(text)))
     messages = stream([bytes([byte]) for byte in text.encode()], stops, min_tokens=min_tokens)
     expected, match = ended(text, stops, first_end=min_tokens + 1)
-    assert (text_of(messages), messages[-1].stop_string) == (expected, match or "")
+    assert (text_of(messages), messages[-1].stop_string) == (expected, match)
 
 
 def test_a_stop_string_split_over_tokens_is_never_streamed_in_part() -> None:
@@ -131,8 +132,8 @@ def test_cached_tokens_and_the_prompts_logprobs_are_passed_on() -> None:
     assert first is not None
     assert last is not None
     assert list(first.prompt_logprobs) == [
-        pb.PromptLogprob(token_id=BOS),
-        pb.PromptLogprob(token_id=65, logprob=-0.5, top=[pb.TokenAlternative(token_id=7, logprob=-0.25)]),
+        PromptLogprob(BOS),
+        PromptLogprob(65, -0.5, ((7, -0.25),)),
     ]
-    assert list(last.prompt_logprobs) == [pb.PromptLogprob(token_id=66, logprob=-1.5)]
-    assert last.usage == pb.Usage(prompt_tokens=3, completion_tokens=1, cached_tokens=1)
+    assert list(last.prompt_logprobs) == [PromptLogprob(66, -1.5)]
+    assert last.usage == Usage(prompt_tokens=3, completion_tokens=1, cached_tokens=1)

@@ -55,7 +55,7 @@ hostile_bytes = st.lists(st.sampled_from(b"\x80\x9f\xa0\xbf\xc2\xe0\xed\xef\xf0\
 @given(chunks=st.lists(token_ids, max_size=6), skip_special=st.booleans())
 def test_pieces_are_the_whole(chunks: list[list[int]], skip_special: bool, tokenizer: Tokenizer) -> None:
     detokenizer = IncrementalDetokenizer(tokenizer, skip_special=skip_special)
-    streamed = "".join(detokenizer.push(chunk) for chunk in chunks) + detokenizer.finish()
+    streamed = "".join(detokenizer.decode(chunk) for chunk in chunks) + detokenizer.flush()
     assert streamed == tokenizer.decode(chain(*chunks), skip_special=skip_special)
 
 
@@ -64,7 +64,7 @@ def test_pieces_are_the_whole(chunks: list[list[int]], skip_special: bool, token
 def test_invalid_bytes_become_what_the_whole_makes_of_them(data: bytes, tokenizer: Tokenizer) -> None:
     id_of_byte = {tokenizer.token_bytes(i): i for i in range(256)}
     detokenizer = IncrementalDetokenizer(tokenizer)
-    streamed = "".join(detokenizer.push([id_of_byte[bytes([byte])]]) for byte in data) + detokenizer.finish()
+    streamed = "".join(detokenizer.decode([id_of_byte[bytes([byte])]]) for byte in data) + detokenizer.flush()
     assert streamed == data.decode("utf-8", "replace")
 
 
@@ -73,7 +73,7 @@ def test_characters_split_over_tokens_come_whole(text: str, llama4_tokenizer: To
     detokenizer = IncrementalDetokenizer(llama4_tokenizer)
     sent = ""
     for token_id in llama4_tokenizer.encode(text, add_bos=False):
-        sent += detokenizer.push([token_id])
+        sent += detokenizer.decode([token_id])
         assert text.startswith(sent)
     assert sent == text
 
@@ -81,26 +81,26 @@ def test_characters_split_over_tokens_come_whole(text: str, llama4_tokenizer: To
 def test_a_character_waits_for_its_last_token(llama4_tokenizer: Tokenizer) -> None:
     ids = llama4_tokenizer.encode("𓀀", add_bos=False)
     detokenizer = IncrementalDetokenizer(llama4_tokenizer)
-    assert [detokenizer.push([token_id]) for token_id in ids] == [""] * (len(ids) - 1) + ["𓀀"]
+    assert [detokenizer.decode([token_id]) for token_id in ids] == [""] * (len(ids) - 1) + ["𓀀"]
     assert len(ids) > 1
 
 
 def test_a_character_that_never_ends_comes_out_at_the_finish(llama4_tokenizer: Tokenizer) -> None:
     detokenizer = IncrementalDetokenizer(llama4_tokenizer)
-    assert detokenizer.push(llama4_tokenizer.encode("a𓀀", add_bos=False)[:-1]) == "a"
-    assert detokenizer.finish() == "\ufffd"
+    assert detokenizer.decode(llama4_tokenizer.encode("a𓀀", add_bos=False)[:-1]) == "a"
+    assert detokenizer.flush() == "\ufffd"
 
 
 def test_end_of_turn_is_no_text(tokenizer: Tokenizer) -> None:
     detokenizer = IncrementalDetokenizer(tokenizer)
-    assert detokenizer.push(tokenizer.encode_with_specials("Hi!<|eot|>")) == "Hi!"
+    assert detokenizer.decode(tokenizer.encode_with_specials("Hi!<|eot|>")) == "Hi!"
 
 
 def test_special_tokens_can_be_shown(tokenizer: Tokenizer) -> None:
     detokenizer = IncrementalDetokenizer(tokenizer, skip_special=False)
-    assert detokenizer.push(tokenizer.encode_with_specials("Hi!<|eot|>")) == "Hi!<|eot|>"
+    assert detokenizer.decode(tokenizer.encode_with_specials("Hi!<|eot|>")) == "Hi!<|eot|>"
 
 
 def test_special_names_that_the_model_spelt_out_are_text(tokenizer: Tokenizer) -> None:
     detokenizer = IncrementalDetokenizer(tokenizer)
-    assert detokenizer.push(tokenizer.encode("say <|eot|>", add_bos=False)) == "say <|eot|>"
+    assert detokenizer.decode(tokenizer.encode("say <|eot|>", add_bos=False)) == "say <|eot|>"

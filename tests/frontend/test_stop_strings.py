@@ -37,7 +37,7 @@ def test_the_text_ends_before_the_first_stop_string_however_it_is_cut(pieces: li
     matcher, out, seen, match = StopMatcher(StopStrings(stops)), "", "", None
     for piece in pieces:
         seen += piece
-        certain, match = matcher.push(piece)
+        certain, match = matcher.match(piece)
         out += certain
         if match is not None:
             break
@@ -45,7 +45,7 @@ def test_the_text_ends_before_the_first_stop_string_however_it_is_cut(pieces: li
         assert out == seen[: len(seen) - longest_beginning(seen, stops)]
         assert matcher.held_chars == len(seen) - len(out)
     if match is None:
-        out += matcher.finish()
+        out += matcher.flush()
     assert (out, match) == ended("".join(pieces), stops)
 
 
@@ -56,12 +56,12 @@ def test_every_way_to_cut_a_text_ends_it_at_the_same_place(stops: list[str]) -> 
         matcher, out, start = StopMatcher(StopStrings(stops)), "", 0
         for end in range(1, len(text) + 1):
             if end == len(text) or cuts >> (end - 1) & 1:
-                certain, match = matcher.push(text[start:end])
+                certain, match = matcher.match(text[start:end])
                 out, start = out + certain, end
                 if match is not None:
                     break
         else:
-            out += matcher.finish()
+            out += matcher.flush()
         assert (out, match) == ended(text, stops)
 
 
@@ -70,22 +70,22 @@ def test_every_way_to_cut_a_text_ends_it_at_the_same_place(stops: list[str]) -> 
 def test_what_ends_before_it_may_does_not_count(early: str, late: str, stops: list[str]) -> None:
     """A stop string that ends in the late part counts, though it may have begun in the early one."""
     matcher = StopMatcher(StopStrings(stops))
-    first, nothing = matcher.push(early, may_stop=False)
+    first, nothing = matcher.match(early, may_stop=False)
     assert first == early[: len(early) - longest_beginning(early, stops)]
-    second, match = matcher.push(late)
+    second, match = matcher.match(late)
     assert nothing is None
-    rest = "" if match else matcher.finish()
+    rest = "" if match else matcher.flush()
     assert (first + second + rest, match) == ended(early + late, stops, first_end=len(early) + 1)
 
 
 def test_of_two_that_end_together_the_longer_one_counts() -> None:
-    assert StopMatcher(StopStrings(["\n", "\n\n"])).push("a\n\n") == ("a", "\n")
-    assert StopMatcher(StopStrings(["end", "The end"])).push("So. The end.") == ("So. ", "The end")
+    assert StopMatcher(StopStrings(["\n", "\n\n"])).match("a\n\n") == ("a", "\n")
+    assert StopMatcher(StopStrings(["end", "The end"])).match("So. The end.") == ("So. ", "The end")
 
 
 def test_without_stop_strings_nothing_is_held_back() -> None:
     matcher = StopMatcher(StopStrings([]))
-    assert [matcher.push(piece) for piece in ("a", "", "bc")] == [("a", None), ("", None), ("bc", None)]
+    assert [matcher.match(piece) for piece in ("a", "", "bc")] == [("a", None), ("", None), ("bc", None)]
 
 
 def test_hostile_texts_cost_no_more_than_others() -> None:
@@ -95,7 +95,7 @@ def test_hostile_texts_cost_no_more_than_others() -> None:
     def seconds(text: str) -> float:
         matcher, began_s = StopMatcher(stops), time.process_time()
         for place in range(0, len(text), 8):
-            matcher.push(text[place : place + 8])
+            matcher.match(text[place : place + 8])
         return time.process_time() - began_s
 
     seconds("x" * 1000)

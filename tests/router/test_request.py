@@ -62,49 +62,49 @@ VALID: list[dict[str, Any]] = [
 
 INVALID: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ()}, "prompt", "is empty"),
-    ({"prompt": (5, 100)}, "prompt.token_ids", "contains 100; token ids go from 0 to 99"),
-    ({"prompt": (-1,)}, "prompt.token_ids", "contains -1"),
+    ({"prompt": (5, 100)}, "token_ids", "contains 100; token ids go from 0 to 99"),
+    ({"prompt": (-1,)}, "token_ids", "contains -1"),
     ({"prompt": range(20), "max_tokens": 1}, "prompt", "has 20 tokens; the context holds 20"),
-    ({"max_tokens": 0}, "sampling.max_tokens", "is 0; must be at least 1"),
-    ({"max_tokens": -3}, "sampling.max_tokens", "is -3"),
-    ({"max_tokens": 18}, "sampling.max_tokens", "is 18; with a prompt of 3 tokens at most 17 fit"),
-    ({"temperature": -0.1}, "sampling.temperature", "is -0.1; must be from 0"),
-    ({"temperature": 100.1}, "sampling.temperature", "is 100.1"),
-    ({"temperature": math.nan}, "sampling.temperature", "is nan"),
-    ({"temperature": math.inf}, "sampling.temperature", "is inf"),
-    ({"temperature": -math.inf}, "sampling.temperature", "is -inf"),
-    ({"top_p": 0.0}, "sampling.top_p", "is 0; must be above 0 and at most 1"),
-    ({"top_p": -0.5}, "sampling.top_p", "is -0.5"),
-    ({"top_p": 1.001}, "sampling.top_p", "is 1.001"),
-    ({"top_p": math.nan}, "sampling.top_p", "is nan"),
-    ({"top_p": math.inf}, "sampling.top_p", "is inf"),
-    ({"top_k": -1}, "sampling.top_k", "is -1; must be 0"),
-    ({"seed": -1}, "sampling.seed", "is -1; must be from 0 to 2^64-1"),
-    ({"seed": 2**64}, "sampling.seed", "is 18446744073709551616"),
-    ({"stop_token_ids": frozenset({3, 100})}, "sampling.stop_token_ids", "contains 100"),
-    ({"stop_token_ids": frozenset({-1})}, "sampling.stop_token_ids", "contains -1"),
-    ({"logprobs": -1}, "sampling.logprobs", "is -1; must be from 0 to 20"),
-    ({"logprobs": 21}, "sampling.logprobs", "is 21"),
-    ({"min_p": -0.1}, "sampling.min_p", "is -0.1; must be from 0 (keep all) to 1"),
-    ({"min_p": 1.1}, "sampling.min_p", "is 1.1"),
-    ({"min_p": math.nan}, "sampling.min_p", "is nan"),
-    ({"presence_penalty": 2.1}, "sampling.presence_penalty", "is 2.1; must be from -2 to 2"),
-    ({"presence_penalty": -2.1}, "sampling.presence_penalty", "is -2.1"),
-    ({"presence_penalty": math.nan}, "sampling.presence_penalty", "is nan"),
-    ({"frequency_penalty": 2.1}, "sampling.frequency_penalty", "is 2.1; must be from -2 to 2"),
-    ({"frequency_penalty": -math.inf}, "sampling.frequency_penalty", "is -inf"),
-    ({"repetition_penalty": 0.0}, "sampling.repetition_penalty", "is 0; must be above 0 and finite"),
-    ({"repetition_penalty": -1.0}, "sampling.repetition_penalty", "is -1"),
-    ({"repetition_penalty": math.inf}, "sampling.repetition_penalty", "is inf"),
-    ({"repetition_penalty": math.nan}, "sampling.repetition_penalty", "is nan"),
-    ({"logit_bias": ((100, 1.0),)}, "sampling.logit_bias", "contains 100; token ids go from 0 to 99"),
-    ({"logit_bias": ((5, 101.0),)}, "sampling.logit_bias", "gives token 5 a bias of 101; must be from -100 to 100"),
-    ({"logit_bias": ((5, math.nan),)}, "sampling.logit_bias", "gives token 5 a bias of nan"),
-    ({"logit_bias": ((5, 1.0),) * 1025}, "sampling.logit_bias", "has 1025 entries; at most 1024 are taken"),
-    ({"min_tokens": -1}, "sampling.min_tokens", "is -1; must be from 0 to max_tokens, 5"),
-    ({"min_tokens": 6}, "sampling.min_tokens", "is 6; must be from 0 to max_tokens, 5"),
-    ({"prompt_logprobs": -1}, "sampling.prompt_logprobs", "is -1; must be from 0 to 20"),
-    ({"prompt_logprobs": 21}, "sampling.prompt_logprobs", "is 21"),
+    ({"max_tokens": 0}, "max_tokens", "is 0; must be at least 1"),
+    ({"max_tokens": -3}, "max_tokens", "is -3"),
+    ({"max_tokens": 18}, "max_tokens", "is 18; with a prompt of 3 tokens at most 17 fit"),
+    ({"temperature": -0.1}, "temperature", "is -0.1; must be from 0"),
+    ({"temperature": 100.1}, "temperature", "is 100.1"),
+    ({"temperature": math.nan}, "temperature", "is nan"),
+    ({"temperature": math.inf}, "temperature", "is inf"),
+    ({"temperature": -math.inf}, "temperature", "is -inf"),
+    ({"top_p": 0.0}, "top_p", "is 0; must be above 0 and at most 1"),
+    ({"top_p": -0.5}, "top_p", "is -0.5"),
+    ({"top_p": 1.001}, "top_p", "is 1.001"),
+    ({"top_p": math.nan}, "top_p", "is nan"),
+    ({"top_p": math.inf}, "top_p", "is inf"),
+    ({"top_k": -1}, "top_k", "is -1; must be 0"),
+    ({"seed": -1}, "seed", "is -1; must be from 0 to 2^64-1"),
+    ({"seed": 2**64}, "seed", "is 18446744073709551616"),
+    ({"stop_token_ids": frozenset({3, 100})}, "stop_token_ids", "contains 100"),
+    ({"stop_token_ids": frozenset({-1})}, "stop_token_ids", "contains -1"),
+    ({"logprobs": -1}, "logprobs", "is -1; must be from 0 to 20"),
+    ({"logprobs": 21}, "logprobs", "is 21"),
+    ({"min_p": -0.1}, "min_p", "is -0.1; must be from 0 (keep all) to 1"),
+    ({"min_p": 1.1}, "min_p", "is 1.1"),
+    ({"min_p": math.nan}, "min_p", "is nan"),
+    ({"presence_penalty": 2.1}, "presence_penalty", "is 2.1; must be from -2 to 2"),
+    ({"presence_penalty": -2.1}, "presence_penalty", "is -2.1"),
+    ({"presence_penalty": math.nan}, "presence_penalty", "is nan"),
+    ({"frequency_penalty": 2.1}, "frequency_penalty", "is 2.1; must be from -2 to 2"),
+    ({"frequency_penalty": -math.inf}, "frequency_penalty", "is -inf"),
+    ({"repetition_penalty": 0.0}, "repetition_penalty", "is 0; must be above 0 and finite"),
+    ({"repetition_penalty": -1.0}, "repetition_penalty", "is -1"),
+    ({"repetition_penalty": math.inf}, "repetition_penalty", "is inf"),
+    ({"repetition_penalty": math.nan}, "repetition_penalty", "is nan"),
+    ({"logit_bias": ((100, 1.0),)}, "logit_bias", "contains 100; token ids go from 0 to 99"),
+    ({"logit_bias": ((5, 101.0),)}, "logit_bias", "gives token 5 a bias of 101; must be from -100 to 100"),
+    ({"logit_bias": ((5, math.nan),)}, "logit_bias", "gives token 5 a bias of nan"),
+    ({"logit_bias": ((5, 1.0),) * 1025}, "logit_bias", "has 1025 entries; at most 1024 are taken"),
+    ({"min_tokens": -1}, "min_tokens", "is -1; must be from 0 to max_tokens, 5"),
+    ({"min_tokens": 6}, "min_tokens", "is 6; must be from 0 to max_tokens, 5"),
+    ({"prompt_logprobs": -1}, "prompt_logprobs", "is -1; must be from 0 to 20"),
+    ({"prompt_logprobs": 21}, "prompt_logprobs", "is 21"),
 ]
 
 
@@ -124,7 +124,7 @@ def test_a_value_out_of_bounds_is_refused_by_name_and_value(fields: dict[str, An
 def test_every_sampling_field_is_checked() -> None:
     """A field that is added to SamplingParams needs a line in each table above; every bool is valid."""
     checked = {field for _, field, _ in INVALID}
-    assert {f"sampling.{name}" for name in SamplingParams.__dataclass_fields__} - {"sampling.ignore_eos"} <= checked
+    assert set(SamplingParams.__dataclass_fields__) - {"ignore_eos"} <= checked
 
 
 @pytest.mark.parametrize(("prompt_tokens", "top", "fits"), [(2**16, 15, True), (2**16 + 1, 15, False)])
@@ -136,7 +136,7 @@ def test_the_log_probabilities_of_a_long_prompt_are_limited(prompt_tokens: int, 
         return
     with pytest.raises(InvalidArgument, match=r"65537 x \(15 \+ 1\) = 1048592 .* at most 1048576") as error:
         check_request(request, limits)
-    assert error.value.field == "sampling.prompt_logprobs"
+    assert error.value.field == "prompt_logprobs"
 
 
 @pytest.mark.parametrize(
@@ -153,9 +153,9 @@ def test_a_finish_reason_or_an_error_ends_a_request(delta: TokenDelta, is_last: 
 
 
 def test_an_error_keeps_its_field_when_it_travels_in_a_delta() -> None:
-    error = InvalidArgument("sampling.top_p", "is 2")
+    error = InvalidArgument("top_p", "is 2")
     copy = pickle.loads(pickle.dumps(TokenDelta("id", error=error))).error
-    assert (type(copy), copy.field, str(copy)) == (InvalidArgument, "sampling.top_p", "sampling.top_p: is 2")
+    assert (type(copy), copy.field, str(copy)) == (InvalidArgument, "top_p", "top_p: is 2")
 
 
 @pytest.mark.parametrize("timeout_s", [None, 1e-9, 1e9])

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from checkpoint.errors import DroverError
+from frontend.generation import Generation
 from frontend.grpc_api.health import HealthService
 from frontend.grpc_api.server import add_health_service, add_inference_services, answer_stream, answer_unary
 from frontend.grpc_api.service import InferenceService
@@ -44,7 +45,7 @@ def serving_with_ray_serve(router: FakeRouter) -> Iterator[str]:
         from ray.serve.exceptions import gRPCStatusError
         from ray.serve.grpc_util import RayServegRPCContext
 
-    service = InferenceService(CARD, byte_tokenizer(), None, router)
+    service = InferenceService(Generation(CARD, byte_tokenizer(), None, router))
     health = HealthService(router, poll_interval_s=0.01)
 
     def behaviour_of(service_method: str, streaming_type: gRPCStreamingType) -> Callable[..., Any]:

@@ -90,6 +90,42 @@ def test_logprobs_come_with_their_tokens(router, stub) -> None:
     assert router.requests[0].sampling.logprobs == 2
 
 
+def test_an_answer_with_everything_is_these_messages(router, stub) -> None:
+    async def script(request: GenerationRequest):
+        name = request.request_id
+        yield TokenDelta(name, prompt_logprobs=(None, TokenLogprobs(72, -0.5, ((7, -0.25),))), cached_tokens=1)
+        yield TokenDelta(name, (0xC3,), (TokenLogprobs(0xC3, -0.5, ()),))
+        yield TokenDelta(name, (0xA9,), (TokenLogprobs(0xA9, -1.0, ((5, -0.75),)),))
+        yield TokenDelta(name, (EOS,), (TokenLogprobs(EOS, -2.0, ()),), FinishReason.STOP)
+
+    router.script = script
+    sampling = pb.SamplingParams(logprobs=1, prompt_logprobs=1)
+    responses = generate(stub, pb.GenerateRequest(text="Hi", sampling=sampling))
+    name = router.requests[0].request_id
+    seven, five = pb.TokenAlternative(token_id=7, logprob=-0.25), pb.TokenAlternative(token_id=5, logprob=-0.75)
+    assert responses == [
+        pb.GenerateResponse(
+            request_id=name,
+            prompt_logprobs=[pb.PromptLogprob(token_id=BOS), pb.PromptLogprob(token_id=72, logprob=-0.5, top=[seven])],
+        ),
+        pb.GenerateResponse(request_id=name, token_ids=[0xC3], logprobs=[pb.TokenLogprob(token_id=0xC3, logprob=-0.5)]),
+        pb.GenerateResponse(
+            request_id=name,
+            token_ids=[0xA9],
+            text="é",
+            logprobs=[pb.TokenLogprob(token_id=0xA9, logprob=-1.0, top=[five])],
+        ),
+        pb.GenerateResponse(
+            request_id=name,
+            token_ids=[EOS],
+            logprobs=[pb.TokenLogprob(token_id=EOS, logprob=-2.0)],
+            finish_reason=pb.FINISH_REASON_STOP,
+            stop_token_id=EOS,
+            usage=pb.Usage(prompt_tokens=3, completion_tokens=3, cached_tokens=1),
+        ),
+    ]
+
+
 def test_sampling_that_is_left_out_takes_the_documented_defaults(router, stub) -> None:
     generate(stub, pb.GenerateRequest(text="Hi"))
     sampling = router.requests[0].sampling

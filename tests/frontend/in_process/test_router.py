@@ -1,14 +1,14 @@
 """The router in the frontend's own process: streams on an event loop, fed by the engine's thread."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from frontend.in_process.router import InProcessRouter
-from frontend.router_client import DeltaStreams
+from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.errors import ResourceExhausted, Unavailable
 from router.model.llama4 import Model
@@ -32,7 +32,7 @@ async def serving(engine: Engine) -> AsyncIterator[InProcessRouter]:
     try:
         yield router
     finally:
-        router.close(PATIENCE_S)
+        router.stop(PATIENCE_S)
 
 
 def run(test: Coroutine[Any, Any, Any]) -> Any:
@@ -43,7 +43,7 @@ def run(test: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def read_all(router: InProcessRouter, request: GenerationRequest) -> list[TokenDelta]:
-    return [delta async for delta in router.generate(request)]
+    return [delta async for delta in router.generate([request])]
 
 
 def tokens_in(deltas: list[TokenDelta]) -> list[int]:
@@ -87,10 +87,10 @@ def test_closing_a_stream_frees_its_work(model: Model) -> None:
 
     async def test() -> None:
         async with serving(engine) as router:
-            stream = router.generate(greedy("a", prompt(9), ENDLESS))
+            stream = router.generate([greedy("a", prompt(9), ENDLESS)])
             await anext(stream)
             assert engine.stats.kv_bytes_used > 0
-            await stream.aclose()
+            stream.close(CANCELLED)
             await answers_after(router)
             assert (engine.stats.kv_bytes_used, engine.stats.running) == (0, 0)
 
@@ -101,9 +101,9 @@ def test_closing_a_stream_frees_its_work(model: Model) -> None:
 def test_a_closed_stream_is_counted_as_its_reader_says(model: Model, ending: str) -> None:
     async def test() -> None:
         async with serving(make_engine(model)) as router:
-            stream = router.generate(greedy("a", prompt(9), ENDLESS), lambda: ending)
+            stream = router.generate([greedy("a", prompt(9), ENDLESS)])
             await anext(stream)
-            await stream.aclose()
+            stream.close(ending)
             await answers_after(router)
             assert ended(router) == {ending: 1, "length": 1}
 
@@ -118,7 +118,7 @@ def test_cancelling_the_task_that_reads_a_stream_frees_its_work(model: Model) ->
             begun = asyncio.Event()
 
             async def read() -> None:
-                async for _ in router.generate(greedy("a", prompt(9), ENDLESS)):
+                async for _ in router.generate([greedy("a", prompt(9), ENDLESS)]):
                     begun.set()
 
             reading = asyncio.create_task(read())
@@ -136,10 +136,10 @@ def test_cancelling_the_task_that_reads_a_stream_frees_its_work(model: Model) ->
 def test_closing_one_stream_leaves_the_others_alone(model: Model) -> None:
     async def test() -> list[TokenDelta]:
         async with serving(make_engine(model)) as router:
-            closing = router.generate(greedy("closed", prompt(9), ENDLESS))
+            closing = router.generate([greedy("closed", prompt(9), ENDLESS)])
             staying = asyncio.create_task(read_all(router, greedy("stays", prompt(5), 20)))
             await anext(closing)
-            await closing.aclose()
+            closing.close(CANCELLED)
             return await staying
 
     assert tokens_in(run(test())) == alone(model, greedy("stays", prompt(5), 20))
@@ -150,8 +150,8 @@ def test_a_stream_that_was_never_read_costs_nothing(model: Model) -> None:
 
     async def test() -> None:
         async with serving(engine) as router:
-            stream = router.generate(greedy("a", prompt(9), ENDLESS))
-            await stream.aclose()
+            stream = router.generate([greedy("a", prompt(9), ENDLESS)])
+            stream.close(CANCELLED)
             await answers_after(router)
 
     run(test())
@@ -170,11 +170,11 @@ def test_a_refusal_is_raised_where_the_stream_is_read(model: Model) -> None:
 def test_a_router_that_closes_ends_open_streams_as_unavailable(model: Model) -> None:
     async def test() -> None:
         async with serving(make_engine(model, max_running=1)) as router:
-            running = router.generate(greedy("running", prompt(9), ENDLESS))
+            running = router.generate([greedy("running", prompt(9), ENDLESS)])
             await anext(running)
             waiting = asyncio.create_task(read_all(router, greedy("waiting", prompt(9), ENDLESS)))
             await asyncio.sleep(0)  # lets the task submit its request
-            router.close(PATIENCE_S)
+            router.stop(PATIENCE_S)
             for stream in (read_to_the_end(running), waiting):
                 with pytest.raises(Unavailable, match="the router is stopping"):
                     await stream
@@ -190,7 +190,7 @@ async def read_to_the_end(stream: AsyncIterator[TokenDelta]) -> None:
 def test_a_closed_router_is_unavailable(model: Model) -> None:
     async def test() -> None:
         async with serving(make_engine(model)) as router:
-            router.close(PATIENCE_S)
+            router.stop(PATIENCE_S)
             with pytest.raises(Unavailable, match="the router is stopping"):
                 await read_all(router, greedy("late", prompt(9)))
 
@@ -205,67 +205,6 @@ def test_limits_and_readiness_are_the_engines(model: Model) -> None:
             assert (await router.readiness()).ready
 
     run(test())
-
-
-# DeltaStreams, which every router client sorts with.
-
-
-async def first_of(streams: DeltaStreams, request_id: str) -> TokenDelta:
-    stream = streams.read(request_id)
-    delta = await anext(stream)
-    await stream.aclose()
-    return delta
-
-
-def in_streams(test: Callable[[DeltaStreams], Coroutine[Any, Any, None]]) -> None:
-    async def with_streams() -> None:
-        await test(DeltaStreams())
-
-    run(with_streams())
-
-
-def test_deltas_that_come_before_anybody_reads_are_kept() -> None:
-    async def test(streams: DeltaStreams) -> None:
-        streams.open("a")
-        streams.deliver([TokenDelta("a", (1,)), TokenDelta("a", (2,), finish_reason=FinishReason.STOP)])
-        assert [delta.token_ids async for delta in streams.read("a")] == [(1,), (2,)]
-
-    in_streams(test)
-
-
-def test_deltas_for_a_closed_or_unknown_stream_are_dropped() -> None:
-    async def test(streams: DeltaStreams) -> None:
-        streams.open("closed")
-        streams.open("open")
-        streams.close("closed")
-        streams.deliver([TokenDelta("closed", (1,)), TokenDelta("unknown", (2,)), TokenDelta("open", (3,))])
-        assert (await first_of(streams, "open")).token_ids == (3,)
-
-    in_streams(test)
-
-
-def test_an_error_is_raised_after_the_tokens_that_came_before_it() -> None:
-    async def test(streams: DeltaStreams) -> None:
-        streams.open("a")
-        streams.deliver([TokenDelta("a", (1,)), TokenDelta("a", error=Unavailable("gone"))])
-        stream = streams.read("a")
-        assert (await anext(stream)).token_ids == (1,)
-        with pytest.raises(Unavailable, match="gone"):
-            await anext(stream)
-
-    in_streams(test)
-
-
-def test_failing_all_ends_every_open_stream() -> None:
-    async def test(streams: DeltaStreams) -> None:
-        for name in "ab":
-            streams.open(name)
-        streams.fail_all(Unavailable("the router is down"))
-        for name in "ab":
-            with pytest.raises(Unavailable, match="the router is down"):
-                await first_of(streams, name)
-
-    in_streams(test)
 
 
 def test_it_tells_what_its_engine_has_counted(model: Model) -> None:

@@ -1,0 +1,132 @@
+"""The deltas of a call's requests as one stream, whichever router makes them.
+
+A router's deltas arrive mixed. `DeltaStreams` sorts them by request; each `DeltaStream` queues those of one call. Both
+live on one event loop.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from router.counts.requests import CANCELLED
+from router.errors import RequestError
+from router.request import GenerationRequest, TokenDelta
+
+
+class RequestSink(Protocol):
+    """The way to a router. Neither method waits, so that a stream can be closed where nothing may be awaited."""
+
+    def submit(self, request: GenerationRequest) -> None:
+        """Queue a request. A refusal comes as a delta with an error."""
+        ...
+
+    def cancel(self, request_id: str, ending: str) -> None:
+        """Free a request's work within one step. ending: how it is counted, see `DeltaStream.cancel`."""
+        ...
+
+
+class DeltaStream:
+    """The deltas of one or several requests in the order of their arrival; it ends when all requests have ended.
+
+    The requests are submitted when the first delta is asked for. Whoever reads the stream must close it.
+    """
+
+    def __init__(
+        self, requests: Sequence[GenerationRequest], sink: RequestSink, stream_of: dict[str, "DeltaStream"]
+    ) -> None:
+        """stream_of: by request id, which stream gets the deltas; this one enters its requests while they run."""
+        self._unsubmitted = tuple(requests)
+        self._sink, self._stream_of = sink, stream_of
+        self._running: set[str] = set()
+        self._queue: deque[TokenDelta] = deque()
+        self._awake = asyncio.Event()
+
+    def __aiter__(self) -> "DeltaStream":
+        return self
+
+    async def __anext__(self) -> TokenDelta:
+        """The next delta. Raises a delta's error, such as ResourceExhausted or Unavailable (see router/errors.py).
+
+        If the reader is cancelled while it waits here, this closes the stream.
+        """
+        self._submit()
+        while self._running:
+            if not self._queue:
+                self._awake.clear()
+                try:
+                    await self._awake.wait()
+                except asyncio.CancelledError:
+                    self.close(CANCELLED)
+                    raise
+                continue
+            delta = self._queue.popleft()
+            if delta.request_id not in self._running:
+                continue  # it was cancelled after this was made
+            if delta.error is not None:
+                # Not forgotten: if the router only seemed to be down, closing the stream must still free the work.
+                raise delta.error
+            if delta.is_last:
+                self._forget(delta.request_id)
+            return delta
+        raise StopAsyncIteration
+
+    def put(self, delta: TokenDelta) -> None:
+        """Queue a delta for the reader."""
+        self._queue.append(delta)
+        self._awake.set()
+
+    def cancel(self, request_id: str, ending: str) -> None:
+        """End one request: no delta of it follows, and the router frees its work within one step.
+
+        ending: why, as the router shall count it, one of router/counts/requests.py's ENDINGS. A request that has ended
+        by itself stays counted as it was.
+        """
+        if request_id in self._running:
+            self._forget(request_id)
+            self._sink.cancel(request_id, ending)
+
+    def close(self, ending: str) -> None:
+        """Cancel every request that has not ended. May be called at any time, again, and while a reader waits."""
+        self._unsubmitted = ()
+        for request_id in tuple(self._running):
+            self.cancel(request_id, ending)
+
+    def _submit(self) -> None:
+        requests, self._unsubmitted = self._unsubmitted, ()
+        for request in requests:
+            self._running.add(request.request_id)
+            self._stream_of[request.request_id] = self
+            self._sink.submit(request)
+
+    def _forget(self, request_id: str) -> None:
+        self._running.remove(request_id)
+        del self._stream_of[request_id]
+        self._awake.set()  # the last request may have ended under a reader that waits
+
+
+class DeltaStreams:
+    """All streams of one router client."""
+
+    def __init__(self, sink: RequestSink) -> None:
+        self._sink = sink
+        self._stream_of: dict[str, DeltaStream] = {}
+
+    @property
+    def any_running(self) -> bool:
+        """Whether any stream still waits for deltas."""
+        return bool(self._stream_of)
+
+    def new_stream(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
+        return DeltaStream(requests, self._sink, self._stream_of)
+
+    def deliver(self, deltas: Iterable[TokenDelta]) -> None:
+        """Hand each delta to its stream; those of requests that have ended or were cancelled are dropped."""
+        for delta in deltas:
+            stream = self._stream_of.get(delta.request_id)
+            if stream is not None:
+                stream.put(delta)
+
+    def fail_all(self, error: RequestError) -> None:
+        """End every stream with `error`."""
+        self.deliver([TokenDelta(request_id, error=error) for request_id in self._stream_of])

@@ -1,0 +1,177 @@
+"""Streams of deltas: sorted by request, and whatever ends them early reaches the router with its reason."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from frontend.delta_stream import DeltaStream, DeltaStreams
+from router.counts.requests import CANCELLED
+from router.errors import Unavailable
+from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
+
+PATIENCE_S = 20.0
+
+
+class Sink:
+    """A router that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.submitted: list[str] = []
+        self.cancelled: dict[str, str] = {}
+
+    def submit(self, request: GenerationRequest) -> None:
+        self.submitted.append(request.request_id)
+
+    def cancel(self, request_id: str, ending: str) -> None:
+        assert request_id not in self.cancelled
+        self.cancelled[request_id] = ending
+
+
+def with_streams(test: Callable[[DeltaStreams, Sink], Awaitable[Any]]) -> None:
+    async def bounded() -> None:
+        sink = Sink()
+        await asyncio.wait_for(test(DeltaStreams(sink), sink), PATIENCE_S)
+
+    asyncio.run(bounded())
+
+
+def new(streams: DeltaStreams, *names: str) -> DeltaStream:
+    return streams.new_stream([GenerationRequest(name, (1,), SamplingParams(5)) for name in names])
+
+
+async def begun(stream: DeltaStream) -> "asyncio.Task[list[TokenDelta]]":
+    """A task that reads the stream to its end, and has submitted its requests."""
+
+    async def read() -> list[TokenDelta]:
+        return [delta async for delta in stream]
+
+    task = asyncio.create_task(read())
+    await asyncio.sleep(0)
+    return task
+
+
+def tokens(name: str, *token_ids: int, last: bool = False) -> TokenDelta:
+    return TokenDelta(name, token_ids, finish_reason=FinishReason.STOP if last else None)
+
+
+def made(deltas: Sequence[TokenDelta]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(delta.request_id, delta.token_ids) for delta in deltas]
+
+
+def test_each_stream_gets_its_own_deltas_in_order() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        ab, c = await begun(new(streams, "a", "b")), await begun(new(streams, "c"))
+        assert sink.submitted == ["a", "b", "c"]
+        streams.deliver([tokens("b", 1), tokens("c", 2), tokens("a", 3, last=True), tokens("b", 4, last=True)])
+        streams.deliver([tokens("c", 5, last=True)])
+        assert made(await ab) == [("b", (1,)), ("a", (3,)), ("b", (4,))]
+        assert made(await c) == [("c", (2,)), ("c", (5,))]
+        assert not streams.any_running
+        assert sink.cancelled == {}
+
+    with_streams(test)
+
+
+def test_deltas_that_come_before_anybody_reads_are_kept() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        stream = new(streams, "a")
+        reading = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        streams.deliver([tokens("a", 1), tokens("a", 2), tokens("a", 3, last=True)])
+        assert (await reading).token_ids == (1,)
+        assert made([delta async for delta in stream]) == [("a", (2,)), ("a", (3,))]
+
+    with_streams(test)
+
+
+def test_deltas_of_a_closed_or_unknown_stream_are_dropped() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        closed, running = new(streams, "closed"), new(streams, "running")
+        reading, staying = await begun(closed), await begun(running)
+        closed.close(CANCELLED)
+        streams.deliver([tokens("closed", 1), tokens("unknown", 2), tokens("running", 3, last=True)])
+        assert made(await staying) == [("running", (3,))]
+        assert await reading == []
+
+    with_streams(test)
+
+
+def test_an_error_is_raised_after_the_tokens_that_came_before_it() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        stream = new(streams, "a")
+        reading = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        streams.deliver([tokens("a", 1), TokenDelta("a", error=Unavailable("gone"))])
+        assert (await reading).token_ids == (1,)
+        with pytest.raises(Unavailable, match="gone"):
+            await anext(stream)
+
+    with_streams(test)
+
+
+def test_failing_all_ends_every_stream_and_closing_still_frees_the_work() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        both = [new(streams, "a", "b"), new(streams, "c")]
+        reading = [await begun(stream) for stream in both]
+        streams.fail_all(Unavailable("the router is down"))
+        for stream, task in zip(both, reading, strict=True):
+            with pytest.raises(Unavailable, match="the router is down"):
+                await task
+            stream.close(CANCELLED)
+        assert sink.cancelled == dict.fromkeys("abc", CANCELLED)
+
+    with_streams(test)
+
+
+def test_nothing_is_submitted_before_the_first_delta_is_asked_for() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        stream = new(streams, "a")
+        stream.close(CANCELLED)
+        assert [delta async for delta in stream] == []
+        assert (sink.submitted, sink.cancelled, streams.any_running) == ([], {}, False)
+
+    with_streams(test)
+
+
+def test_closing_cancels_what_has_not_ended_and_says_why() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        stream = new(streams, "ended", "stopped", "running")
+        reading = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        streams.deliver([tokens("ended", 1, last=True)])
+        await reading
+        stream.cancel("stopped", "stop")
+        stream.cancel("ended", "stop")
+        stream.close(CANCELLED)
+        stream.close("stop")
+        assert sink.cancelled == {"stopped": "stop", "running": CANCELLED}
+        assert not streams.any_running
+
+    with_streams(test)
+
+
+def test_no_delta_of_a_cancelled_request_follows() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        stream = new(streams, "a", "b")
+        reading = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        streams.deliver([tokens("a", 1), tokens("a", 2), TokenDelta("a", error=Unavailable("late")), tokens("b", 3)])
+        await reading
+        stream.cancel("a", "stop")
+        streams.deliver([tokens("a", 4), tokens("b", 5, last=True)])
+        assert made([delta async for delta in stream]) == [("b", (3,)), ("b", (5,))]
+
+    with_streams(test)
+
+
+def test_cancelling_the_waiting_reader_closes_the_stream() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        reading = await begun(new(streams, "a", "b"))
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        assert sink.cancelled == {"a": CANCELLED, "b": CANCELLED}
+
+    with_streams(test)
