@@ -9,7 +9,7 @@ import pytest
 
 from frontend.merge import merged
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def run(test: Coroutine[Any, Any, Any]) -> Any:
