@@ -1,5 +1,5 @@
 # make demo   set up, then the embedded small Llama 4 served on this machine, spoken to, tokens streamed
-# make test   set up, then every check and every test
+# make test   set up, then every check, and every test of what users run
 PYTHON ?= python3
 VENV ?= .venv
 # Where pip finds torch, for a machine without a GPU that reaches the web:
@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 
 BENCH := .bench
 
-.PHONY: help setup demo train-demo bench bench-plot bench-peers test test-slow check protos constraints clean
+.PHONY: help setup demo train-demo bench bench-plot bench-peers test test-demo test-slow check protos constraints clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -30,6 +30,10 @@ demo: setup
 
 test: check
 	$(BIN)/python -m pytest
+
+# make test-demo   the tests of the code that trains the embedded model
+test-demo: check
+	$(BIN)/python -m pytest -m training tests/demo
 
 # make test-slow   the tests that take more than half a minute each
 test-slow: setup

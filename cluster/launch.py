@@ -19,8 +19,9 @@ from checkpoint.tensors import Checkpoint
 from checkpoint.tokenizer import Tokenizer
 from client import Client, ClientError
 from cluster import ray_runtime
-from cluster.actors.router import RouterActor, RouterSpec
-from cluster.actors.shard import ShardActor, ShardSpec
+from cluster.actors.remote import RemoteRouter, RemoteShard
+from cluster.actors.router import RouterSpec
+from cluster.actors.shard import ShardSpec
 from cluster.actors.specs import frontend_spec, router_spec, shard_specs
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
 from cluster.names import ROUTER_NAME, actor_names, app_name
@@ -189,9 +190,9 @@ def _create_actors(config: DeploymentConfig, checkpoint: Checkpoint, group: Any)
     _, *shard_nodes = _nodes_of_bundles(group)
     on_node = Counter(shard_nodes)
     shards = [replace(shard, neighbours=on_node[node]) for shard, node in zip(shards, shard_nodes, strict=True)]
-    actors = {router.name: _create(RouterActor, router, config, config.router, group, 0)}
+    actors = {router.name: _create(RemoteRouter, router, config, config.router, group, 0)}
     for index, shard in enumerate(shards):
-        actors[shard.name] = _create(ShardActor, shard, config, config.shards, group, 1 + index)
+        actors[shard.name] = _create(RemoteShard, shard, config, config.shards, group, 1 + index)
     return actors
 
 
@@ -207,7 +208,7 @@ def _create(
         "max_restarts": -1,
         # A shard's actor has threads. A router's has coroutines, and each frontend keeps one pull
         # waiting there.
-        "max_concurrency": 8 if cls is ShardActor else 1000,
+        "max_concurrency": 8 if cls is RemoteShard else 1000,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
         "runtime_env": {"env_vars": WAITING_THREADS},
     }

@@ -1,11 +1,35 @@
 """For every test."""
 
+import os
 import signal
+import uuid
+from collections.abc import Iterator
 
+import pytest
 import torch
+
+from tests.processes import processes_with, wait_until
 
 # Several torch threads in one process crawl while other processes use the same cores, as the cluster tests' do.
 torch.set_num_threads(1)
 
 # Who starts the tests in a shell's background has them ignore Ctrl-C, and so would every command that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_outlives_the_tests() -> Iterator[None]:
+    """Every process that descends from this one inherits a mark, also when its parent is gone."""
+    name, value = "DROVER_TEST_SESSION", uuid.uuid4().hex
+    os.environ[name] = value
+
+    def left() -> dict[int, str]:
+        # The standard library's own helper stays until this process ends.
+        marked = processes_with(f"{name}={value}").items()
+        return {pid: command for pid, command in marked if "multiprocessing.resource_tracker" not in command}
+
+    yield
+    try:
+        wait_until(lambda: not left())
+    except AssertionError:
+        pytest.fail(f"processes that outlive the tests: {left()}")

@@ -9,6 +9,8 @@ import pytest
 
 from checkpoint.shape import SHAPES
 from cli import checkpoint
+from tests.command import ROOT, drover
+from tests.loopback import PATIENCE_S
 
 SMALL = (
     *(
@@ -30,23 +32,22 @@ SMALL = (
 )
 
 
-def drover(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cli.main", "checkpoint", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+def checkpoint_command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return drover("checkpoint", *arguments)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint made by the command, for tests to read."""
     directory = tmp_path_factory.mktemp("made") / "checkpoint"
-    done = drover("make", directory, *SMALL)
+    done = checkpoint_command("make", directory, *SMALL)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{directory}: 510.0 K parameters, 141.4 K active per token, 2.0 MB in 1 file\n"
     return directory
 
 
 def test_what_was_made_is_what_the_options_ask_for(made: Path) -> None:
-    done = drover("inspect", made, "--json")
+    done = checkpoint_command("inspect", made, "--json")
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     config = report["config"]
@@ -62,7 +63,7 @@ def test_what_was_made_is_what_the_options_ask_for(made: Path) -> None:
 
 
 def test_inspect_shows_a_table(made: Path) -> None:
-    done = drover("inspect", made)
+    done = checkpoint_command("inspect", made)
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in done.stdout.splitlines() if "  " in line}
     assert rows["layers"] == "4: 4 MoE, 0 dense"
@@ -74,7 +75,7 @@ def test_inspect_shows_a_table(made: Path) -> None:
 
 def test_inspect_exits_with_1_where_there_are_problems(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["GPT2"]}')
-    done = drover("inspect", tmp_path)
+    done = checkpoint_command("inspect", tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
     problems = [line for line in done.stdout.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 3
@@ -82,27 +83,27 @@ def test_inspect_exits_with_1_where_there_are_problems(tmp_path: Path) -> None:
 
 
 def test_make_refuses_a_directory_that_is_not_empty(made: Path) -> None:
-    done = drover("make", made)
+    done = checkpoint_command("make", made)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"drover: error: {made} is not empty; name another directory, or ask for --overwrite\n"
 
 
 def test_a_bad_option_is_one_line_of_error(tmp_path: Path) -> None:
-    done = drover("make", tmp_path / "out", "--head-dim", "15")
+    done = checkpoint_command("make", tmp_path / "out", "--head-dim", "15")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "drover: error: the shape asked for: head_dim is 15; it must be even, for rotary pairs\n"
 
 
 @pytest.mark.parametrize("action", ["make", "inspect"])
 def test_help_teaches_with_an_example(action: str) -> None:
-    done = drover(action, "--help")
+    done = checkpoint_command(action, "--help")
     assert done.returncode == 0
     assert f"\n  drover checkpoint {action} /" in done.stdout
 
 
 def test_help_does_not_import_torch() -> None:
     program = "import sys, cli.checkpoint; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=PATIENCE_S).returncode == 0
 
 
 def test_the_shapes_on_offer_are_those_that_exist() -> None:

@@ -1,4 +1,4 @@
-"""`drover` and `drover generate` as a user runs them: a process, against a real server on loopback."""
+"""`drover` and `drover generate` as a user runs them, against a real server on loopback."""
 
 import asyncio
 import json
@@ -7,13 +7,14 @@ import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from router.errors import Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
-from tests.command import ROOT, Screen, drover, start
+from tests.command import Screen, drover, drover_process, start
 from tests.fake_router import BOS, EOS, FakeRouter, Script, fails, says, says_then_waits
 from tests.loopback import PATIENCE_S
 
@@ -24,11 +25,14 @@ def test_the_installed_command_is_this_one() -> None:
     command = Path(sys.executable).with_name("drover")
     done = subprocess.run([command, "--help"], capture_output=True, timeout=PATIENCE_S, text=True)
     assert done.returncode == 0
-    assert done.stdout == drover("--help").stdout
+    assert done.stdout == drover_process("--help").stdout
 
 
-def test_generate_prints_the_text_and_nothing_else(address: str) -> None:
-    done = drover("generate", "Hi", "--address", address)
+@pytest.mark.parametrize("run", [drover, drover_process])
+def test_generate_prints_the_text_and_nothing_else(
+    address: str, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run("generate", "Hi", "--address", address)
     assert (done.returncode, done.stdout, done.stderr) == (0, "Hello!\n", "")
 
 
@@ -161,8 +165,11 @@ def test_stats_come_by_themselves_on_a_terminal(address: str) -> None:
     os.close(leader)
 
 
-def test_an_error_is_one_line_and_exit_code_1(address: str) -> None:
-    done = drover("generate", "Hi", "--top-p", "2", "--address", address)
+@pytest.mark.parametrize("run", [drover, drover_process])
+def test_an_error_is_one_line_and_exit_code_1(
+    address: str, run: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run("generate", "Hi", "--top-p", "2", "--address", address)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "drover: error: sampling.top_p: is 2; must be above 0 and at most 1\n"
 
@@ -235,26 +242,6 @@ def test_a_reader_that_goes_away_is_no_error_message(router: FakeRouter, address
         process.stdout.close()
         assert process.wait(PATIENCE_S) == 141
         assert process.stderr.read() == b""
-
-
-@pytest.mark.parametrize("command", ["--help", "generate --help", "chat --help", "generate Hi", "chat"])
-def test_talking_to_a_server_imports_neither_ray_nor_torch(address: str, command: str) -> None:
-    program = """if True:
-        import sys
-        from cli.main import main
-        try:
-            code = main(sys.argv[1:])
-        except SystemExit as exit:
-            code = exit.code
-        assert code == 0, code
-        heavy = {"ray", "torch", "tokenizers", "frontend", "cluster"} & set(sys.modules)
-        assert not heavy, heavy
-    """
-    arguments = command.split() if "--help" in command else [*command.split(), "--address", address]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, timeout=PATIENCE_S, cwd=ROOT, input=b"Hi\n"
-    )
-    assert done.returncode == 0, done.stderr.decode()
 
 
 @pytest.mark.parametrize("command", ["", "generate", "chat"])

@@ -5,7 +5,6 @@ import os
 import pty
 import signal
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 
 import client
 from cli import connect
-from tests import command
-from tests.command import ROOT, Screen, drover, start
+from router import kv_budget
+from tests.command import ROOT, Screen, drover, drover_process, start
 from tests.fake_router import FakeRouter
 from tests.local_model import greedy, load_model
 from tests.loopback import PATIENCE_S
@@ -23,14 +22,6 @@ from tests.reference import make_served_reference, prompt
 ENDLESS = 100_000  # tokens, which take far longer than any test
 ENDLESSLY = ("--max-tokens", str(ENDLESS), "--seed", "1")
 AWAITED = b"e"  # a random text has it soon
-
-# `drover`, but with another default address and another place of the embedded model.
-STAND_IN = """
-import pathlib
-import cli.connect, cli.main
-cli.connect.DEFAULT_ADDRESS, cli.connect.EMBEDDED = {address!r}, pathlib.Path({embedded!r})
-raise SystemExit(cli.main.main())
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +44,8 @@ def set_defaults(monkeypatch: pytest.MonkeyPatch) -> SetDefaults:
     """Sets the address and the embedded model that every `drover` of this test falls back to."""
 
     def set_them(address: str, embedded: Path = connect.EMBEDDED) -> None:
-        program = STAND_IN.format(address=address, embedded=str(embedded))
-        monkeypatch.setattr(command, "DROVER", [sys.executable, "-c", program])
+        monkeypatch.setattr(connect, "DEFAULT_ADDRESS", address)
+        monkeypatch.setattr(connect, "EMBEDDED", embedded)
 
     return set_them
 
@@ -83,7 +74,7 @@ def test_a_checkpoint_gives_the_models_own_tokens(checkpoint: Path) -> None:
     expected, _ = greedy(load_model(checkpoint), list(prompt(20)), 24)
     token_ids = ",".join(map(str, prompt(20)))
     flags = ("--max-tokens", "24", "--temperature", "0", "--json", "--model", "scout")
-    done = drover("generate", "--checkpoint", str(checkpoint), "--token-ids", token_ids, *flags)
+    done = drover_process("generate", "--checkpoint", checkpoint, "--token-ids", token_ids, *flags)
     assert (done.returncode, done.stderr) == (0, "")
     answer = json.loads(done.stdout)
     assert (answer["token_ids"], answer["finish_reason"]) == (expected, "length")
@@ -92,8 +83,7 @@ def test_a_checkpoint_gives_the_models_own_tokens(checkpoint: Path) -> None:
 def test_a_checkpoint_that_leaves_no_room_for_the_kv_cache_is_refused_without_a_trace(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = "import router.kv_budget as m, cli.main; m.DEFAULT_KV_BYTES = 2**50; raise SystemExit(cli.main.main())"
-    monkeypatch.setattr(command, "DROVER", [sys.executable, "-c", program])
+    monkeypatch.setattr(kv_budget, "DEFAULT_KV_BYTES", 2**50)
     done = drover("generate", "Hi", "--checkpoint", str(checkpoint))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("drover: error: the default of engine.kv_bytes asks for 1048576.00 GiB of KV cache")

@@ -1,9 +1,7 @@
-"""A real deployment on a local Ray, for tests: tiny checkpoint, free ports, everything else as users get it."""
+"""Real deployments on a local Ray, for tests: tiny checkpoints, free ports, everything else as users get it."""
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from cluster.reports import ActorState, RouterStats
 from tests.loopback import PATIENCE_S
 
 NAMESPACE = "drover-test"
+# One GPU is only claimed, so that a test can ask for a GPU that is not there.
+RAY = {"namespace": NAMESPACE, "num_cpus": 2, "num_gpus": 1}
 
 
 class Silent:
@@ -29,36 +29,43 @@ class Silent:
 
 
 def deployment_config(checkpoint: Path, **changes: Any) -> DeploymentConfig:
-    """Defaults but for ports, and CPUs small enough for any number of shards. changes: whole sections."""
+    """Defaults but for ports, and CPUs small enough for any number of shards.
+
+    changes: whole sections, but `frontend` keeps the free ports unless it names others.
+    """
     grpc_port, http_port = free_ports(2)
+    ports = {"grpc_port": grpc_port, "http_port": http_port}
     raw: dict[str, Any] = {
         "checkpoint": str(checkpoint),
-        "ray": {"namespace": NAMESPACE, "num_cpus": 2},
+        "ray": RAY,
         "router": {"cpus": 0.5},
         "shards": {"count": 2, "cpus": 0.1},
-        # Ten processes share two cores in these tests; a shard's heart may miss some beats.
-        "links": {"dead_after_ms": 3000},
-        "frontend": {"grpc_port": grpc_port, "http_port": http_port},
+        # Ten processes share two cores in these tests; a shard's heart may miss some beats, and a layer take long.
+        "links": {"dead_after_ms": 3000, "reply_deadline_ms": 60_000},
     }
-    return parse_deployment(raw | changes)
+    return parse_deployment(raw | changes | {"frontend": ports | changes.get("frontend", {})})
 
 
-@contextmanager
-def running(config: DeploymentConfig) -> Iterator[launch.Deployment]:
-    """Start a deployment on this process's local Ray, and remove it; the Ray stays for the next one."""
-    try:
-        yield launch.start(config, Silent())
-    finally:
-        teardown.stop(config.ray.namespace)
+class SharedRay:
+    """The local Ray of all tests that need no Ray of their own, and the one deployment that runs there at a time."""
 
+    def __init__(self) -> None:
+        ray_runtime.connect(parse_deployment({"checkpoint": "none", "ray": RAY}).ray)
+        self._asked: object = None
+        self._deployment: launch.Deployment | None = None
 
-@contextmanager
-def local_ray() -> Iterator[None]:
-    """Ends the local Ray that deployments in the block have started."""
-    try:
-        yield
-    finally:
-        ray_runtime.disconnect()
+    def serve(self, checkpoint: Path, **changes: Any) -> launch.Deployment:
+        """A deployment of `deployment_config`'s: the running one, if the same was asked for, or else a new one."""
+        asked = (checkpoint, changes)
+        if self._deployment is None or asked != self._asked:
+            self.clear()
+            self._deployment, self._asked = launch.start(deployment_config(checkpoint, **changes), Silent()), asked
+        return self._deployment
+
+    def clear(self) -> None:
+        """Remove whatever runs, also what a failed start has left."""
+        teardown.stop(NAMESPACE)
+        self._deployment = None
 
 
 def http_get(deployment: launch.Deployment, path: str) -> tuple[int, str, str]:
@@ -76,10 +83,10 @@ def actor(name: str) -> Any:
 
 
 def pid_of(name: str) -> int:
-    state: ActorState = ray.get(actor(name).state.remote(), timeout=30)
+    state: ActorState = ray.get(actor(name).state.remote(), timeout=PATIENCE_S)
     return state.pid
 
 
 def router_stats() -> RouterStats:
-    stats: RouterStats = ray.get(actor("router-0").stats.remote(), timeout=30)
+    stats: RouterStats = ray.get(actor("router-0").stats.remote(), timeout=PATIENCE_S)
     return stats

@@ -21,5 +21,5 @@ call = channel.unary_stream(
     request_serializer=lambda message: message.SerializeToString(),
     response_deserializer=GetMessageClass(generate.output_type).FromString,
 )
-token_ids = [token_id for response in call(request, timeout=10) for token_id in response.token_ids]
+token_ids = [token_id for response in call(request, timeout=60) for token_id in response.token_ids]
 print(json.dumps({"services": list(reflection.get_services()), "token_ids": token_ids}))

@@ -1,6 +1,7 @@
-"""The model that Drover ships, loaded by plain transformers and by a cluster: the same text."""
+"""The model that Drover ships, loaded by plain transformers and by a cluster of five shards: the same text."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from client import Client
 from cluster.launch import Deployment
-from tests.cluster.deployment import deployment_config, local_ray, running
+from tests.cluster.deployment import SharedRay
 
 EMBEDDED = Path(__file__).parent.parent.parent / "demo" / "drover-demo"
 TEXTS = (
@@ -25,9 +26,8 @@ QUESTIONS = ("What is photosynthesis?", "What is a narwhal?", "Hello!")
 
 
 @pytest.fixture(scope="module")
-def deployment() -> Iterator[Deployment]:
-    with local_ray(), running(deployment_config(EMBEDDED, dtype="float32")) as deployment:
-        yield deployment
+def deployment(shared_ray: SharedRay) -> Deployment:
+    return shared_ray.serve(EMBEDDED, dtype="float32", shards={"count": 5, "cpus": 0.1})
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,12 @@ def test_a_chat_goes_on_as_in_transformers(client: Client, tokenizer: Any, oracl
     answer = "".join(delta.text for delta in client.chat([("user", question)], max_tokens=64, temperature=0))
     assert answer == tokenizer.decode(expected)
     assert answer.endswith(".")
+
+
+def test_asked_at_once_each_gets_what_it_gets_alone(client: Client, tokenizer: Any, oracle: Any) -> None:
+    def continued(text: str) -> str:
+        return "".join(delta.text for delta in client.generate(text, max_tokens=32, temperature=0))
+
+    with ThreadPoolExecutor(10) as pool:
+        answers = list(pool.map(continued, TEXTS * 2))
+    assert answers == [tokenizer.decode(greedy(oracle, tokenizer(text).input_ids, 32)) for text in TEXTS] * 2

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,37 +10,30 @@ import pytest
 import ray
 
 from checkpoint.tensors import Checkpoint
-from client import Client
-from cluster import launch, ray_runtime, teardown
+from cluster import launch
 from cluster.actors.router import RouterActor, RouterSpec
 from cluster.actors.shard import ShardActor, ShardSpec
 from cluster.actors.specs import router_spec, shard_specs
 from cluster.config import DeploymentConfig
 from cluster.reports import ActorState, Phase
-from tests.cluster.deployment import NAMESPACE, Silent, deployment_config, local_ray, router_stats, running
-from tests.cluster.test_service import wait_until
+from tests.cluster.deployment import NAMESPACE, SharedRay, Silent, deployment_config, router_stats
 from tests.loopback import PATIENCE_S
-from tests.reference import make_served_reference, prompt
+from tests.processes import wait_until
+from tests.reference import Reference
 
 SHARE = 0.01
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_served_reference(tmp_path_factory.mktemp("scout"), "scout").directory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray(directory: Path) -> Iterator[None]:
-    with local_ray():
-        ray_runtime.connect(deployment_config(directory).ray)
-        yield
+def directory(reference_of: Callable[[str], Reference]) -> Path:
+    return reference_of("scout").directory
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left() -> Iterator[None]:
+def _nothing_runs_before_or_after(shared_ray: SharedRay) -> Iterator[None]:
+    shared_ray.clear()
     yield
-    teardown.stop(NAMESPACE)
+    shared_ray.clear()
 
 
 def config_of(directory: Path, **engine: Any) -> DeploymentConfig:
@@ -78,10 +71,3 @@ def test_with_bytes_it_waits_for_nobody(directory: Path) -> None:
     config = config_of(directory, kv_bytes=2**20)
     router = create(RouterActor, router_spec(config, Checkpoint.open(directory)))
     wait_until(lambda: state_of(router).phase is Phase.READY)
-
-
-def test_a_deployment_with_a_share_starts_and_answers(directory: Path) -> None:
-    with running(config_of(directory, kv_share=SHARE)) as deployment, Client(deployment.address) as client:
-        *_, last = client.generate(prompt(6), max_tokens=5, timeout_s=PATIENCE_S)
-    assert last.usage is not None
-    assert last.usage.completion_tokens == 5

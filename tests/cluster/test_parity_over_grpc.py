@@ -1,6 +1,7 @@
 """Through Ray, links, Serve and gRPC, with any number of shards, every token is the one that transformers gives."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,34 +10,25 @@ import torch
 from checkpoint.tokenizer import Tokenizer
 from client import Client, Delta, Message, Usage
 from cluster.launch import Deployment
-from tests.cluster.deployment import deployment_config, local_ray, router_stats, running
-from tests.reference import Reference, make_served_reference, prompt
+from router.kv_budget import DEFAULT_KV_BYTES
+from tests.cluster.deployment import SharedRay, router_stats
+from tests.reference import Reference, prompt
 
 PROMPT_LENGTHS = (1, 11, 16, 17, 40, 75)
+KV_SHARE = 0.01
+IN_PIECES = {"max_step_tokens": 24, "max_running": 8}  # prompts are computed in pieces
+# The last one is the deployment on which test_process_faults.py goes on. Other tests serve on 1 and on 5 shards.
+MAVERICK = ("maverick", {"shards": {"count": 2, "cpus": 0.1}, "engine": IN_PIECES})
+SCOUT = ("scout-top-2", {"shards": {"count": 3, "cpus": 0.1}, "engine": IN_PIECES | {"kv_share": KV_SHARE}})
 
 
-DEPLOYMENTS = (("maverick", 1), ("maverick", 2), ("maverick", 5), ("scout-top-2", 3))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _ray() -> Iterator[None]:
-    with local_ray():
-        yield
-
-
-@pytest.fixture(scope="module", params=DEPLOYMENTS, ids=lambda p: f"{p[0]} on {p[1]} shards")
+@pytest.fixture(scope="module", params=(SCOUT, MAVERICK), ids=lambda p: f"{p[0]} on {p[1]['shards']['count']} shards")
 def served(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Deployment, Reference]]:
-    model, num_shards = request.param
-    reference = make_served_reference(tmp_path_factory.mktemp(model), model)
-    config = deployment_config(
-        reference.directory,
-        shards={"count": num_shards, "cpus": 0.1},
-        engine={"max_step_tokens": 24, "max_running": 8},  # so that prompts are computed in pieces
-    )
-    with running(config) as deployment:
-        yield deployment, reference
+    request: pytest.FixtureRequest, shared_ray: SharedRay, reference_of: Callable[[str], Reference]
+) -> tuple[Deployment, Reference]:
+    model, changes = request.param
+    reference = reference_of(model)
+    return shared_ray.serve(reference.directory, **changes), reference
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +85,12 @@ def test_the_same_seed_gives_the_same_answer_and_another_does_not(client: Client
     messages = [Message("user", "hello")]
     first, again, other = (generated(client.chat(messages, max_tokens=24, seed=seed))[0] for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_the_kv_cache_is_as_large_as_the_deployment_asks(served: tuple[Deployment, Reference]) -> None:
+    engine = router_stats().engine
+    assert engine is not None
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    share = served[0].config.engine.kv_share
+    limit = DEFAULT_KV_BYTES if share is None else int(share * memory)
+    assert 0 < engine.kv_bytes_total <= limit

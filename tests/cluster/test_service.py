@@ -22,33 +22,31 @@ from cluster.metrics_reader import read_page
 from cluster.reports import Batch
 from router.counts.requests import EngineStats
 from router.request import GenerationRequest, SamplingParams
-from tests.cluster.deployment import NAMESPACE, actor, deployment_config, http_get, local_ray, router_stats, running
+from tests.cluster.deployment import NAMESPACE, SharedRay, actor, http_get, router_stats
 from tests.command import ROOT, drover, start
 from tests.loopback import PATIENCE_S
-from tests.reference import Reference, make_served_reference, prompt
+from tests.processes import wait_until
+from tests.reference import Reference, prompt
 
 MAX_CONTEXT = 500
 HELLO = list(prompt(6))
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return make_served_reference(tmp_path_factory.mktemp("scout"), "scout")
+def reference(reference_of: Callable[[str], Reference]) -> Reference:
+    return reference_of("scout")
 
 
 @pytest.fixture(scope="module")
-def deployment(reference: Reference) -> Iterator[Deployment]:
+def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
     # 128 bytes per layer and position; a request of n tokens keeps n in one layer and at most 16 in the other three.
     kv_bytes = 128 * (400 + 3 * 16)
-    config = deployment_config(
+    return shared_ray.serve(
         reference.directory,
         engine={"max_context_tokens": MAX_CONTEXT, "kv_bytes": kv_bytes, "max_running": 4, "max_waiting": 2},
+        frontend={"grace_s": 2.0},  # short, so that a test may wait for it
         model_name="tiny-scout",
     )
-    # Short, so that a test may wait for it.
-    config = config.model_copy(update={"frontend": config.frontend.model_copy(update={"grace_s": 2.0})})
-    with local_ray(), running(config) as deployment:
-        yield deployment
 
 
 @pytest.fixture
@@ -63,14 +61,11 @@ def engine_stats() -> EngineStats:
     return stats
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
-    """Ask again and again: nothing tells a client what happens inside the server."""
-    never_set = threading.Event()
-    for _ in range(int(timeout_s / 0.02)):
-        if condition():
-            return
-        never_set.wait(0.02)
-    raise AssertionError("it did not happen")
+def command_line(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_text()
+    except OSError:
+        return ""  # gone
 
 
 BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -129,7 +124,7 @@ def test_a_full_queue_refuses_and_loses_nothing(client: Client) -> None:
 
     def ask() -> None:
         try:
-            deltas = list(client.generate(HELLO, max_tokens=50, temperature=0, timeout_s=60))
+            deltas = list(client.generate(HELLO, max_tokens=50, temperature=0, timeout_s=PATIENCE_S))
             outcomes.append(f"{sum(len(delta.token_ids) for delta in deltas)} tokens")
         except ResourceExhausted as error:
             outcomes.append("refused" if "engine.max_waiting" in str(error) else str(error))
@@ -138,7 +133,7 @@ def test_a_full_queue_refuses_and_loses_nothing(client: Client) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_S)
     assert set(outcomes) == {"50 tokens", "refused"}
     assert len(outcomes) == 24
 
@@ -258,6 +253,15 @@ def test_metrics_of_a_router_that_is_away_come_in_time_and_say_so(deployment: De
     assert [(s.labels["part"], s.value) for s in up] == [("router-9", 0), ("shard-0", 1), ("shard-9", 0)]
 
 
+def test_the_frontend_loads_no_torch(deployment: Deployment) -> None:
+    """Whatever Ray, Serve and the way that classes travel may import besides our own modules."""
+    replica = f"ray::ServeReplica:drover.{NAMESPACE}"
+    folders = [entry for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    maps = [(entry / "maps").read_text() for entry in folders if replica in command_line(entry)]
+    assert maps
+    assert [name for name in ("libtorch", "llvmlite") if any(name in text for text in maps)] == []
+
+
 def test_health_follows_the_standard(client: Client) -> None:
     assert client.health("") == "SERVING"
     assert client.health("drover.v1.Inference") == "SERVING"
@@ -294,7 +298,7 @@ import grpc, inference_pb2 as pb, inference_pb2_grpc as rpc
 stub = rpc.InferenceStub(grpc.insecure_channel(sys.argv[1]))
 greedy = pb.SamplingParams(max_tokens=12, temperature=0)
 request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=eval(sys.argv[2])), sampling=greedy)
-print([t for response in stub.Generate(request, timeout=10) for t in response.token_ids])
+print([t for response in stub.Generate(request, timeout=60) for t in response.token_ids])
 """
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, deployment.address, json.dumps(HELLO)],

@@ -8,16 +8,16 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from client import Client, DeadlineExceeded, ResourceExhausted
 from cluster.launch import Deployment
-from tests.cluster.deployment import deployment_config, local_ray, pid_of, router_stats, running
+from tests.cluster.deployment import SharedRay, pid_of, router_stats
 from tests.loopback import PATIENCE_S
-from tests.reference import Reference, make_served_reference, prompt
+from tests.reference import Reference, prompt
 
 SOAK_S = float(os.environ.get("SOAK_S", "600"))
 CLIENTS = 40
@@ -29,16 +29,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(SOAK_S + 300)]
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return make_served_reference(tmp_path_factory.mktemp("scout"), "scout")
-
-
-@pytest.fixture(scope="module")
-def deployment(reference: Reference) -> Iterator[Deployment]:
+def deployment(shared_ray: SharedRay, reference_of: Callable[[str], Reference]) -> Deployment:
     # Memory for about three of the longest requests, so that running ones have to give way.
     engine = {"max_context_tokens": MAX_CONTEXT, "kv_bytes": 128 * 1500, "max_running": 8, "max_waiting": 6}
-    with local_ray(), running(deployment_config(reference.directory, engine=engine)) as deployment:
-        yield deployment
+    return shared_ray.serve(reference_of("scout").directory, engine=engine)
 
 
 class Soak:

@@ -1,4 +1,4 @@
-"""A small tokenizer, made once for each file of tests."""
+"""Which tests are of the training, outside `make test`; and a small tokenizer, made once for each file of tests."""
 
 from pathlib import Path
 
@@ -6,6 +6,17 @@ import pytest
 from tokenizers import Tokenizer
 
 from tests.demo.tiny import byte_tokenizer
+
+HERE = Path(__file__).parent
+# What users get: the checkpoint in the repository, as it is served.
+SHIPPED = HERE / "test_shipped.py"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == HERE and item.path != SHIPPED:
+            item.add_marker(pytest.mark.training)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from kernels.choose import choose_kernels
 CPU = torch.device("cpu")
 KERNELS = choose_kernels(CPU, torch.float32, 1)
 LIVENESS = Liveness(heartbeat_s=0.1, silence_s=3.0)
-JOIN_TIMEOUT_S = 20.0
+JOIN_TIMEOUT_S = 60.0
 
 
 class GatedShard(ExpertShard):
@@ -83,7 +83,7 @@ class ShardProcess:
 
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
-        self._process.join(10)
+        self._process.join(60)
 
     def stop(self) -> None:
         self._signal(signal.SIGSTOP)

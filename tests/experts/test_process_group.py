@@ -20,13 +20,13 @@ def join_both(store: LinkStore, name: str) -> tuple[Pair, Pair]:
     ends: dict[int, Pair] = {}
 
     def join(rank: int) -> None:
-        ends[rank] = Pair(store.host, store.port, name, rank, "127.0.0.1", 20.0)
+        ends[rank] = Pair(store.host, store.port, name, rank, "127.0.0.1", 60.0)
 
     threads = [threading.Thread(target=join, args=(rank,)) for rank in (ROUTER_RANK, SHARD_RANK)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     return ends[ROUTER_RANK], ends[SHARD_RANK]
 
 
@@ -38,8 +38,8 @@ def test_a_short_message_fills_the_front_of_the_buffer(store: LinkStore) -> None
     left, right = join_both(store, "short")
     buffer = torch.full((16,), 99, dtype=torch.uint8)
     receive = right.post_receive(buffer)
-    left.send(message(4), 5.0)
-    receive.wait(5.0)
+    left.send(message(4), 60.0)
+    receive.wait(60.0)
     assert buffer.tolist() == [0, 1, 2, 3] + 12 * [99]
 
 
@@ -64,7 +64,7 @@ def test_a_missed_wait_closes_the_pair_and_wakes_both_ends(store: LinkStore) -> 
         thread.start()
     left.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert set(woken) == {left, right}
     with pytest.raises(ConnectionError):
         left.send(message(4), 1.0)
@@ -80,11 +80,11 @@ def test_joining_an_absent_peer_ends_at_the_timeout(store: LinkStore) -> None:
 OVERSIZED = """
 import sys, torch
 from experts.process_group import SHARD_RANK, Pair
-pair = Pair("127.0.0.1", int(sys.argv[1]), "oversized", SHARD_RANK, "127.0.0.1", 20.0)
+pair = Pair("127.0.0.1", int(sys.argv[1]), "oversized", SHARD_RANK, "127.0.0.1", 60.0)
 receive = pair.post_receive(torch.empty(8, dtype=torch.uint8))
 print("posted", flush=True)
 try:
-    receive.wait(20.0)
+    receive.wait(60.0)
 except ConnectionError:
     pass
 print("survived", flush=True)
@@ -95,12 +95,12 @@ def test_an_oversized_message_aborts_the_receiving_process(store: LinkStore) -> 
     with subprocess.Popen(
         [sys.executable, "-c", OVERSIZED, str(store.port)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
-        pair = Pair(store.host, store.port, "oversized", ROUTER_RANK, "127.0.0.1", 20.0)
+        pair = Pair(store.host, store.port, "oversized", ROUTER_RANK, "127.0.0.1", 60.0)
         assert process.stdout is not None
         assert process.stdout.readline() == "posted\n"
         try:
-            pair.send(message(64), 5.0)
+            pair.send(message(64), 60.0)
         except ConnectionError:
             pass
-        assert process.wait(20) != 0
+        assert process.wait(60) != 0
         assert "survived" not in process.stdout.read()

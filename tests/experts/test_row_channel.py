@@ -71,10 +71,10 @@ def test_rows_that_were_announced_and_do_not_come_end_the_link() -> None:
         HostRows(row_pairs[0], wire),
     )  # fmt: skip
     receive = pairs[1].post_receive(wire.new_buffer())
-    receive.wait(5.0)  # the endpoint's first heartbeat: it is listening
+    receive.wait(60.0)  # the endpoint's first heartbeat: it is listening
     announced = Message(Kind.RESULT, 1, x_ND=torch.zeros(3, 16))
-    pairs[1].send(wire.pack(announced, wire.new_buffer()), 5.0)
-    assert down.wait(10.0)
+    pairs[1].send(wire.pack(announced, wire.new_buffer()), 60.0)
+    assert down.wait(60.0)
     with pytest.raises(LinkDown):
         endpoint.send(Message(Kind.HEARTBEAT))
     endpoint.close()

@@ -11,7 +11,7 @@ from kernels.cores import Cores, set_compute_threads
 from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @compiled()

@@ -16,7 +16,7 @@ from tests.local_model import load_model
 from tests.reference import make_reference, prompt
 from tests.router.engines import alone, drawn, greedy, make_engine, tokens_of
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 ENDLESS = 400  # tokens, which take far longer than any test
 
 

@@ -3,34 +3,36 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from client import Client, ServerUnavailable
 from cluster.launch import Deployment
 from frontend.metrics.page import CONTENT_TYPE
-from tests.cluster.deployment import deployment_config, http_get, local_ray, pid_of, running
-from tests.cluster.test_service import wait_until
-from tests.reference import Reference, make_served_reference, prompt
+from tests.cluster.deployment import SharedRay, http_get, pid_of
+from tests.cluster.test_parity_over_grpc import MAVERICK
+from tests.loopback import PATIENCE_S
+from tests.processes import wait_until
+from tests.reference import Reference, prompt
 
 INFERENCE = "drover.v1.Inference"
 TOKENS = list(prompt(9))
-RESTART_S = 60.0
-# Far above what is promised (milliseconds for a killed shard, dead_after_ms for a silent one), far below the 10 s that
-# a living shard may take: what ends the request is that the shard's death was noticed.
-NOTICED_S = 8.0
+RESTART_S = 120.0
+# Far above what is promised (milliseconds for a killed shard, dead_after_ms for a silent one), far below the minute
+# that a living shard may take here: what ends the request is that the shard's death was noticed.
+NOTICED_S = 30.0
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return make_served_reference(tmp_path_factory.mktemp("maverick"), "maverick")
+def reference(reference_of: Callable[[str], Reference]) -> Reference:
+    return reference_of("maverick")
 
 
 @pytest.fixture(scope="module")
-def deployment(reference: Reference) -> Iterator[Deployment]:
-    with local_ray(), running(deployment_config(reference.directory)) as deployment:
-        yield deployment
+def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
+    _, changes = MAVERICK
+    return shared_ray.serve(reference.directory, **changes)
 
 
 @pytest.fixture
@@ -42,7 +44,7 @@ def client(deployment: Deployment) -> Iterator[Client]:
 
 
 def greedy(client: Client, count: int) -> list[int]:
-    stream = client.generate(TOKENS, max_tokens=count, temperature=0, timeout_s=30)
+    stream = client.generate(TOKENS, max_tokens=count, temperature=0, timeout_s=PATIENCE_S)
     return [token_id for delta in stream for token_id in delta.token_ids]
 
 

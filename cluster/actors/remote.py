@@ -1,0 +1,66 @@
+"""The actors as Ray knows them.
+
+`ray.get_actor` imports the actor's class, in whatever process asks. So these classes import
+nothing heavy: `drover status` and a frontend replica look actors up and need no torch. Only the
+actor's own process imports the engine or the experts. Each method is that of the class behind it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from cluster.reports import ActorState, Batch, RouterMetrics, RouterStats, ShardStats
+from frontend.router_client import Readiness
+from router.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from cluster.actors.link_invitation import LinkInvitation
+    from cluster.actors.router import RouterSpec
+    from cluster.actors.shard import ShardSpec
+
+
+class RemoteRouter:
+    """A `RouterActor` in a process of its own: an asyncio actor."""
+
+    def __init__(self, spec: "RouterSpec") -> None:
+        from cluster.actors.router import RouterActor
+
+        self._router = RouterActor(spec)
+
+    async def state(self) -> ActorState:
+        return await self._router.state()
+
+    async def readiness(self) -> Readiness:
+        return await self._router.readiness()
+
+    async def stats(self) -> RouterStats:
+        return await self._router.stats()
+
+    async def metrics(self) -> RouterMetrics:
+        return await self._router.metrics()
+
+    async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
+        await self._router.submit(frontend_id, requests)
+
+    async def cancel(self, ending_of: Mapping[str, str]) -> None:
+        await self._router.cancel(ending_of)
+
+    async def pull(self, frontend_id: str, receipt: int) -> Batch:
+        return await self._router.pull(frontend_id, receipt)
+
+
+class RemoteShard:
+    """A `ShardActor` in a process of its own: calls run side by side, in threads."""
+
+    def __init__(self, spec: "ShardSpec") -> None:
+        from cluster.actors.shard import ShardActor
+
+        self._shard = ShardActor(spec)
+
+    def state(self) -> ActorState:
+        return self._shard.state()
+
+    def stats(self) -> ShardStats:
+        return self._shard.stats()
+
+    def join(self, invitation: "LinkInvitation") -> None:
+        self._shard.join(invitation)

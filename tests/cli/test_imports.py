@@ -1,0 +1,39 @@
+"""What a command loads: who talks, looks or stops starts at once, and needs neither torch nor a model's packages.
+
+tests/cluster/ asks the same of a replica that serves, and of `status` and `stop` where something runs.
+"""
+
+import os
+
+import pytest
+
+from tests.command import RUN_COMMAND, Watched, watched
+
+MODEL = "torch numba llvmlite tokenizers"
+NOTHING = Watched(0, "", [])
+
+
+@pytest.mark.parametrize("command", ["", "generate", "chat", "serve", "status", "stop", "demo", "checkpoint"])
+def test_help_loads_nothing(command: str) -> None:
+    done = watched(f"{MODEL} ray frontend cluster", RUN_COMMAND, *command.split(), "--help")
+    assert (done.returncode, done.loaded) == (0, [])
+
+
+@pytest.mark.parametrize("command", ["generate Hi", "chat"])
+def test_talking_to_a_server_loads_no_ray_and_no_model(address: str, command: str) -> None:
+    arguments = (*command.split(), "--address", address)
+    done = watched(f"{MODEL} ray frontend cluster", RUN_COMMAND, *arguments, stdin="Hi\n")
+    assert (done.returncode, done.loaded) == (0, [])
+
+
+@pytest.mark.parametrize(("command", "module"), [("status", "cluster.status"), ("stop", "cluster.teardown")])
+def test_looking_where_nothing_runs_loads_no_model(command: str, module: str) -> None:
+    nowhere = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = watched(MODEL, RUN_COMMAND, command, "--namespace", "nobodys", env=nowhere)
+    assert (done.returncode, done.loaded) == (1, [])
+    assert watched(MODEL, f"import {module}") == NOTHING
+
+
+def test_a_frontend_loads_no_torch() -> None:
+    """It encodes text and holds streams; tokenizers is all that it needs of a model."""
+    assert watched("torch numba llvmlite", "import cluster.serve_app") == NOTHING

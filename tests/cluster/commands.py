@@ -1,0 +1,46 @@
+"""`drover serve` in processes of its own, for tests: a deployment file, and nothing left running afterwards."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from cluster.free_ports import free_ports
+from tests.processes import processes_with, wait_until
+
+NAMESPACE = "drover-lifecycle"
+# A Ray of its own, a process for each part, and weights; also where importing torch takes seconds.
+START_S = 180.0
+
+
+@contextmanager
+def marked_environment() -> Iterator[dict[str, str]]:
+    """An environment by which every process that descends from a command is known; none may outlive the block."""
+    name, value = "DROVER_TEST_MARK", uuid.uuid4().hex
+    yield os.environ | {name: value}
+    wait_until(lambda: not processes_with(f"{name}={value}"))
+
+
+def write_deployment_file(path: Path, checkpoint: Path) -> Path:
+    grpc_port, http_port = free_ports(2)
+    raw = {
+        "checkpoint": str(checkpoint),
+        "ray": {"namespace": NAMESPACE, "num_cpus": 2},
+        # All processes of two Rays share two cores in these tests; a shard's heart may miss some beats.
+        "links": {"dead_after_ms": 3000},
+        "frontend": {"grpc_port": grpc_port, "http_port": http_port},
+    }
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def address_in(deployment_file: Path) -> str:
+    return f"127.0.0.1:{yaml.safe_load(deployment_file.read_text())['frontend']['grpc_port']}"
+
+
+def other_ports() -> tuple[str, ...]:
+    grpc_port, http_port = free_ports(2)
+    return ("--set", f"frontend.grpc_port={grpc_port}", "--set", f"frontend.http_port={http_port}")
