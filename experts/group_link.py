@@ -7,7 +7,7 @@ import weakref
 import torch
 
 from experts.endpoint import Endpoint, Liveness
-from experts.errors import LinkDown, ShardRefused
+from experts.errors import LinkDown, refusal
 from experts.link import ExpertRows, Reply
 from experts.process_group import Pair, RowChannel
 from experts.wire import Kind, Message, WireFormat
@@ -47,19 +47,21 @@ class GroupLink:
         with self._changed:
             self._awaited[sequence] = reply
         self._endpoint.send(
-            Message(Kind.ROWS, sequence, rows.placement_version, rows.layer, rows.experts, rows.counts, rows.x_ND)
+            Message(Kind.ROWS, sequence, rows.layer, rows.experts, rows.versions, rows.counts, rows.x_ND)
         )
         return reply
 
-    def wait_until_down(self) -> None:
-        """Return once the link has ended, however long that takes."""
+    def wait_until_down(self) -> str:
+        """Return once the link has ended, however long that takes, with the reason."""
         self._endpoint.ended.wait()
+        assert self._endpoint.down_reason is not None
+        return self._endpoint.down_reason
 
     def close(self) -> None:
         self._endpoint.close()
 
     def wait(self, reply: "_GroupReply") -> torch.Tensor:
-        """The answer, on the router's device. Raises LinkDown, ShardRefused."""
+        """The answer, on the router's device. Raises LinkDown, NotHeld, ComputeFailed."""
         with self._changed:
             self._changed.wait_for(
                 lambda: reply.message is not None or self.down_reason is not None, self._reply_deadline_s
@@ -69,7 +71,8 @@ class GroupLink:
             reason = self.down_reason or f"no answer within {self._reply_deadline_s:g} s, though it is alive"
             raise LinkDown(reason)
         if message.kind is Kind.REFUSAL:
-            raise ShardRefused(message.text)
+            assert message.code is not None
+            raise refusal(message.code, message.text)
         assert message.x_ND is not None
         return message.x_ND.to(self._device)
 

@@ -10,7 +10,7 @@ import threading
 import torch
 
 from experts.endpoint import Endpoint, Liveness
-from experts.errors import LinkDown, ShardRefused
+from experts.errors import LinkDown, RefusalCode, ShardRefused
 from experts.process_group import Pair, RowChannel
 from experts.shard import ExpertShard
 from experts.wire import Kind, Message, WireFormat
@@ -84,16 +84,17 @@ class ShardServer:
         assert request.x_ND is not None
         try:
             y_ND = self.shard.compute(
-                request.placement_version,
                 request.layer,
                 request.experts,
+                request.versions,
                 request.counts,
                 request.x_ND.to(self._device),
             )
         except ShardRefused as refusal:
-            return Message(Kind.REFUSAL, request.sequence, text=str(refusal))
+            return Message(Kind.REFUSAL, request.sequence, code=refusal.code, text=str(refusal))
         except Exception as error:
             # A defect or a lack of memory: the router must hear of it, and other requests must go on.
             logger.exception("computing failed")
-            return Message(Kind.REFUSAL, request.sequence, text=f"computing failed: {error}")
+            text = f"computing failed: {error}"
+            return Message(Kind.REFUSAL, request.sequence, code=RefusalCode.COMPUTE_FAILED, text=text)
         return Message(Kind.RESULT, request.sequence, x_ND=y_ND)

@@ -8,6 +8,7 @@ from checkpoint.config import ModelConfig
 from checkpoint.tensors import Checkpoint
 from checkpoint.weights import WeightReader
 from experts.link import LocalLink
+from experts.link_table import LinkTable
 from experts.placement import even_placement
 from experts.shard import load_shard
 from router.model.dispatch import Dispatcher
@@ -33,9 +34,9 @@ def load_model(
     """
     placement = even_placement(config.moe_layers, config.num_experts, num_shards)
     threads = torch.get_num_threads()
-    links = [
-        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), dtype, CPU, on_bytes, threads))
+    links = {
+        shard: LocalLink(load_shard(checkpoint, placement.slots_of(shard), dtype, CPU, on_bytes, threads))
         for shard in range(num_shards)
-    ]
+    }
     weights = WeightReader(checkpoint, dtype, CPU, on_bytes)
-    return Model(config, weights, Dispatcher(placement, links), head_attention)
+    return Model(config, weights, Dispatcher(placement, LinkTable(links)), head_attention)

@@ -22,9 +22,10 @@ import torch
 
 from checkpoint.tensors import Checkpoint
 from checkpoint.weights import WeightReader, router_bytes
-from cluster.actors.link_keeper import LinkKeeper, LinkSettings, NoLink
+from cluster.actors.link_keeper import LinkKeeper, LinkSettings
 from cluster.actors.load_progress import LoadProgress
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
+from experts.link_table import LinkTable
 from experts.placement import Placement
 from frontend.router_client import Readiness
 from kernels.cores import share_of_cores
@@ -86,7 +87,8 @@ class RouterActor:
         torch.set_num_threads(spec.threads or share_of_cores(1))
         self._spec = spec
         self._progress = LoadProgress()
-        self._dispatcher = Dispatcher(spec.placement, [NoLink("not linked yet")] * len(spec.shard_names))
+        self._links = LinkTable()
+        self._dispatcher = Dispatcher(spec.placement, self._links)
         self._engine: EngineThread | None = None
         self._outboxes: dict[str, _Outbox] = {}
         self._batch_numbers = itertools.count(secrets.randbits(62))
@@ -217,7 +219,7 @@ class RouterActor:
         weights = WeightReader(checkpoint, spec.dtype, device, self._progress.add_bytes)
         model = Model(checkpoint.config, weights, self._dispatcher)
         self._keeper = LinkKeeper(
-            self._dispatcher,
+            self._links,
             list(spec.shard_names),
             lambda name: ray.get_actor(name, namespace=spec.namespace),
             spec.links,

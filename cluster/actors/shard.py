@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from checkpoint.tensors import Checkpoint
 from cluster.actors.link_invitation import LinkInvitation
 from cluster.actors.load_progress import LoadProgress
 from cluster.reports import ActorState, ShardStats
+from experts.placement import Slot
 from experts.process_group import SHARD_RANK
 from experts.shard import load_shard, shard_bytes
 from experts.shard_server import ShardServer
@@ -23,13 +24,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What a shard actor is to hold. experts_of: layer -> experts. threads: none means an equal part of its machine's
-    cores for each of the `neighbours`, the shards there, itself included."""
+    """What a shard actor is to hold.
+
+    slots: (layer, expert) -> version of its weights. threads: None means an equal share of its machine's cores.
+    neighbours: how many shards share that machine, this one included.
+    """
 
     name: str
     checkpoint: Path
-    placement_version: int
-    experts_of: Mapping[int, Sequence[int]]
+    slots: Mapping[Slot, int]
     dtype: torch.dtype
     device: str
     threads: int | None
@@ -65,11 +68,10 @@ class ShardActor:
     def _load(self) -> None:
         spec = self._spec
         checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
-        self._progress.expect(shard_bytes(checkpoint, spec.experts_of))
+        self._progress.expect(shard_bytes(checkpoint, spec.slots))
         shard = load_shard(
             checkpoint,
-            spec.placement_version,
-            spec.experts_of,
+            spec.slots,
             spec.dtype,
             device,
             self._progress.add_bytes,

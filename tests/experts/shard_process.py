@@ -38,8 +38,8 @@ class GatedShard(ExpertShard):
 def _serve(directory: Path, placement: Placement, shard: int, gate: Event, control: Connection) -> None:
     torch.set_num_threads(1)
     checkpoint = Checkpoint.open(directory)
-    loaded = load_shard(checkpoint, placement.version, placement.experts_of(shard), torch.float32, CPU)
-    gated = GatedShard(loaded.placement_version, loaded._slots)
+    loaded = load_shard(checkpoint, placement.slots_of(shard), torch.float32, CPU)
+    gated = GatedShard(loaded.slots)
     gated.gate = gate
     server = ShardServer(gated, CPU)
     while True:
