@@ -3,6 +3,7 @@
 RequestError
 ├── InvalidArgument      a field's value is wrong; the message names it
 ├── NotFound             the model is not served here
+├── AlreadyExists        a request with this id is under way already
 ├── ResourceExhausted    the queue is full, or the request can never fit
 ├── DeadlineExceeded     the client's deadline passed first
 └── Unavailable          a router or an expert shard is down; try again
@@ -33,6 +34,10 @@ class InvalidArgument(RequestError):
 
 class NotFound(RequestError):
     """The request names a model that is not served."""
+
+
+class AlreadyExists(RequestError):
+    """A request with the same id is under way already; that one goes on."""
 
 
 class ResourceExhausted(RequestError):

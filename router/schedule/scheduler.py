@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from router.errors import ResourceExhausted
+from router.errors import AlreadyExists, ResourceExhausted
 from router.request import FinishReason, GenerationRequest
 from router.schedule.block_table import BlockTable, PrefixKeys
 from router.schedule.blocks import BlockPool
@@ -83,9 +83,12 @@ class Scheduler:
         return self.pool.cached_units * self.layout.unit_bytes
 
     def add(self, request: GenerationRequest) -> None:
-        """Queue a request. Raises ResourceExhausted if the queue is full or the request can never fit."""
-        assert request.request_id not in self._running
-        assert request.request_id not in self._waiting
+        """Queue a request.
+
+        Raises ResourceExhausted if the queue is full or the request can never fit, AlreadyExists if its id is in use.
+        """
+        if request.request_id in self._running or request.request_id in self._waiting:
+            raise AlreadyExists(f"request {request.request_id} is under way already; it goes on")
         positions = len(request.prompt_token_ids) + request.sampling.max_tokens
         units = self.layout.units(positions)
         if units > self.pool.num_units:

@@ -129,7 +129,7 @@ def test_a_broken_steps_tokens_are_no_expert_load(reference: Reference, links: l
     engine.submit(greedy("served", prompt(5), 1))
     run_to_end(engine)
     experts_per_token = Checkpoint.open(reference.directory).config.experts_per_token
-    assert set(engine._model.expert_load.tokens_LE.sum(axis=1).tolist()) == {5 * experts_per_token}
+    assert set(engine._counts.expert_load.tokens_LE.sum(axis=1).tolist()) == {5 * experts_per_token}
 
 
 def test_whoever_waits_for_a_prefix_that_is_never_computed_computes_it(
