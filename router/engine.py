@@ -92,7 +92,7 @@ class Engine:
         arrived_s = time.perf_counter() if arrived_s is None else arrived_s
         self._counts.requests.arrived(request.request_id, arrived_s, len(request.prompt_token_ids))
         self._sampling[request.request_id] = SamplingState(
-            request.sampling, request.prompt_token_ids, self._eos_token_ids
+            request.sampling, request.prompt_token_ids, self._eos_token_ids, request.made
         )
 
     def cancel(self, request_id: str, ending: str = CANCELLED) -> None:
@@ -152,7 +152,7 @@ class Engine:
         if finish is not None:
             self._forget(request.request_id, finish.value, time.perf_counter())
         if token is None:
-            return TokenDelta(request.request_id, prompt_logprobs=prompt) if prompt else None
+            return TokenDelta(request.request_id, prompt_logprobs=prompt, first=first) if prompt else None
         state.push(token.token_id)
         return TokenDelta(
             request.request_id,
@@ -161,6 +161,7 @@ class Engine:
             finish,
             prompt_logprobs=prompt,
             cached_tokens=(work.sequence.cached_tokens or 0) if first == 0 else 0,
+            first=first,
         )
 
     def _end_expired(self) -> list[TokenDelta]:

@@ -19,10 +19,17 @@ class SamplingState:
     prompt_places_told: how many of the prompt's positions have had their log-probabilities told; the engine's to count.
     """
 
-    def __init__(self, params: SamplingParams, prompt_token_ids: Sequence[int], eos_token_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        eos_token_ids: Iterable[int],
+        made: Sequence[int] = (),
+    ) -> None:
+        """made: tokens of the completion so far."""
         self.params = params
         self.made = 0
-        self.prompt_places_told = 0
+        self.prompt_places_told = len(prompt_token_ids) if made else 0  # they come with the first token at the latest
         self.bias_ids = array("q", [token_id for token_id, _ in params.logit_bias])
         self.biases = array("d", [bias for _, bias in params.logit_bias])
         self.ending_ids = array("q")
@@ -37,6 +44,8 @@ class SamplingState:
         self.made_ids, self.made_counts = array("q"), array("d")
         self._place_of: dict[int, int] = {}
         self._counts_cost = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        for token_id in made:
+            self.push(token_id)
 
     @property
     def may_not_end(self) -> bool:

@@ -110,7 +110,8 @@ class Scheduler:
             self._ends.begin(now_s)
         keys = PrefixKeys(self.layout.block_tokens)
         self._arrivals += 1
-        self._waiting[request.request_id] = SequenceState(self._arrivals, request, list(request.prompt_token_ids), keys)
+        token_ids = [*request.prompt_token_ids, *request.made]
+        self._waiting[request.request_id] = SequenceState(self._arrivals, request, token_ids, keys)
 
     def remove(self, request_id: str) -> bool:
         """Forget a request, waiting or running, and free its memory; False if it is unknown."""
@@ -242,10 +243,10 @@ class Scheduler:
         if self._shares_prefixes(sequence):
             if sequence.cached_tokens is None:
                 self.counters.prefix_queried_tokens += len(sequence.request.prompt_token_ids)
-                self.counters.prefix_hit_tokens += found
+                self.counters.prefix_hit_tokens += min(found, len(sequence.request.prompt_token_ids))
             self._being_computed.update(self._keys_to_come(sequence))
         if sequence.cached_tokens is None:
-            sequence.cached_tokens = found
+            sequence.cached_tokens = min(found, len(sequence.request.prompt_token_ids))
         sequence.blocks, sequence.row = blocks, self._free_rows.pop()
         del self._waiting[sequence.request.request_id]
         self._running[sequence.request.request_id] = sequence

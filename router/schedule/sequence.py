@@ -10,8 +10,8 @@ from router.schedule.block_table import BlockTable, PrefixKeys, TableEntry
 class SequenceState:
     """A request on its way.
 
-    number: of its arrival. computed: how many of token_ids are in the KV cache. While it runs, it has a row of its own
-    among the block tables, and blocks.
+    number: of its arrival. token_ids: prompt and completion. computed: how many of these are in the KV cache.
+    While it runs, it has a row of its own among the block tables, and blocks.
     cached_tokens: prompt tokens that it found in the prefix cache when it was first started.
     awaited: the key of a block that another is computing, and before which it had better not start.
     """
@@ -28,6 +28,7 @@ class SequenceState:
 
     @property
     def generated(self) -> int:
+        """Tokens of the completion, whoever has made them."""
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property

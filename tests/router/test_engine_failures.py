@@ -16,12 +16,12 @@ from experts.link_table import LinkTable
 from experts.placement import even_placement
 from experts.shard import load_shard
 from router.engine import Engine
-from router.errors import DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
+from router.errors import AlreadyExists, DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
 from router.local import CPU
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
 from tests.reference import Reference, prompt
-from tests.router.engines import COMPANY, NUM_SHARDS, FakeClock, greedy, make_engine, run_to_end, tokens_of
+from tests.router.engines import COMPANY, NUM_SHARDS, FakeClock, alone, greedy, make_engine, run_to_end, tokens_of
 
 
 class BrokenLink:
@@ -142,6 +142,18 @@ def test_whoever_waits_for_a_prefix_that_is_never_computed_computes_it(
     assert [delta.request_id for delta in engine.step()] == ["lost"]
     table.replace(1, links[1])
     assert len(tokens_of(run_to_end(engine), "waits")) == 12
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_an_id_that_comes_twice_is_refused_and_the_first_request_goes_on(model: Model, running: bool) -> None:
+    engine = make_engine(model)
+    engine.submit(greedy("a", prompt(5)))
+    deltas = engine.step() if running else []
+    with pytest.raises(AlreadyExists, match="request a is under way already"):
+        engine.submit(greedy("a", prompt(9, seed=1)))
+    deltas += run_to_end(engine)
+    assert tokens_of(deltas, "a") == alone(model, greedy("a", prompt(5)))
+    engine.submit(greedy("a", prompt(5)))  # an id that is free again may be used again
 
 
 def test_failing_everything_ends_running_and_waiting_requests(model: Model) -> None:
