@@ -6,6 +6,7 @@ It never waits for a fuller batch, and drops what a router that is gone had aske
 import logging
 import queue
 import threading
+from collections.abc import Callable
 
 import torch
 
@@ -20,15 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 class ShardServer:
-    """The links of one shard and the thread that computes for them."""
+    """The links of one shard and the thread that computes for them.
 
-    def __init__(self, shard: ExpertShard, device: torch.device) -> None:
+    Heartbeats come from other threads, so a shard whose computing thread has ended would look alive for ever. Should a
+    defect end that thread, all links are closed, and on_crash is called in it.
+    """
+
+    def __init__(self, shard: ExpertShard, device: torch.device, on_crash: Callable[[], None] = lambda: None) -> None:
         self.shard = shard
         self._device = device
+        self._on_crash = on_crash
         self._requests: queue.SimpleQueue[tuple[Endpoint, Message] | None] = queue.SimpleQueue()
         self._endpoints: dict[str, Endpoint] = {}
         self._endpoints_lock = threading.Lock()
-        self._thread = threading.Thread(target=self._compute, name="compute", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
 
     @property
@@ -62,12 +68,23 @@ class ShardServer:
 
     def close(self) -> None:
         """End all links and the thread."""
+        self._close_links()
+        self._requests.put(None)
+        self._thread.join(10.0)
+
+    def _close_links(self) -> None:
         with self._endpoints_lock:
             endpoints = list(self._endpoints.values())
         for endpoint in endpoints:
             endpoint.close()
-        self._requests.put(None)
-        self._thread.join(10.0)
+
+    def _run(self) -> None:
+        try:
+            self._compute()
+        except Exception:
+            logger.exception("the shard broke")
+            self._close_links()
+            self._on_crash()
 
     def _compute(self) -> None:
         settle(self.shard.threads)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from router.counts.requests import CANCELLED
-from router.errors import RequestError
+from router.errors import AlreadyExists, RequestError
 from router.request import GenerationRequest, RequestLimits, TokenDelta
 
 
@@ -49,7 +49,9 @@ class DeltaStreams:
         self._queues: dict[str, asyncio.Queue[TokenDelta]] = {}
 
     def open(self, request_id: str) -> None:
-        """Keep deltas for `request_id` from now on; call before submitting it."""
+        """Keep deltas for `request_id` from now on; call before submitting it. Raises AlreadyExists."""
+        if request_id in self._queues:
+            raise AlreadyExists(f"request {request_id} is under way already; it goes on")
         self._queues[request_id] = asyncio.Queue()
 
     def close(self, request_id: str) -> None:

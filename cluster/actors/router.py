@@ -33,7 +33,7 @@ from kernels.memory import free_bytes
 from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.engine_thread import EngineThread
-from router.errors import Unavailable
+from router.errors import AlreadyExists, RequestError, Unavailable
 from router.kv_budget import KvBudget
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -120,17 +120,20 @@ class RouterActor:
         return RouterMetrics(self._engine.snapshot if self._engine else None, tuple(self._down()))
 
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
-        """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing."""
+        """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing.
+
+        A frontend that sends a request again goes on getting its deltas; another frontend is refused the same id.
+        """
         self._attend_to_the_loop()
         outbox = self._outbox(frontend_id)
         for request in requests:
-            if self._engine is None:
-                error = Unavailable(f"{self._spec.name} is {self._progress.state().summary}")
+            error = self._refusal(frontend_id, request.request_id)
+            if error is not None:
                 outbox.deltas.append(TokenDelta(request.request_id, error=error))
                 outbox.filled.set()
-                continue
-            self._frontend_of[request.request_id] = frontend_id
-            self._engine.submit(request)
+            elif self._engine is not None:
+                self._frontend_of[request.request_id] = frontend_id
+                self._engine.submit(request)
 
     async def cancel(self, ending_of: Mapping[str, str]) -> None:
         """Forget requests within one step; unknown ones are ignored. ending_of: how each is counted, by its id."""
@@ -160,6 +163,13 @@ class RouterActor:
         outbox.last = Batch(next(self._batch_numbers), outbox.deltas)
         outbox.deltas = []
         return outbox.last
+
+    def _refusal(self, frontend_id: str, request_id: str) -> RequestError | None:
+        if self._engine is None:
+            return Unavailable(f"{self._spec.name} is {self._progress.state().summary}")
+        if self._frontend_of.get(request_id, frontend_id) != frontend_id:
+            return AlreadyExists(f"request {request_id} of another frontend is under way already")
+        return None
 
     def _outbox(self, frontend_id: str) -> _Outbox:
         now = time.monotonic()

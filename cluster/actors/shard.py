@@ -1,6 +1,7 @@
 """An expert shard as a Ray actor. Restarted by Ray, it loads its experts again by itself."""
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,4 +78,5 @@ class ShardActor:
             self._progress.add_bytes,
             torch.get_num_threads(),
         )
-        self._server = ShardServer(shard, device)
+        # A shard that cannot compute is worth nothing; when its process ends, Ray starts a new one.
+        self._server = ShardServer(shard, device, on_crash=lambda: os._exit(1))

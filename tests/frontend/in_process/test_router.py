@@ -10,7 +10,7 @@ import pytest
 from frontend.in_process.router import InProcessRouter
 from frontend.router_client import DeltaStreams
 from router.engine import Engine
-from router.errors import ResourceExhausted, Unavailable
+from router.errors import AlreadyExists, ResourceExhausted, Unavailable
 from router.model.llama4 import Model
 from router.request import FinishReason, GenerationRequest, TokenDelta
 from tests.local_model import load_model
@@ -252,6 +252,17 @@ def test_an_error_is_raised_after_the_tokens_that_came_before_it() -> None:
         assert (await anext(stream)).token_ids == (1,)
         with pytest.raises(Unavailable, match="gone"):
             await anext(stream)
+
+    in_streams(test)
+
+
+def test_an_open_streams_id_is_refused_and_the_stream_goes_on() -> None:
+    async def test(streams: DeltaStreams) -> None:
+        streams.open("a")
+        with pytest.raises(AlreadyExists, match="request a is under way already"):
+            streams.open("a")
+        streams.deliver([TokenDelta("a", (1,))])
+        assert (await first_of(streams, "a")).token_ids == (1,)
 
     in_streams(test)
 
