@@ -14,9 +14,9 @@ from experts.wire import Kind, Message, WireFormat
 
 
 class GroupLink:
-    """Requests out, replies in, matched by sequence number; a reply that nobody waits for any more is dropped.
+    """Sends requests and matches replies to them by sequence number. A reply that nobody holds any more is dropped.
 
-    reply_deadline_s: how long a living shard may take over one request. Missing it does not end the link.
+    reply_deadline_s: how long a living shard may take for one request. Missing it does not end the link.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class GroupLink:
         self._device = device
         self._sequence = itertools.count(1)
         self._changed = threading.Condition()
-        # Weak, so that a reply whose step was given up does not keep its answer for ever.
+        # Weak references: a step that was given up drops its replies, and their answers with them.
         self._awaited: weakref.WeakValueDictionary[int, _GroupReply] = weakref.WeakValueDictionary()
         self._endpoint = Endpoint(pair, wire, liveness, self._on_message, self._on_down, name, rows)
 
@@ -60,7 +60,7 @@ class GroupLink:
     def close(self) -> None:
         self._endpoint.close()
 
-    def wait(self, reply: "_GroupReply") -> torch.Tensor:
+    def answer_to(self, reply: "_GroupReply") -> torch.Tensor:
         """The answer, on the router's device. Raises LinkDown, NotHeld, ComputeFailed."""
         with self._changed:
             self._changed.wait_for(
@@ -96,4 +96,4 @@ class _GroupReply:
         self.message: Message | None = None
 
     def wait(self) -> torch.Tensor:
-        return self._link.wait(self)
+        return self._link.answer_to(self)

@@ -7,15 +7,14 @@ Legend: N rows, D model width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from experts.shard import ExpertShard
 
 
-@dataclass(frozen=True)
-class ExpertRows:
+class ExpertRows(NamedTuple):
     """Rows for one shard in one layer, sorted by expert: counts[i] rows of x_ND for experts[i].
 
     versions: of each expert's weights; a shard that holds another version refuses.
@@ -55,7 +54,7 @@ class Link(Protocol):
 
 
 class LocalLink:
-    """A shard in the same process, computed when asked: the whole model on one device, and the comparison."""
+    """A shard in the same process, which computes within `request`. The comparison for links between processes."""
 
     down_reason = None
 

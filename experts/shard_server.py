@@ -1,6 +1,6 @@
-"""Serves one shard to any number of routers: whatever has arrived is computed, in order, by one thread.
+"""Serves one shard to any number of routers. One thread computes their requests in the order of arrival.
 
-It never waits for a fuller batch, and drops what a router that is gone had asked for.
+It never waits for a fuller batch, and drops the requests of routers whose link has ended.
 """
 
 import logging
@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 class ShardServer:
     """The links of one shard and the thread that computes for them.
 
-    Heartbeats come from other threads, so a shard whose computing thread has ended would look alive for ever. Should a
-    defect end that thread, all links are closed, and on_crash is called in it.
+    Heartbeats come from other threads, so a shard whose computing thread has ended would look alive for ever. If a
+    defect ends that thread, it calls on_crash, and then closes all links.
     """
 
     def __init__(self, shard: ExpertShard, device: torch.device, on_crash: Callable[[], None] = lambda: None) -> None:
@@ -43,7 +43,7 @@ class ShardServer:
         with self._endpoints_lock:
             return tuple(self._endpoints)
 
-    def add_link(
+    def serve(
         self, pair: Pair, wire: WireFormat, liveness: Liveness, name: str, rows: RowChannel | None = None
     ) -> None:
         """Serve the router at the other end of `pair` until that link ends."""
@@ -83,8 +83,8 @@ class ShardServer:
             self._compute()
         except Exception:
             logger.exception("the shard broke")
-            self._close_links()
             self._on_crash()
+            self._close_links()
 
     def _compute(self) -> None:
         settle(self.shard.threads)

@@ -145,9 +145,9 @@ class Engine:
         request, first = work.sequence.request, work.sequence.generated
         state = self._sampling[request.request_id]
         prompt: tuple[TokenLogprobs | None, ...] = told
-        if request.sampling.prompt_logprobs is not None and state.prompt_places_told == 0:
+        if request.sampling.prompt_logprobs is not None and state.prompt_logprobs_told == 0:
             prompt = (None, *told)
-        state.prompt_places_told += len(prompt)
+        state.prompt_logprobs_told += len(prompt)
         finish = self._scheduler.advance(work, token.token_id if token else None, self._eos_token_ids)
         if finish is not None:
             self._forget(request.request_id, finish.value, time.perf_counter())

@@ -102,5 +102,5 @@ def prompt_positions(work: Work, state: SamplingState) -> range:
     request = work.sequence.request
     if request.sampling.prompt_logprobs is None:
         return range(0)
-    first = max(work.first + 1, state.prompt_places_told)
+    first = max(work.first + 1, state.prompt_logprobs_told)
     return range(first, min(work.first + work.length + 1, len(request.prompt_token_ids)))

@@ -1,4 +1,4 @@
-"""Keeps a router linked to its shards: forms each link, and forms it anew whenever it has ended."""
+"""Keeps a router linked to its shards: forms each link, and a new one whenever it has ended."""
 
 import itertools
 import logging
@@ -20,7 +20,7 @@ from experts.wire import WireFormat
 
 logger = logging.getLogger(__name__)
 
-# Between two attempts at a shard that is not there: Ray notifies nobody when it has restarted an actor.
+# Between two attempts to reach an absent shard. Ray tells nobody when it has restarted an actor.
 RETRY_S = 0.25
 JOIN_TIMEOUT_S = 10.0
 
@@ -38,7 +38,7 @@ class LinkSettings:
 class LinkKeeper:
     """One thread per shard: joining an absent peer blocks, and one absent shard must not keep another waiting.
 
-    A dead link is replaced by a new group under a new name; what the old one left in the store is deleted.
+    A new link gets a new name, and the keys that the old one left in the store are deleted.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class LinkKeeper:
             threading.Thread(target=self._keep, args=(shard, name), name=f"keep {name}", daemon=True).start()
 
     def wait_until_all_were_linked(self) -> None:
-        """Return once every shard has been linked, be it down again by now: it has loaded its weights."""
+        """Return once each shard has been linked at least once. It has then loaded its weights."""
         while True:
             seen = self._links.num_changes
             if self._were_linked == self._shards:
@@ -74,7 +74,7 @@ class LinkKeeper:
             link_name = f"{self._router_name}--{shard_name}--{generation}"
             link = self._form(shard, shard_name, link_name)
             logger.info("link %s formed", link_name)
-            self._were_linked.add(shard)  # first: who waits for the table to change looks here then
+            self._were_linked.add(shard)  # before the table changes, which wakes whoever waits for this
             self._links.replace(shard, link)
             self._links.remove(shard, link.wait_until_down())
             link.close()

@@ -47,8 +47,11 @@ LONG_POLL_S = 1.0
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """What a router actor is to run. shard_names: actor names, by shard number. limits: but for kv_bytes, which
-    kv_budget says once the weights are loaded, for a share those of the shards too."""
+    """What a router actor is to run.
+
+    shard_names: actor names, by shard number. limits: all but kv_bytes, which follows from kv_budget once the weights
+    are loaded. If the budget is a share of free memory, the shards must have loaded theirs, too.
+    """
 
     name: str
     namespace: str
@@ -67,9 +70,9 @@ class RouterSpec:
 
 @dataclass
 class _Outbox:
-    """Deltas for one frontend that it has not pulled yet, and the last batch, until its receipt has come.
+    """Deltas that one frontend has not pulled yet, and the last batch, kept until its receipt has come.
 
-    pulls: how many pulls there were; only the newest may take anything, an older one's caller has given up.
+    pulls: how many there were. Only the newest may take deltas: the caller of an older one has given up.
     heard_s: when the frontend last called.
     """
 
@@ -93,13 +96,13 @@ class RouterActor:
         self._outboxes: dict[str, _Outbox] = {}
         self._batch_numbers = itertools.count(secrets.randbits(62))
         self._frontend_of: dict[str, str] = {}
-        self._made: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
+        self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
         threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
 
     async def state(self) -> ActorState:
-        self._attend_to_the_loop()
+        self._start_watching()
         return self._progress.state()
 
     async def readiness(self) -> Readiness:
@@ -111,7 +114,7 @@ class RouterActor:
 
     async def stats(self) -> RouterStats:
         engine = self._engine.stats if self._engine else None
-        (first_s, first), (last_s, last) = self._made[0], self._made[-1]
+        (first_s, first), (last_s, last) = self._generated[0], self._generated[-1]
         rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
         return RouterStats(engine, rate, len(self._outboxes), self._down())
 
@@ -124,7 +127,7 @@ class RouterActor:
 
         A frontend that sends a request again goes on getting its deltas; another frontend is refused the same id.
         """
-        self._attend_to_the_loop()
+        self._start_watching()
         outbox = self._outbox(frontend_id)
         for request in requests:
             error = self._refusal(frontend_id, request.request_id)
@@ -147,7 +150,7 @@ class RouterActor:
         If `receipt` is not the last batch's number, that batch was lost on the way, or this is a new outbox: the last
         batch comes (again), at once. If nothing was made, it comes too, and its number says that it is known.
         """
-        self._attend_to_the_loop()
+        self._start_watching()
         outbox = self._outbox(frontend_id)
         outbox.pulls += 1
         this_pull = outbox.pulls
@@ -186,7 +189,7 @@ class RouterActor:
     def _unlinked(self) -> str:
         return "; ".join(f"{name}: {reason}" for name, reason in self._down().items())
 
-    def _attend_to_the_loop(self) -> None:
+    def _start_watching(self) -> None:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._watcher = self._loop.create_task(self._watch())
@@ -196,7 +199,7 @@ class RouterActor:
         grace_s = self._spec.frontend_grace_s
         while True:
             now = time.monotonic()
-            self._made.append((now, self._engine.stats.generated_tokens if self._engine else 0))
+            self._generated.append((now, self._engine.stats.generated_tokens if self._engine else 0))
             for frontend_id in [f for f, outbox in self._outboxes.items() if outbox.heard_s < now - grace_s]:
                 del self._outboxes[frontend_id]
                 open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
@@ -208,9 +211,9 @@ class RouterActor:
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
         # In the engine's thread. A request reaches the engine through `submit`, which has set the loop.
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._sort, deltas)
+        self._loop.call_soon_threadsafe(self._put_into_outboxes, deltas)
 
-    def _sort(self, deltas: Sequence[TokenDelta]) -> None:
+    def _put_into_outboxes(self, deltas: Sequence[TokenDelta]) -> None:
         for delta in deltas:
             frontend_id = self._frontend_of.get(delta.request_id)
             if frontend_id is None:

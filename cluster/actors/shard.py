@@ -64,7 +64,7 @@ class ShardActor:
         if self._server is None:
             raise DroverError(f"{self._spec.name} is not ready: {self.state().summary}")
         pair, rows = invitation.accept(SHARD_RANK, torch.device(self._spec.device))
-        self._server.add_link(pair, invitation.wire, invitation.liveness, invitation.name, rows)
+        self._server.serve(pair, invitation.wire, invitation.liveness, invitation.name, rows)
 
     def _load(self) -> None:
         spec = self._spec

@@ -7,7 +7,8 @@ on their way to experts.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +25,8 @@ class ShardUnavailable(Exception):
     """A shard that this step needs cannot answer. The message names it and says why."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one shard was asked for. message is all it takes to ask again, or another shard.
+class Part(NamedTuple):
+    """Rows that one shard was asked for. The message is all it takes to ask it again, or another shard.
 
     rows: which of the sorted rows these are.
     """
@@ -37,11 +37,10 @@ class Part:
     reply: Reply
 
 
-@dataclass(frozen=True)
-class DispatchHandle:
-    """Rows under way, in parts that together cover all sorted rows, and how to undo the sorting.
+class DispatchHandle(NamedTuple):
+    """Rows under way, and how to undo the sorting.
 
-    unsort_N: the sorted row of (token, choice) number n.
+    parts: in the order of the sorted rows, all of which they cover. unsort_N: the sorted row of (token, choice) n.
     """
 
     parts: Sequence[Part]
@@ -76,22 +75,21 @@ class Dispatcher:
         rank_N = routes.rank_E.to(expert_TA.device)[expert_TA.flatten()]
         sort_N = torch.argsort(rank_N, stable=True)
         x_ND = x_TD[sort_N // expert_TA.shape[1]] * score_TA.flatten()[sort_N, None]
-        counts_R = np.bincount(rank_N.cpu().numpy(), minlength=len(routes.expert_of_rank))
+        counts_R = np.bincount(rank_N.cpu().numpy(), minlength=routes.num_ranks)
         self.load.count((layer, counts_R, routes.rank_of_expert))
         counts: list[int] = counts_R.tolist()
         parts, begin = [], 0
-        for shard, ranks in routes.ranks_of_shard.items():
-            hit = [rank for rank in ranks if counts[rank]]
-            if not hit:
+        for shard, ranks, experts, versions in routes.shards:
+            asked = counts[ranks]
+            rows = slice(begin, begin + sum(asked))
+            if rows.start == rows.stop:
                 continue
-            hit_counts = [counts[rank] for rank in hit]
-            rows = slice(begin, begin + sum(hit_counts))
             begin = rows.stop
             message = ExpertRows(
                 layer,
-                [routes.expert_of_rank[rank] for rank in hit],
-                [routes.version_of_rank[rank] for rank in hit],
-                hit_counts,
+                list(compress(experts, asked)),
+                list(compress(versions, asked)),
+                list(compress(asked, asked)),
                 x_ND[rows],
             )
             parts.append(Part(shard, rows, message, self._request(shard, message)))
@@ -101,10 +99,7 @@ class Dispatcher:
 
     def combine(self, handle: DispatchHandle) -> torch.Tensor:
         """y_TD: the sum of each token's experts. Waits for the shards, part by part; raises ShardUnavailable."""
-        sorted_ND = handle.parts[0].message.x_ND.new_empty(len(handle.unsort_N), handle.parts[0].message.x_ND.shape[1])
-        for part in handle.parts:
-            sorted_ND[part.rows] = self._wait(part)
-        y_ND = sorted_ND[handle.unsort_N]
+        y_ND = torch.cat([self._wait(part) for part in handle.parts])[handle.unsort_N]
         return y_ND.view(-1, handle.experts_per_token, y_ND.shape[-1]).sum(dim=1)
 
     def _request(self, shard: int, message: ExpertRows) -> Reply:

@@ -4,6 +4,7 @@ Legend: E experts, R the same in the order of rows.
 """
 
 from collections.abc import Sequence, Set
+from typing import NamedTuple
 
 import torch
 
@@ -25,23 +26,34 @@ class Routes:
         }
 
 
+class ShardRoutes(NamedTuple):
+    """What one shard is asked for in one layer. ranks: of `experts`. versions: of their weights."""
+
+    shard: int
+    ranks: slice
+    experts: list[int]
+    versions: list[int]
+
+
 class LayerRoutes:
     """The experts of one layer, ranked by (shard, expert): rows in that order are contiguous for shard and expert.
 
-    rank_E: each expert's rank, for torch; rank_of_expert: the same for numpy. expert_of_rank: its inverse.
-    version_of_rank: of the expert's weights. ranks_of_shard: each shard's ranks, ascending.
+    num_ranks: as many as experts. rank_E: each expert's rank, for torch; rank_of_expert: the same for numpy.
+    shards: in the order of their ranks.
     """
 
     def __init__(self, shard_of_expert: Sequence[int], version_of_expert: Sequence[int]) -> None:
-        experts = range(len(shard_of_expert))
-        self.expert_of_rank = sorted(experts, key=lambda expert: (shard_of_expert[expert], expert))
-        self.version_of_rank = [version_of_expert[expert] for expert in self.expert_of_rank]
-        self.rank_E = torch.empty(len(experts), dtype=torch.int64)
-        self.rank_E[torch.tensor(self.expert_of_rank)] = torch.arange(len(experts))
+        self.num_ranks = len(shard_of_expert)
+        self.rank_E = torch.empty(self.num_ranks, dtype=torch.int64)
+        self.shards: list[ShardRoutes] = []
+        first = 0
+        for shard in sorted(set(shard_of_expert)):
+            experts = [expert for expert, asked in enumerate(shard_of_expert) if asked == shard]
+            ranks = slice(first, first + len(experts))
+            self.rank_E[torch.tensor(experts)] = torch.arange(ranks.start, ranks.stop)
+            self.shards.append(ShardRoutes(shard, ranks, experts, [version_of_expert[expert] for expert in experts]))
+            first = ranks.stop
         self.rank_of_expert = self.rank_E.numpy()
-        self.ranks_of_shard: dict[int, list[int]] = {}
-        for rank, expert in enumerate(self.expert_of_rank):
-            self.ranks_of_shard.setdefault(shard_of_expert[expert], []).append(rank)
 
 
 def _asked(shards: Sequence[int], alive: Set[int]) -> int:

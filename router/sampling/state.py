@@ -16,7 +16,7 @@ class SamplingState:
     seen_ids: every token of prompt and completion, each once, where there is a repetition penalty.
     made_ids, made_counts: every token of the completion and how often it is there, where presence or frequency counts.
     ending_ids: the tokens that end the text; they are not drawn while `made` is below min_tokens.
-    prompt_places_told: how many of the prompt's positions have had their log-probabilities told; the engine's to count.
+    prompt_logprobs_told: of how many of the prompt's positions; the engine counts them.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class SamplingState:
         """made: tokens of the completion so far."""
         self.params = params
         self.made = 0
-        self.prompt_places_told = len(prompt_token_ids) if made else 0  # they come with the first token at the latest
+        self.prompt_logprobs_told = len(prompt_token_ids) if made else 0  # they come with the first token at the latest
         self.bias_ids = array("q", [token_id for token_id, _ in params.logit_bias])
         self.biases = array("d", [bias for _, bias in params.logit_bias])
         self.ending_ids = array("q")

@@ -44,7 +44,7 @@ def _serve(directory: Path, placement: Placement, shard: int, gate: Event, contr
     server = ShardServer(gated, CPU)
     while True:
         host, port, name, wire, liveness = control.recv()
-        server.add_link(Pair(host, port, name, SHARD_RANK, "127.0.0.1", JOIN_TIMEOUT_S), wire, liveness, name)
+        server.serve(Pair(host, port, name, SHARD_RANK, "127.0.0.1", JOIN_TIMEOUT_S), wire, liveness, name)
         control.send("joined")
 
 

@@ -51,7 +51,7 @@ def test_rows_beside_the_message_are_computed_like_rows_inside(tmp_path_factory:
     store = LinkStore("127.0.0.1")
     pairs, row_pairs = join_both(store, "beside"), join_both(store, "beside-rows")
     server = ShardServer(shard, CPU)
-    server.add_link(pairs[1], wire, LIVENESS, "beside", HostRows(row_pairs[1], wire))
+    server.serve(pairs[1], wire, LIVENESS, "beside", HostRows(row_pairs[1], wire))
     link = GroupLink(pairs[0], wire, LIVENESS, 10.0, CPU, "beside", HostRows(row_pairs[0], wire))
     for count in (1, 7, 30):
         x_ND = rows_like([0, 2], [count, 2], checkpoint.config.hidden_size, seed=count)

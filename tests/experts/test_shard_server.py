@@ -36,13 +36,13 @@ def test_when_the_computing_thread_ends_all_links_end_and_the_process_hears_of_i
     links = []
     for name in ("asking", "idle"):
         router_end, shard_end = join_both(LinkStore("127.0.0.1"), name)
-        server.add_link(shard_end, WIRE, LIVENESS, name)
+        server.serve(shard_end, WIRE, LIVENESS, name)
         links.append(GroupLink(router_end, WIRE, LIVENESS, PATIENCE_S, CPU, name))
     with pytest.raises(LinkDown, match="lost"):
         links[0].request(ExpertRows(1, [0], [1], [1], torch.zeros(1, 8))).wait()
     assert crashed.wait(PATIENCE_S)
     assert links[1].wait_until_down().startswith("lost")
-    assert server.link_names == ()
     for link in links:
         link.close()
     server.close()
+    assert server.link_names == ()

@@ -95,7 +95,7 @@ def test_what_was_told_of_a_prompt_is_not_told_again(model: Model) -> None:
     """Should a prompt be computed anew, its log-probabilities go on where they were."""
     engine = make_engine(model, max_step_tokens=8)
     engine.submit(greedy("a", prompt(25), 1, prompt_logprobs=0))
-    engine._sampling["a"].prompt_places_told = 10
+    engine._sampling["a"].prompt_logprobs_told = 10
     entries = prompt_logprobs_of(run_to_end(engine), "a")
     assert [entry and entry.token_id for entry in entries] == [*prompt(25)[10:]]
 

@@ -32,7 +32,7 @@ def assembled(scheduler: Scheduler, *requests: GenerationRequest, told: int = 0)
     """The next step. told: of each prompt, how many positions have had their log-probabilities told."""
     states = {each.request_id: SamplingState(each.sampling, each.prompt_token_ids, ()) for each in requests}
     for state in states.values():
-        state.prompt_places_told = told
+        state.prompt_logprobs_told = told
     return assemble(scheduler.schedule(), states)
 
 

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -312,10 +312,10 @@ def test_an_answer_that_comes_from_elsewhere_takes_its_parts_place() -> None:
     x_TD, expert_TA = random(20, HIDDEN), choose(20, 2)
     handle = cluster.dispatcher.dispatch(LAYER, x_TD, expert_TA, scores_for(expert_TA))
     parts = [
-        part if part.shard != 1 else replace(part, reply=cluster.links[1].request(part.message))
+        part if part.shard != 1 else part._replace(reply=cluster.links[1].request(part.message))
         for part in handle.parts
     ]
-    y_TD = cluster.dispatcher.combine(replace(handle, parts=parts[::-1]))
+    y_TD = cluster.dispatcher.combine(handle._replace(parts=parts))
     torch.testing.assert_close(y_TD, plain_formula(x_TD, expert_TA), rtol=1e-5, atol=1e-5)
 
 
@@ -340,7 +340,7 @@ def group_link() -> Iterator[GroupLink]:
         thread.join(PATIENCE_S)
     wire = WireFormat(max_groups=EXPERTS, max_rows=64, hidden_size=HIDDEN, dtype=torch.float32)
     server = ShardServer(make_shard(even(2), 0), CPU)
-    server.add_link(ends[SHARD_RANK], wire, LIVENESS, "dispatch")
+    server.serve(ends[SHARD_RANK], wire, LIVENESS, "dispatch")
     link = GroupLink(ends[ROUTER_RANK], wire, LIVENESS, PATIENCE_S, CPU, "dispatch")
     yield link
     link.close()
