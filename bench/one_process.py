@@ -15,6 +15,7 @@ from bench.worker import Request, Run, Stream, serve_jobs
 from checkpoint.tensors import Checkpoint
 from checkpoint.weights import WeightReader
 from experts.link import ExpertRows, Link, LocalLink, Reply
+from experts.link_table import LinkTable
 from experts.placement import even_placement
 from experts.shard import load_shard
 from kernels.choose import choose_kernels
@@ -56,9 +57,9 @@ def load(directory: Path, limits: SchedulerLimits) -> tuple[Engine, CountingLink
     config, dtype = checkpoint.config, getattr(torch, checkpoint.config.dtype)
     placement = even_placement(config.moe_layers, config.num_experts, 1)
     kernels = choose_kernels(CPU, dtype, torch.get_num_threads())
-    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), kernels)
-    link = CountingLink(LocalLink(shard))
-    model = Model(config, WeightReader(checkpoint, dtype, CPU), Dispatcher(placement, [link]), kernels)
+    link = CountingLink(LocalLink(load_shard(checkpoint, placement.slots_of(0), kernels)))
+    dispatcher = Dispatcher(placement, LinkTable({0: link}))
+    model = Model(config, WeightReader(checkpoint, dtype, CPU), dispatcher, kernels)
     return Engine(model, limits), link
 
 

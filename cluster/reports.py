@@ -1,4 +1,4 @@
-"""What actors answer: plain data that a process can read without torch, such as `drover status` or a Serve replica."""
+"""What actors answer: plain data, readable without torch by `drover status` and Serve replicas."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -58,10 +58,10 @@ class RouterMetrics:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one pull brings. A frontend names the number in its next pull, as a receipt.
+    """The answer to one pull. A frontend names the number in its next pull, as a receipt.
 
-    No two batches share a number, not even those of a router before and after its restart: a frontend that was
-    forgotten, or talks to a new router, can then never take new tokens for ones that it has.
+    Numbers are never reused, also not after a router's restart. So a frontend that talks to a new router, or was
+    forgotten by an old one, cannot mistake new tokens for ones that it has.
     """
 
     number: int

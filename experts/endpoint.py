@@ -1,8 +1,8 @@
-"""One end of a link between processes: framed messages, a heartbeat, and a verdict when the peer is gone.
+"""One end of a link between processes: framed messages, a heartbeat, and the decision that the peer is dead.
 
-Both ends always have a receive posted, from a thread that does nothing else, so a send never waits for the peer to be
-in the mood, and sends that cross cannot deadlock. Both ends send a heartbeat from a thread that does not compute;
-silence for silence_s means that the peer is dead. Slowness never does: a busy peer's heart still beats.
+A thread that does nothing else always has a receive posted. So no send waits for a busy peer, and sends that cross
+cannot deadlock. Another thread sends heartbeats and never computes. A peer that was silent for silence_s is dead;
+one that is merely slow still sends heartbeats.
 """
 
 import logging
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Liveness:
-    """heartbeat_s: time between heartbeats. silence_s: a peer not heard of for so long is dead."""
+    """heartbeat_s: time between heartbeats. silence_s: after so long without a message, the peer is dead."""
 
     heartbeat_s: float
     silence_s: float
 
 
 class Endpoint:
-    """Sends messages, and calls on_message for each that arrives but heartbeats.
+    """Sends messages, and calls on_message for each that arrives, except heartbeats.
 
-    on_message and on_down run in the reader thread; on_message must return fast. on_down is called once, with the
-    reason, when the link has ended, whoever ended it.
+    Both callbacks run in the receiving thread, so on_message must return fast. on_down is called once, with the
+    reason, when either end has ended the link.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Endpoint:
         """None while the link works; else why it ended."""
         posted = threading.Event()
         self._threads = [
-            threading.Thread(target=self._read, args=(posted,), name=f"read {name}", daemon=True),
+            threading.Thread(target=self._receive_all, args=(posted,), name=f"receive {name}", daemon=True),
             threading.Thread(target=self._beat, name=f"beat {name}", daemon=True),
         ]
         for thread in self._threads:
@@ -84,8 +84,8 @@ class Endpoint:
         for thread in self._threads:
             thread.join(self._liveness.silence_s + 5.0)
 
-    def _read(self, posted: threading.Event) -> None:
-        # Two buffers: the next receive is posted before the last message is looked at.
+    def _receive_all(self, posted: threading.Event) -> None:
+        # Two buffers: the next receive is posted before the last message is unpacked.
         buffers = [self._wire.new_buffer(), self._wire.new_buffer()]
         try:
             receive = self._pair.post_receive(buffers[0])
@@ -93,7 +93,7 @@ class Endpoint:
             while True:
                 receive.wait(self._liveness.silence_s)
                 receive = self._pair.post_receive(buffers[1])
-                message = self._take(buffers[0])
+                message = self._unpack(buffers[0])
                 buffers.reverse()
                 if message.kind is not Kind.HEARTBEAT:
                     self._on_message(message)
@@ -106,7 +106,7 @@ class Endpoint:
         self._close_channels()
         self._on_down(self.down_reason or "lost")
 
-    def _take(self, buffer: torch.Tensor) -> Message:
+    def _unpack(self, buffer: torch.Tensor) -> Message:
         message, rows = self._wire.unpack(buffer), self._wire.row_count(buffer)
         if self._rows is None or rows == 0:
             return message

@@ -1,4 +1,19 @@
-"""What can go wrong between a router and an expert shard."""
+"""What can go wrong between a router and an expert shard.
+
+LinkDown            no answer came; the shard may or may not have computed
+ShardRefused        the shard answered that it has no rows to give
+├── NotHeld         it does not hold an expert, or holds another version of its weights: route the rows anew
+└── ComputeFailed   it tried and failed; the same rows may well fail anywhere, so do not resend them for ever
+"""
+
+from enum import IntEnum
+
+
+class RefusalCode(IntEnum):
+    """Why a shard refuses, as it travels on the wire."""
+
+    NOT_HELD = 1
+    COMPUTE_FAILED = 2
 
 
 class LinkDown(Exception):
@@ -6,4 +21,23 @@ class LinkDown(Exception):
 
 
 class ShardRefused(Exception):
-    """A shard answered that it cannot compute what it was asked: not its expert, not its placement, or a failure."""
+    """A shard answered with a reason in place of rows."""
+
+    code: RefusalCode
+
+
+class NotHeld(ShardRefused):
+    """The shard does not hold an expert that was asked for, or not at that version."""
+
+    code = RefusalCode.NOT_HELD
+
+
+class ComputeFailed(ShardRefused):
+    """The shard holds the experts, but computing with them failed: a defect, or memory that ran out."""
+
+    code = RefusalCode.COMPUTE_FAILED
+
+
+def refusal(code: RefusalCode, text: str) -> ShardRefused:
+    """The error that a refusal with this code stands for."""
+    return {RefusalCode.NOT_HELD: NotHeld, RefusalCode.COMPUTE_FAILED: ComputeFailed}[code](text)

@@ -7,16 +7,16 @@ import weakref
 import torch
 
 from experts.endpoint import Endpoint, Liveness
-from experts.errors import LinkDown, ShardRefused
+from experts.errors import LinkDown, refusal
 from experts.link import ExpertRows, Reply
 from experts.process_group import Pair, RowChannel
 from experts.wire import Kind, Message, WireFormat
 
 
 class GroupLink:
-    """Requests out, replies in, matched by sequence number; a reply that nobody waits for any more is dropped.
+    """Sends requests and matches replies to them by sequence number. A reply that nobody holds any more is dropped.
 
-    reply_deadline_s: how long a living shard may take over one request. Missing it does not end the link.
+    reply_deadline_s: how long a living shard may take for one request. Missing it does not end the link.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class GroupLink:
         self._device = device
         self._sequence = itertools.count(1)
         self._changed = threading.Condition()
-        # Weak, so that a reply whose step was given up does not keep its answer for ever.
+        # Weak references: a step that was given up drops its replies, and their answers with them.
         self._awaited: weakref.WeakValueDictionary[int, _GroupReply] = weakref.WeakValueDictionary()
         self._endpoint = Endpoint(pair, wire, liveness, self._on_message, self._on_down, name, rows)
 
@@ -47,19 +47,21 @@ class GroupLink:
         with self._changed:
             self._awaited[sequence] = reply
         self._endpoint.send(
-            Message(Kind.ROWS, sequence, rows.placement_version, rows.layer, rows.experts, rows.counts, rows.x_ND)
+            Message(Kind.ROWS, sequence, rows.layer, rows.experts, rows.versions, rows.counts, rows.x_ND)
         )
         return reply
 
-    def wait_until_down(self) -> None:
-        """Return once the link has ended, however long that takes."""
+    def wait_until_down(self) -> str:
+        """Return once the link has ended, however long that takes, with the reason."""
         self._endpoint.ended.wait()
+        assert self._endpoint.down_reason is not None
+        return self._endpoint.down_reason
 
     def close(self) -> None:
         self._endpoint.close()
 
-    def wait(self, reply: "_GroupReply") -> torch.Tensor:
-        """The answer, on the router's device. Raises LinkDown, ShardRefused."""
+    def answer_to(self, reply: "_GroupReply") -> torch.Tensor:
+        """The answer, on the router's device. Raises LinkDown, NotHeld, ComputeFailed."""
         with self._changed:
             self._changed.wait_for(
                 lambda: reply.message is not None or self.down_reason is not None, self._reply_deadline_s
@@ -69,7 +71,8 @@ class GroupLink:
             reason = self.down_reason or f"no answer within {self._reply_deadline_s:g} s, though it is alive"
             raise LinkDown(reason)
         if message.kind is Kind.REFUSAL:
-            raise ShardRefused(message.text)
+            assert message.code is not None
+            raise refusal(message.code, message.text)
         assert message.x_ND is not None
         return message.x_ND.to(self._device)
 
@@ -93,4 +96,4 @@ class _GroupReply:
         self.message: Message | None = None
 
     def wait(self) -> torch.Tensor:
-        return self._link.wait(self)
+        return self._link.answer_to(self)

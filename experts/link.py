@@ -7,20 +7,22 @@ Legend: N rows, D model width.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
 from experts.shard import ExpertShard
 
 
-@dataclass(frozen=True)
-class ExpertRows:
-    """Rows for one shard in one layer, sorted by expert: counts[i] rows of x_ND for experts[i]."""
+class ExpertRows(NamedTuple):
+    """Rows for one shard in one layer, sorted by expert: counts[i] rows of x_ND for experts[i].
 
-    placement_version: int
+    versions: of each expert's weights; a shard that holds another version refuses.
+    """
+
     layer: int
     experts: Sequence[int]
+    versions: Sequence[int]
     counts: Sequence[int]
     x_ND: torch.Tensor
 
@@ -29,7 +31,7 @@ class Reply(Protocol):
     """The answer to one request, perhaps still on its way."""
 
     def wait(self) -> torch.Tensor:
-        """y_ND, in the order of the request's rows. Raises LinkDown or ShardRefused."""
+        """y_ND, in the order of the request's rows. Raises LinkDown, NotHeld or ComputeFailed."""
         ...
 
 
@@ -42,14 +44,17 @@ class Link(Protocol):
         ...
 
     def request(self, rows: ExpertRows) -> Reply:
-        """Send the rows on their way; the shard computes while the caller goes on. Raises LinkDown."""
+        """Send the rows on their way; the shard computes while the caller goes on.
+
+        Raises LinkDown; and NotHeld at once where the shard is asked within the process.
+        """
         ...
 
     def close(self) -> None: ...
 
 
 class LocalLink:
-    """A shard in the same process, computed when asked: the whole model on one device, and the comparison."""
+    """A shard in the same process, which computes within `request`. The comparison for links between processes."""
 
     down_reason = None
 
@@ -57,7 +62,7 @@ class LocalLink:
         self._shard = shard
 
     def request(self, rows: ExpertRows) -> Reply:
-        y_ND = self._shard.compute(rows.placement_version, rows.layer, rows.experts, rows.counts, rows.x_ND)
+        y_ND = self._shard.compute(rows.layer, rows.experts, rows.versions, rows.counts, rows.x_ND)
         return _Done(y_ND)
 
     def close(self) -> None:

@@ -1,35 +1,59 @@
-"""Which shards hold which experts. Pure data; a new placement is a new object with a higher version."""
+"""Which shards hold which experts, and at which version. Pure data; a change is a new object with a higher epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+INITIAL_VERSION = 1
+"""Of the weights in the checkpoint that a deployment starts with."""
+
+Slot = tuple[int, int]
+"""(layer, expert): what one slot of a shard holds. Layers are 0-based indices in the model."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """(layer, expert) -> shards.
+    """(layer, expert) -> shards, and the version of the weights that these must compute with.
 
-    version: grows with every change; messages carry it, and a shard refuses one that it does not serve.
+    epoch: grows with every change; only a controller and its routers compare epochs, shards never see them.
     num_shards: shards are numbered from 0.
-    shards_of: for each MoE layer (its 0-based index in the model), for each expert, the shards that hold it.
+    shards_of: for each MoE layer, for each expert, the shards that hold it.
+    versions_of: for each MoE layer, for each expert, the version of its weights.
     """
 
-    version: int
+    epoch: int
     num_shards: int
-    shards_of: dict[int, tuple[tuple[int, ...], ...]]
+    shards_of: Mapping[int, tuple[tuple[int, ...], ...]]
+    versions_of: Mapping[int, tuple[int, ...]]
 
-    def experts_of(self, shard: int) -> dict[int, tuple[int, ...]]:
-        """For each MoE layer the experts that `shard` holds, in ascending order."""
+    def slots_of(self, shard: int) -> dict[Slot, int]:
+        """What `shard` holds: the version of each slot's weights, layer by layer, experts in ascending order."""
         return {
-            layer: tuple(expert for expert, shards in enumerate(by_expert) if shard in shards)
+            (layer, expert): self.versions_of[layer][expert]
             for layer, by_expert in self.shards_of.items()
+            for expert, shards in enumerate(by_expert)
+            if shard in shards
         }
 
 
-def even_placement(moe_layers: Sequence[int], num_experts: int, num_shards: int, version: int = 1) -> Placement:
+def uniform_placement(
+    num_shards: int,
+    shards_of: Mapping[int, tuple[tuple[int, ...], ...]],
+    *,
+    epoch: int = 1,
+    version: int = INITIAL_VERSION,
+) -> Placement:
+    """A placement in which the weights of every expert have the same version."""
+    versions_of = {layer: (version,) * len(by_expert) for layer, by_expert in shards_of.items()}
+    return Placement(epoch, num_shards, shards_of, versions_of)
+
+
+def even_placement(
+    moe_layers: Sequence[int], num_experts: int, num_shards: int, *, epoch: int = 1, version: int = INITIAL_VERSION
+) -> Placement:
     """Each expert once, in contiguous blocks that differ by at most one expert.
 
     Contiguous, so that a shard reads one range of each fused tensor: 5 experts on 2 shards are 0 0 0 1 1.
     """
     assert 1 <= num_shards <= num_experts, f"{num_shards} shards for {num_experts} experts"
     by_expert = tuple((expert * num_shards // num_experts,) for expert in range(num_experts))
-    return Placement(version, num_shards, dict.fromkeys(moe_layers, by_expert))
+    return uniform_placement(num_shards, dict.fromkeys(moe_layers, by_expert), epoch=epoch, version=version)

@@ -1,16 +1,17 @@
-"""Serves one shard to any number of routers: whatever has arrived is computed, in order, by one thread.
+"""Serves one shard to any number of routers. One thread computes their requests in the order of arrival.
 
-It never waits for a fuller batch, and drops what a router that is gone had asked for.
+It never waits for a fuller batch, and drops the requests of routers whose link has ended.
 """
 
 import logging
 import queue
 import threading
+from collections.abc import Callable
 
 import torch
 
 from experts.endpoint import Endpoint, Liveness
-from experts.errors import LinkDown, ShardRefused
+from experts.errors import LinkDown, RefusalCode, ShardRefused
 from experts.process_group import Pair, RowChannel
 from experts.shard import ExpertShard
 from experts.wire import Kind, Message, WireFormat
@@ -20,15 +21,20 @@ logger = logging.getLogger(__name__)
 
 
 class ShardServer:
-    """The links of one shard and the thread that computes for them."""
+    """The links of one shard and the thread that computes for them.
 
-    def __init__(self, shard: ExpertShard, device: torch.device) -> None:
+    Heartbeats come from other threads, so a shard whose computing thread has ended would look alive for ever. If a
+    defect ends that thread, it calls on_crash, and then closes all links.
+    """
+
+    def __init__(self, shard: ExpertShard, device: torch.device, on_crash: Callable[[], None] = lambda: None) -> None:
         self.shard = shard
         self._device = device
+        self._on_crash = on_crash
         self._requests: queue.SimpleQueue[tuple[Endpoint, Message] | None] = queue.SimpleQueue()
         self._endpoints: dict[str, Endpoint] = {}
         self._endpoints_lock = threading.Lock()
-        self._thread = threading.Thread(target=self._compute, name="compute", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
 
     @property
@@ -37,7 +43,7 @@ class ShardServer:
         with self._endpoints_lock:
             return tuple(self._endpoints)
 
-    def add_link(
+    def serve(
         self, pair: Pair, wire: WireFormat, liveness: Liveness, name: str, rows: RowChannel | None = None
     ) -> None:
         """Serve the router at the other end of `pair` until that link ends."""
@@ -62,12 +68,23 @@ class ShardServer:
 
     def close(self) -> None:
         """End all links and the thread."""
+        self._close_links()
+        self._requests.put(None)
+        self._thread.join(10.0)
+
+    def _close_links(self) -> None:
         with self._endpoints_lock:
             endpoints = list(self._endpoints.values())
         for endpoint in endpoints:
             endpoint.close()
-        self._requests.put(None)
-        self._thread.join(10.0)
+
+    def _run(self) -> None:
+        try:
+            self._compute()
+        except Exception:
+            logger.exception("the shard broke")
+            self._on_crash()
+            self._close_links()
 
     def _compute(self) -> None:
         set_compute_threads(self.shard.kernels.cores.threads)
@@ -84,16 +101,17 @@ class ShardServer:
         assert request.x_ND is not None
         try:
             y_ND = self.shard.compute(
-                request.placement_version,
                 request.layer,
                 request.experts,
+                request.versions,
                 request.counts,
                 request.x_ND.to(self._device),
             )
         except ShardRefused as refusal:
-            return Message(Kind.REFUSAL, request.sequence, text=str(refusal))
+            return Message(Kind.REFUSAL, request.sequence, code=refusal.code, text=str(refusal))
         except Exception as error:
             # A defect or a lack of memory: the router must hear of it, and other requests must go on.
             logger.exception("computing failed")
-            return Message(Kind.REFUSAL, request.sequence, text=f"computing failed: {error}")
+            text = f"computing failed: {error}"
+            return Message(Kind.REFUSAL, request.sequence, code=RefusalCode.COMPUTE_FAILED, text=text)
         return Message(Kind.RESULT, request.sequence, x_ND=y_ND)

@@ -1,8 +1,17 @@
 """The messages on a link, and their bytes: one message per send, into a receive buffer of fixed capacity.
 
-    int64[8]            kind, sequence number, placement version, layer, groups, rows, text bytes, 0
-    int32[groups, 2]    expert and its number of rows, for ROWS; the space of max_groups is always there
+    int64[8]            kind, sequence number, layer, groups, rows, text bytes, refusal code, 0
+    int32[groups, 3]    for ROWS: expert, version of its weights, number of rows; the space of max_groups is always sent
     row_bytes * rows    the rows, in the model's dtype; or text in UTF-8
+
+Kind by kind, with every field that is not named left 0 or empty:
+
+    HEARTBEAT   nothing
+    ROWS        sequence, layer, groups, rows: compute these experts, each at this version of its weights
+    RESULT      the request's sequence, and its rows computed, in their order
+    REFUSAL     the request's sequence, a code (RefusalCode) and a text for the log:
+                  1 NOT_HELD        an expert, or this version of it, is not here; other shards may have it
+                  2 COMPUTE_FAILED  the experts are here, but computing failed; it may fail again
 
 Legend: N rows, D model width.
 """
@@ -12,9 +21,13 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from experts.errors import RefusalCode
+
 _HEADER_INTS = 8
+_GROUP_INTS = 3  # expert, version, rows
 _ALIGN = 64  # bytes, so that rows start on a cache line
 
 
@@ -29,16 +42,20 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Message:
-    """One message. sequence: a reply carries that of its request. x_ND has no rows where there are none to carry."""
+    """One message. sequence: a reply carries that of its request.
+
+    experts, versions, counts: of the groups of rows, one entry each. code: of a refusal, and only there.
+    """
 
     kind: Kind
     sequence: int = 0
-    placement_version: int = 0
     layer: int = 0
     experts: Sequence[int] = ()
+    versions: Sequence[int] = ()
     counts: Sequence[int] = ()
     x_ND: torch.Tensor | None = None
     text: str = ""
+    code: RefusalCode | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +73,7 @@ class WireFormat:
 
     @property
     def rows_offset(self) -> int:
-        raw = 8 * _HEADER_INTS + 8 * self.max_groups
+        raw = 8 * _HEADER_INTS + 4 * _GROUP_INTS * self.max_groups
         return -(-raw // _ALIGN) * _ALIGN
 
     @property
@@ -83,12 +100,13 @@ class WireFormat:
         assert rows <= self.max_rows, f"{rows} rows for a link of {self.max_rows}"
         assert groups <= self.max_groups, f"{groups} experts for a link of {self.max_groups}"
         array = buffer.numpy()
-        header = (message.kind, message.sequence, message.placement_version, message.layer, groups, rows, len(text), 0)
+        header = (message.kind, message.sequence, message.layer, groups, rows, len(text), message.code or 0, 0)
         array[: 8 * _HEADER_INTS].view(np.int64)[:] = header
         if groups:
-            pairs = array[8 * _HEADER_INTS : 8 * _HEADER_INTS + 8 * groups].view(np.int32).reshape(groups, 2)
-            pairs[:, 0] = message.experts
-            pairs[:, 1] = message.counts
+            of_groups = _groups(array, groups)
+            of_groups[:, 0] = message.experts
+            of_groups[:, 1] = message.versions
+            of_groups[:, 2] = message.counts
         end = self.rows_offset
         if x_ND is not None and self.rows_inline:
             end += rows * self.row_bytes
@@ -101,16 +119,23 @@ class WireFormat:
     def unpack(self, buffer: torch.Tensor) -> Message:
         """Read the message at the front of `buffer`; inline rows are copied, so the buffer may be reused."""
         array = buffer.numpy()
-        kind, sequence, version, layer, groups, rows, text_bytes, _ = array[: 8 * _HEADER_INTS].view(np.int64).tolist()
-        pairs = array[8 * _HEADER_INTS : 8 * _HEADER_INTS + 8 * groups].view(np.int32).reshape(groups, 2)
+        kind, sequence, layer, groups, rows, text_bytes, code, _ = array[: 8 * _HEADER_INTS].view(np.int64).tolist()
+        experts, versions, counts = _groups(array, groups).T.tolist()
         x_ND, text = None, ""
         if rows and self.rows_inline:
             end = self.rows_offset + rows * self.row_bytes
             x_ND = buffer[self.rows_offset : end].view(self.dtype).view(rows, self.hidden_size).clone()
         elif text_bytes:
             text = array[self.rows_offset : self.rows_offset + text_bytes].tobytes().decode(errors="replace")
-        return Message(Kind(kind), sequence, version, layer, pairs[:, 0].tolist(), pairs[:, 1].tolist(), x_ND, text)
+        refused = RefusalCode(code) if code else None
+        return Message(Kind(kind), sequence, layer, experts, versions, counts, x_ND, text, refused)
 
     def row_count(self, buffer: torch.Tensor) -> int:
         """How many rows the message at the front of `buffer` has, inline or beside it."""
-        return int(buffer[: 8 * _HEADER_INTS].view(torch.int64)[5])
+        return int(buffer[: 8 * _HEADER_INTS].view(torch.int64)[4])
+
+
+def _groups(array: npt.NDArray[np.uint8], groups: int) -> npt.NDArray[np.int32]:
+    """The groups' part of a message, as int32[groups, 3]."""
+    end = 8 * _HEADER_INTS + 4 * _GROUP_INTS * groups
+    return array[8 * _HEADER_INTS : end].view(np.int32).reshape(groups, _GROUP_INTS)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from router.counts.requests import CANCELLED
-from router.errors import RequestError
+from router.errors import AlreadyExists, RequestError
 from router.request import GenerationRequest, TokenDelta
 
 
@@ -47,6 +47,8 @@ class DeltaStream:
 
     async def __anext__(self) -> TokenDelta:
         """The next delta. Raises a delta's error, such as ResourceExhausted or Unavailable (see router/errors.py).
+
+        Raises AlreadyExists if another stream runs a request of the same id.
 
         If the reader is cancelled while it waits here, this closes the stream.
         """
@@ -95,6 +97,8 @@ class DeltaStream:
     def _submit(self) -> None:
         requests, self._unsubmitted = self._unsubmitted, ()
         for request in requests:
+            if request.request_id in self._stream_of:
+                raise AlreadyExists(f"request {request.request_id} is under way already; it goes on")
             self._running.add(request.request_id)
             self._stream_of[request.request_id] = self
             self._sink.submit(request)

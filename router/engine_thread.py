@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kernels.cores import set_compute_threads
 from router.counts.requests import CANCELLED, EngineSnapshot, EngineStats
 from router.engine import Engine
-from router.errors import ResourceExhausted, Unavailable
+from router.errors import AlreadyExists, ResourceExhausted, Unavailable
 from router.request import GenerationRequest, TokenDelta
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,11 @@ class EngineThread:
         return self._engine.snapshot
 
     def submit(self, request: GenerationRequest) -> None:
-        """Queue a request that `check_request` has passed; a refusal is delivered as its last delta."""
+        """Queue a request that `check_request` has passed; a refusal is delivered as its last delta.
+
+        A request whose id is under way is not queued again. Deltas are told apart by id alone, so whoever listens goes
+        on getting those of the first.
+        """
         self._post(_Arrival(request, time.perf_counter()))
 
     def cancel(self, request_id: str, ending: str = CANCELLED) -> None:
@@ -117,12 +121,13 @@ class EngineThread:
                 if self._stopping:
                     return
                 mail, self._mail = self._mail, []
-            deltas = self._read(mail)
+            deltas = self._handle(mail)
             deltas += self._engine.step()
             if deltas:
                 self._deliver(deltas)
 
-    def _read(self, mail: Sequence[_Mail]) -> list[TokenDelta]:
+    def _handle(self, mail: Sequence[_Mail]) -> list[TokenDelta]:
+        """Tell the engine of it. The deltas are of requests that it refuses."""
         refusals = []
         for item in mail:
             if isinstance(item, _Cancellation):
@@ -130,6 +135,8 @@ class EngineThread:
                 continue
             try:
                 self._engine.submit(item.request, item.arrived_s)
+            except AlreadyExists:
+                logger.warning("request %s came twice; the first goes on", item.request.request_id)
             except ResourceExhausted as error:
                 refusals.append(TokenDelta(item.request.request_id, error=error))
         return refusals

@@ -3,6 +3,7 @@
 RequestError
 ├── InvalidArgument      a field's value is wrong; the message names it
 ├── NotFound             the model is not served here
+├── AlreadyExists        a request with this id is under way already
 ├── ResourceExhausted    the queue is full, or the request can never fit
 ├── DeadlineExceeded     the client's deadline passed first
 └── Unavailable          a router or an expert shard is down; try again
@@ -36,10 +37,14 @@ class NotFound(RequestError):
     """The request names a model that is not served."""
 
 
+class AlreadyExists(RequestError):
+    """A request with the same id is under way already; that one goes on."""
+
+
 class ResourceExhausted(RequestError):
     """The waiting queue is full, or the request needs more than the server has.
 
-    retry_after_s: when it may be worth trying again; none means never.
+    retry_after_s: when it may be worth trying again; None means never.
     """
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:

@@ -8,6 +8,7 @@ from checkpoint.config import ModelConfig
 from checkpoint.tensors import Checkpoint
 from checkpoint.weights import WeightReader
 from experts.link import LocalLink
+from experts.link_table import LinkTable
 from experts.placement import even_placement
 from experts.shard import load_shard
 from kernels.choose import choose_kernels
@@ -34,9 +35,9 @@ def load_model(
     """
     placement = even_placement(config.moe_layers, config.num_experts, num_shards)
     kernels = kernels or choose_kernels(CPU, dtype, torch.get_num_threads())
-    links = [
-        LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(shard), kernels, on_bytes))
+    links = {
+        shard: LocalLink(load_shard(checkpoint, placement.slots_of(shard), kernels, on_bytes))
         for shard in range(num_shards)
-    ]
+    }
     weights = WeightReader(checkpoint, dtype, CPU, on_bytes)
-    return Model(config, weights, Dispatcher(placement, links), kernels)
+    return Model(config, weights, Dispatcher(placement, LinkTable(links)), kernels)

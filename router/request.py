@@ -47,13 +47,18 @@ class SamplingParams:
 class GenerationRequest:
     """One prompt to continue. request_id is unique among all requests of a server.
 
-    timeout_s: how long its client waits, from now on; none means for ever.
+    timeout_s: how long its client waits, from now on; None means for ever.
+    made: tokens of the completion that another router has made and told already, none of which ended it. The
+    completion goes on after them as if this router had made them: they count for max_tokens, min_tokens and penalties,
+    and the noise is keyed by position. Log-probabilities of the prompt were told with the first token at the latest,
+    and are not told again.
     """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     timeout_s: float | None = None
+    made: tuple[int, ...] = ()
 
 
 class FinishReason(str, Enum):
@@ -77,7 +82,10 @@ class TokenDelta:
     token_ids and logprobs have the same length (logprobs is empty unless asked for). The last delta of a request has
     either finish_reason or error set; an error is an instance of RequestError.
     prompt_logprobs: of the next positions of the prompt, in order; None for its first token, which nothing precedes.
-    cached_tokens: prompt tokens that were not computed but taken from the prefix cache; in the first delta only.
+    cached_tokens: prompt tokens that were not computed but taken from the prefix cache; with the completion's first
+    token only.
+    first: place in the completion of the first of token_ids, those of GenerationRequest.made included. Whoever has
+    tokens from two routers can tell by it which are new.
     """
 
     request_id: str
@@ -87,6 +95,7 @@ class TokenDelta:
     error: Exception | None = None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     cached_tokens: int = 0
+    first: int = 0
 
     @property
     def is_last(self) -> bool:
@@ -129,6 +138,11 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
     if not 0 <= sampling.min_tokens <= sampling.max_tokens:
         raise InvalidArgument(
             "min_tokens", f"is {sampling.min_tokens}; must be from 0 to max_tokens, {sampling.max_tokens}"
+        )
+    _check_token_ids("made", request.made, limits.vocab_size)
+    if len(request.made) >= sampling.max_tokens:
+        raise InvalidArgument(
+            "made", f"has {len(request.made)} tokens; max_tokens is {sampling.max_tokens}, so nothing is left to make"
         )
     if request.timeout_s is not None and not 0.0 < request.timeout_s < math.inf:
         raise InvalidArgument("timeout_s", f"is {request.timeout_s:g}; must be above 0 and finite")

@@ -1,4 +1,4 @@
-"""Keeps a router linked to its shards: forms each link, and forms it anew whenever it has ended."""
+"""Keeps a router linked to its shards: forms each link, and a new one whenever it has ended."""
 
 import itertools
 import logging
@@ -13,16 +13,14 @@ import torch
 from cluster.actors.link_invitation import LinkInvitation
 from cluster.reports import Phase
 from experts.endpoint import Liveness
-from experts.errors import LinkDown
 from experts.group_link import GroupLink
-from experts.link import ExpertRows, Reply
+from experts.link_table import LinkTable
 from experts.process_group import ROUTER_RANK, LinkStore
 from experts.wire import WireFormat
-from router.model.dispatch import Dispatcher
 
 logger = logging.getLogger(__name__)
 
-# Between two attempts at a shard that is not there: Ray notifies nobody when it has restarted an actor.
+# Between two attempts to reach an absent shard. Ray tells nobody when it has restarted an actor.
 RETRY_S = 0.25
 JOIN_TIMEOUT_S = 10.0
 
@@ -37,60 +35,53 @@ class LinkSettings:
     reply_deadline_s: float
 
 
-class NoLink:
-    """A link that is not formed yet, or whose shard is away."""
-
-    def __init__(self, reason: str) -> None:
-        self.down_reason: str | None = reason
-
-    def request(self, rows: ExpertRows) -> Reply:
-        raise LinkDown(self.down_reason)
-
-    def close(self) -> None:
-        pass
-
-
 class LinkKeeper:
     """One thread per shard: joining an absent peer blocks, and one absent shard must not keep another waiting.
 
-    A dead link is replaced by a new group under a new name; what the old one left in the store is deleted.
+    A new link gets a new name, and the keys that the old one left in the store are deleted.
     """
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        links: LinkTable,
         shard_names: list[str],
         find_actor: Callable[[str], ray.actor.ActorHandle],
         settings: LinkSettings,
         router_name: str,
         device: torch.device,
     ) -> None:
-        self._dispatcher, self._find_actor, self._settings = dispatcher, find_actor, settings
+        """links: filled and emptied from here on. shard_names: actor names, by shard number."""
+        self._links, self._find_actor, self._settings = links, find_actor, settings
         self._router_name, self._device = router_name, device
         self._host = ray.util.get_node_ip_address()
         self._store = LinkStore(self._host)
-        self._was_linked = [threading.Event() for _ in shard_names]
-        for index, name in enumerate(shard_names):
-            threading.Thread(target=self._keep, args=(index, name), name=f"keep {name}", daemon=True).start()
+        self._shards = frozenset(range(len(shard_names)))
+        self._were_linked: set[int] = set()
+        for shard, name in enumerate(shard_names):
+            threading.Thread(target=self._keep, args=(shard, name), name=f"keep {name}", daemon=True).start()
 
     def wait_until_all_were_linked(self) -> None:
-        """Return once every shard has been linked, be it down again by now: it has loaded its weights."""
-        for was_linked in self._was_linked:
-            was_linked.wait()
+        """Return once each shard has been linked at least once. It has then loaded its weights."""
+        while True:
+            seen = self._links.num_changes
+            if self._were_linked == self._shards:
+                return
+            self._links.wait_for_change(seen, time.monotonic() + JOIN_TIMEOUT_S)
 
-    def _keep(self, index: int, shard_name: str) -> None:
+    def _keep(self, shard: int, shard_name: str) -> None:
         """Form the shard's link whenever it is down, for as long as the process lives."""
         for generation in itertools.count(1):
             link_name = f"{self._router_name}--{shard_name}--{generation}"
-            self._dispatcher.links[index] = link = self._form(index, shard_name, link_name)
+            link = self._form(shard, shard_name, link_name)
             logger.info("link %s formed", link_name)
-            self._was_linked[index].set()
-            link.wait_until_down()
+            self._were_linked.add(shard)  # before the table changes, which wakes whoever waits for this
+            self._links.replace(shard, link)
+            self._links.remove(shard, link.wait_until_down())
             link.close()
             self._store.forget(link_name)
 
-    def _form(self, index: int, shard_name: str, link_name: str) -> GroupLink:
-        """Try until it works; meanwhile the dispatcher has the reason why it does not."""
+    def _form(self, shard: int, shard_name: str, link_name: str) -> GroupLink:
+        """Try until it works; meanwhile the table has the reason why it does not."""
         while True:
             try:
                 return self._try_to_form(shard_name, link_name)
@@ -99,24 +90,24 @@ class LinkKeeper:
             except Exception as error:
                 logger.exception("forming %s failed", link_name)
                 reason = repr(error)
-            self._dispatcher.links[index] = NoLink(reason)
+            self._links.remove(shard, reason)
             self._store.forget(link_name)
             time.sleep(RETRY_S)
 
     def _try_to_form(self, shard_name: str, link_name: str) -> GroupLink:
         settings = self._settings
         try:
-            shard = self._find_actor(shard_name)
+            actor = self._find_actor(shard_name)
         except ValueError:
             raise ConnectionError("there is no such actor") from None
         # A shard that is away or still loading says so at once; only one that is ready is waited for.
-        state = ray.get(shard.state.remote(), timeout=JOIN_TIMEOUT_S)
+        state = ray.get(actor.state.remote(), timeout=JOIN_TIMEOUT_S)
         if state.phase is not Phase.READY:
             raise ConnectionError(state.summary)
         invitation = LinkInvitation(
             self._host, self._store.port, link_name, settings.wire, settings.shard_liveness, JOIN_TIMEOUT_S
         )
-        joining = shard.join.remote(invitation)
+        joining = actor.join.remote(invitation)
         pair, rows = invitation.accept(ROUTER_RANK, self._device)
         try:
             ray.get(joining, timeout=JOIN_TIMEOUT_S)

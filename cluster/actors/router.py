@@ -22,9 +22,10 @@ import torch
 
 from checkpoint.tensors import Checkpoint
 from checkpoint.weights import WeightReader, router_bytes
-from cluster.actors.link_keeper import LinkKeeper, LinkSettings, NoLink
+from cluster.actors.link_keeper import LinkKeeper, LinkSettings
 from cluster.actors.load_progress import LoadProgress
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
+from experts.link_table import LinkTable
 from experts.placement import Placement
 from frontend.router_client import Readiness
 from kernels.choose import choose_kernels
@@ -33,7 +34,7 @@ from kernels.memory import free_bytes
 from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.engine_thread import EngineThread
-from router.errors import Unavailable
+from router.errors import AlreadyExists, RequestError, Unavailable
 from router.kv_budget import KvBudget
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -47,8 +48,11 @@ LONG_POLL_S = 1.0
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """What a router actor is to run. shard_names: actor names, by shard number. limits: but for kv_bytes, which
-    kv_budget says once the weights are loaded, for a share those of the shards too."""
+    """What a router actor is to run.
+
+    shard_names: actor names, by shard number. limits: all but kv_bytes, which follows from kv_budget once the weights
+    are loaded. If the budget is a share of free memory, the shards must have loaded theirs, too.
+    """
 
     name: str
     namespace: str
@@ -67,9 +71,9 @@ class RouterSpec:
 
 @dataclass
 class _Outbox:
-    """Deltas for one frontend that it has not pulled yet, and the last batch, until its receipt has come.
+    """Deltas that one frontend has not pulled yet, and the last batch, kept until its receipt has come.
 
-    pulls: how many pulls there were; only the newest may take anything, an older one's caller has given up.
+    pulls: how many there were. Only the newest may take deltas: the caller of an older one has given up.
     heard_s: when the frontend last called.
     """
 
@@ -88,18 +92,19 @@ class RouterActor:
         torch.set_num_threads(self._threads)  # for the threads that begin later, too
         self._spec = spec
         self._progress = LoadProgress()
-        self._dispatcher = Dispatcher(spec.placement, [NoLink("not linked yet")] * len(spec.shard_names))
+        self._links = LinkTable()
+        self._dispatcher = Dispatcher(spec.placement, self._links)
         self._engine: EngineThread | None = None
         self._outboxes: dict[str, _Outbox] = {}
         self._batch_numbers = itertools.count(secrets.randbits(62))
         self._frontend_of: dict[str, str] = {}
-        self._made: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
+        self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
         threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
 
     async def state(self) -> ActorState:
-        self._attend_to_the_loop()
+        self._start_watching()
         return self._progress.state()
 
     async def readiness(self) -> Readiness:
@@ -111,7 +116,7 @@ class RouterActor:
 
     async def stats(self) -> RouterStats:
         engine = self._engine.stats if self._engine else None
-        (first_s, first), (last_s, last) = self._made[0], self._made[-1]
+        (first_s, first), (last_s, last) = self._generated[0], self._generated[-1]
         rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
         return RouterStats(engine, rate, len(self._outboxes), self._down())
 
@@ -120,17 +125,20 @@ class RouterActor:
         return RouterMetrics(self._engine.snapshot if self._engine else None, tuple(self._down()))
 
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
-        """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing."""
-        self._attend_to_the_loop()
+        """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing.
+
+        A frontend that sends a request again goes on getting its deltas; another frontend is refused the same id.
+        """
+        self._start_watching()
         outbox = self._outbox(frontend_id)
         for request in requests:
-            if self._engine is None:
-                error = Unavailable(f"{self._spec.name} is {self._progress.state().summary}")
+            error = self._refusal(frontend_id, request.request_id)
+            if error is not None:
                 outbox.deltas.append(TokenDelta(request.request_id, error=error))
                 outbox.filled.set()
-                continue
-            self._frontend_of[request.request_id] = frontend_id
-            self._engine.submit(request)
+            elif self._engine is not None:
+                self._frontend_of[request.request_id] = frontend_id
+                self._engine.submit(request)
 
     async def cancel(self, ending_of: Mapping[str, str]) -> None:
         """Forget requests within one step; unknown ones are ignored. ending_of: how each is counted, by its id."""
@@ -144,7 +152,7 @@ class RouterActor:
         If `receipt` is not the last batch's number, that batch was lost on the way, or this is a new outbox: the last
         batch comes (again), at once. If nothing was made, it comes too, and its number says that it is known.
         """
-        self._attend_to_the_loop()
+        self._start_watching()
         outbox = self._outbox(frontend_id)
         outbox.pulls += 1
         this_pull = outbox.pulls
@@ -161,6 +169,13 @@ class RouterActor:
         outbox.deltas = []
         return outbox.last
 
+    def _refusal(self, frontend_id: str, request_id: str) -> RequestError | None:
+        if self._engine is None:
+            return Unavailable(f"{self._spec.name} is {self._progress.state().summary}")
+        if self._frontend_of.get(request_id, frontend_id) != frontend_id:
+            return AlreadyExists(f"request {request_id} of another frontend is under way already")
+        return None
+
     def _outbox(self, frontend_id: str) -> _Outbox:
         now = time.monotonic()
         outbox = self._outboxes.get(frontend_id)
@@ -176,7 +191,7 @@ class RouterActor:
     def _unlinked(self) -> str:
         return "; ".join(f"{name}: {reason}" for name, reason in self._down().items())
 
-    def _attend_to_the_loop(self) -> None:
+    def _start_watching(self) -> None:
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._watcher = self._loop.create_task(self._watch())
@@ -186,7 +201,7 @@ class RouterActor:
         grace_s = self._spec.frontend_grace_s
         while True:
             now = time.monotonic()
-            self._made.append((now, self._engine.stats.generated_tokens if self._engine else 0))
+            self._generated.append((now, self._engine.stats.generated_tokens if self._engine else 0))
             for frontend_id in [f for f, outbox in self._outboxes.items() if outbox.heard_s < now - grace_s]:
                 del self._outboxes[frontend_id]
                 open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
@@ -198,9 +213,9 @@ class RouterActor:
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
         # In the engine's thread. A request reaches the engine through `submit`, which has set the loop.
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._sort, deltas)
+        self._loop.call_soon_threadsafe(self._put_into_outboxes, deltas)
 
-    def _sort(self, deltas: Sequence[TokenDelta]) -> None:
+    def _put_into_outboxes(self, deltas: Sequence[TokenDelta]) -> None:
         for delta in deltas:
             frontend_id = self._frontend_of.get(delta.request_id)
             if frontend_id is None:
@@ -219,7 +234,7 @@ class RouterActor:
         weights = WeightReader(checkpoint, spec.dtype, device, self._progress.add_bytes)
         model = Model(checkpoint.config, weights, self._dispatcher, choose_kernels(device, spec.dtype, self._threads))
         self._keeper = LinkKeeper(
-            self._dispatcher,
+            self._links,
             list(spec.shard_names),
             lambda name: ray.get_actor(name, namespace=spec.namespace),
             spec.links,

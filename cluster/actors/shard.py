@@ -1,8 +1,9 @@
 """An expert shard as a Ray actor. Restarted by Ray, it loads its experts again by itself."""
 
 import logging
+import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from checkpoint.tensors import Checkpoint
 from cluster.actors.link_invitation import LinkInvitation
 from cluster.actors.load_progress import LoadProgress
 from cluster.reports import ActorState, ShardStats
+from experts.placement import Slot
 from experts.process_group import SHARD_RANK
 from experts.shard import load_shard, shard_bytes
 from experts.shard_server import ShardServer
@@ -24,13 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What a shard actor is to hold. experts_of: layer -> experts. threads: none means an equal part of its machine's
-    cores for each of the `neighbours`, the shards there, itself included."""
+    """What a shard actor is to hold.
+
+    slots: (layer, expert) -> version of its weights. threads: None means an equal share of its machine's cores.
+    neighbours: how many shards share that machine, this one included.
+    """
 
     name: str
     checkpoint: Path
-    placement_version: int
-    experts_of: Mapping[int, Sequence[int]]
+    slots: Mapping[Slot, int]
     dtype: torch.dtype
     device: str
     threads: int | None
@@ -62,12 +66,13 @@ class ShardActor:
         if self._server is None:
             raise DroverError(f"{self._spec.name} is not ready: {self.state().summary}")
         pair, rows = invitation.accept(SHARD_RANK, torch.device(self._spec.device))
-        self._server.add_link(pair, invitation.wire, invitation.liveness, invitation.name, rows)
+        self._server.serve(pair, invitation.wire, invitation.liveness, invitation.name, rows)
 
     def _load(self) -> None:
         spec = self._spec
         checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
-        self._progress.expect(shard_bytes(checkpoint, spec.experts_of))
+        self._progress.expect(shard_bytes(checkpoint, spec.slots))
         kernels = choose_kernels(device, spec.dtype, self._threads)
-        shard = load_shard(checkpoint, spec.placement_version, spec.experts_of, kernels, self._progress.add_bytes)
-        self._server = ShardServer(shard, device)
+        shard = load_shard(checkpoint, spec.slots, kernels, self._progress.add_bytes)
+        # A shard that cannot compute is worth nothing; when its process ends, Ray starts a new one.
+        self._server = ShardServer(shard, device, on_crash=lambda: os._exit(1))

@@ -65,8 +65,7 @@ def shard_specs(config: DeploymentConfig, checkpoint: Checkpoint) -> list[ShardS
         ShardSpec(
             name=name,
             checkpoint=config.checkpoint,
-            placement_version=placement.version,
-            experts_of=placement.experts_of(index),
+            slots=placement.slots_of(index),
             dtype=_dtype(config, checkpoint),
             device=config.shards.device,
             threads=config.shards.threads,

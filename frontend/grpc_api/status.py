@@ -6,7 +6,7 @@ import math
 import grpc
 
 from checkpoint.errors import DroverError
-from router.errors import DeadlineExceeded, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from router.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, ResourceExhausted, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +16,7 @@ MAX_DETAILS_BYTES = 2_000
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (InvalidArgument, grpc.StatusCode.INVALID_ARGUMENT),
     (NotFound, grpc.StatusCode.NOT_FOUND),
+    (AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
     (ResourceExhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),

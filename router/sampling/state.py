@@ -22,10 +22,18 @@ class SamplingState:
     them.
     """
 
-    def __init__(self, params: SamplingParams, prompt_token_ids: Sequence[int], eos_token_ids: Iterable[int]) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        eos_token_ids: Iterable[int],
+        made: Sequence[int] = (),
+    ) -> None:
+        """made: tokens of the completion so far."""
         self.params = params
         self.made = 0
-        self.prompt_logprobs_told = 0
+        # Those of the prompt are returned with the first token at the latest.
+        self.prompt_logprobs_told = len(prompt_token_ids) if made else 0
         self.bias_ids = array("q", [token_id for token_id, _ in params.logit_bias])
         self.biases = array("d", [bias for _, bias in params.logit_bias])
         self.ending_ids = array("q")
@@ -40,6 +48,8 @@ class SamplingState:
         self.made_ids, self.made_counts = array("q"), array("d")
         self._index_of: dict[int, int] = {}
         self._counts_cost = params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+        for token_id in made:
+            self.append(token_id)
 
     @property
     def may_not_end(self) -> bool:

@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from router.errors import ResourceExhausted
+from router.errors import AlreadyExists, ResourceExhausted
 from router.request import FinishReason, GenerationRequest
 from router.schedule.block_table import BlockTable, PrefixKeys
 from router.schedule.blocks import BlockPool
@@ -95,9 +95,13 @@ class Scheduler:
         return self.pool.cached_units * self.layout.unit_bytes
 
     def enqueue(self, request: GenerationRequest) -> None:
-        """Queue a request. Raises ResourceExhausted if the queue is full or the request can never fit."""
-        assert request.request_id not in self._running
-        assert request.request_id not in self._waiting
+        """Queue a request.
+
+        Raises ResourceExhausted if the queue is full or the request can never fit, AlreadyExists if
+        its id is in use.
+        """
+        if request.request_id in self._running or request.request_id in self._waiting:
+            raise AlreadyExists(f"request {request.request_id} is under way already; it goes on")
         positions = len(request.prompt_token_ids) + request.sampling.max_tokens
         units = self.layout.units(positions)
         if units > self.pool.num_units:
@@ -119,7 +123,8 @@ class Scheduler:
             self._ends.begin(now_s)
         keys = PrefixKeys(self.layout.block_tokens)
         self._arrivals += 1
-        self._waiting[request.request_id] = SequenceState(self._arrivals, request, list(request.prompt_token_ids), keys)
+        token_ids = [*request.prompt_token_ids, *request.made]
+        self._waiting[request.request_id] = SequenceState(self._arrivals, request, token_ids, keys)
 
     def remove(self, request_id: str) -> bool:
         """Drop a waiting or running request and free its memory. Returns False if it is unknown."""
@@ -259,10 +264,10 @@ class Scheduler:
         if self._shares_prefixes(sequence):
             if sequence.cached_tokens is None:
                 self.counters.prefix_queried_tokens += len(sequence.request.prompt_token_ids)
-                self.counters.prefix_hit_tokens += found
+                self.counters.prefix_hit_tokens += min(found, len(sequence.request.prompt_token_ids))
             self._being_computed.update(self._keys_to_come(sequence))
         if sequence.cached_tokens is None:
-            sequence.cached_tokens = found
+            sequence.cached_tokens = min(found, len(sequence.request.prompt_token_ids))
         sequence.blocks, sequence.table_row = blocks, self._free_table_rows.pop()
         del self._waiting[sequence.request.request_id]
         self._running[sequence.request.request_id] = sequence

@@ -31,6 +31,7 @@ class SequenceState:
 
     @property
     def generated(self) -> int:
+        """Tokens of the completion, whoever has made them."""
         return len(self.token_ids) - len(self.request.prompt_token_ids)
 
     @property

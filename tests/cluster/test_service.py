@@ -21,7 +21,8 @@ from cluster.launch import Deployment
 from cluster.metrics_reader import read_page
 from cluster.reports import Batch
 from router.counts.requests import EngineStats
-from router.request import GenerationRequest, SamplingParams
+from router.errors import AlreadyExists
+from router.request import GenerationRequest, SamplingParams, TokenDelta
 from tests.cluster.deployment import NAMESPACE, SharedRay, actor, http_get, router_stats
 from tests.command import ROOT, drover, start
 from tests.loopback import PATIENCE_S
@@ -203,6 +204,30 @@ def test_a_batch_of_tokens_that_was_lost_on_the_way_comes_again(deployment: Depl
     token_ids = [token_id for batch in batches for delta in batch.deltas for token_id in delta.token_ids]
     assert token_ids == reference.greedy(HELLO, 12)[0]
     assert len({batch.number for batch in batches}) == len(batches)
+
+
+def test_an_id_that_comes_twice_is_adopted_from_its_own_frontend_and_refused_from_another(
+    deployment: Deployment, reference: Reference
+) -> None:
+    router = actor("router-0")
+    request = GenerationRequest("twice", tuple(HELLO), SamplingParams(max_tokens=200, temperature=0, ignore_eos=True))
+    numbers = {"mine": -1, "another's": -1}
+
+    def read_to_end(frontend_id: str) -> list[TokenDelta]:
+        deltas: list[TokenDelta] = []
+        while not (deltas and deltas[-1].is_last):
+            batch: Batch = ray.get(router.pull.remote(frontend_id, numbers[frontend_id]), timeout=PATIENCE_S)
+            numbers[frontend_id] = batch.number
+            deltas += batch.deltas
+        return deltas
+
+    for frontend_id in ("mine", "mine", "another's"):
+        ray.get(router.submit.remote(frontend_id, [request]), timeout=PATIENCE_S)
+    [refused] = read_to_end("another's")
+    assert isinstance(refused.error, AlreadyExists)
+    deltas = read_to_end("mine")
+    assert [delta.first for delta in deltas] == [*range(200)]
+    assert deltas[-1].error is None
 
 
 def test_a_frontend_that_was_forgotten_while_idle_loses_no_token(client: Client, reference: Reference) -> None:

@@ -19,6 +19,7 @@ from demo.glossary import read_glossary
 from demo.scoring import load_exported
 from demo.trace import TOKENS_PER_KIND, RoutingTrace, read_trace
 from experts.link import ExpertRows, LocalLink, Reply
+from experts.link_table import LinkTable
 from experts.placement import even_placement
 from experts.shard import load_shard
 from kernels.choose import choose_kernels
@@ -92,9 +93,9 @@ def test_the_trace_is_what_a_router_sends(trace: RoutingTrace) -> None:
     checkpoint = Checkpoint.open(DESTINATION)
     placement = even_placement(checkpoint.config.moe_layers, checkpoint.config.num_experts, 1)
     kernels = choose_kernels(CPU, torch.float32, 1)
-    link = CountingLink(LocalLink(load_shard(checkpoint, placement.version, placement.experts_of(0), kernels)))
+    link = CountingLink(LocalLink(load_shard(checkpoint, placement.slots_of(0), kernels)))
     weights = WeightReader(checkpoint, torch.float32, CPU)
-    model = Model(checkpoint.config, weights, Dispatcher(placement, [link]), kernels)
+    model = Model(checkpoint.config, weights, Dispatcher(placement, LinkTable({0: link})), kernels)
     for kind in trace.kinds:
         (place_T,) = windows(trace, kind, 1)
         link.count_LE = np.zeros((checkpoint.config.num_layers, checkpoint.config.num_experts), dtype=int)

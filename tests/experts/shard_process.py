@@ -40,13 +40,13 @@ class GatedShard(ExpertShard):
 def _serve(directory: Path, placement: Placement, shard: int, gate: Event, control: Connection) -> None:
     torch.set_num_threads(1)
     checkpoint = Checkpoint.open(directory)
-    loaded = load_shard(checkpoint, placement.version, placement.experts_of(shard), KERNELS)
-    gated = GatedShard(loaded.placement_version, loaded._slots, KERNELS)
+    loaded = load_shard(checkpoint, placement.slots_of(shard), KERNELS)
+    gated = GatedShard(loaded.slots, KERNELS)
     gated.gate = gate
     server = ShardServer(gated, CPU)
     while True:
         host, port, name, wire, liveness = control.recv()
-        server.add_link(Pair(host, port, name, SHARD_RANK, "127.0.0.1", JOIN_TIMEOUT_S), wire, liveness, name)
+        server.serve(Pair(host, port, name, SHARD_RANK, "127.0.0.1", JOIN_TIMEOUT_S), wire, liveness, name)
         control.send("joined")
 
 

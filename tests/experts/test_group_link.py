@@ -9,7 +9,7 @@ import torch
 
 from checkpoint.tensors import Checkpoint
 from experts.endpoint import Liveness
-from experts.errors import LinkDown, ShardRefused
+from experts.errors import ComputeFailed, LinkDown, NotHeld
 from experts.link import ExpertRows, LocalLink
 from experts.placement import Placement, even_placement
 from experts.process_group import LinkStore
@@ -51,13 +51,11 @@ def mortal(checkpoint: Checkpoint, placement: Placement) -> Iterator[ShardProces
 
 @pytest.fixture
 def rows(checkpoint: Checkpoint, placement: Placement) -> ExpertRows:
-    return ExpertRows(
-        placement.version, LAYER, [0, 1], [2, 3], rows_like([0, 1], [2, 3], checkpoint.config.hidden_size)
-    )
+    return ExpertRows(LAYER, [0, 1], [1, 1], [2, 3], rows_like([0, 1], [2, 3], checkpoint.config.hidden_size))
 
 
 def answered_locally(checkpoint: Checkpoint, placement: Placement, rows: ExpertRows) -> torch.Tensor:
-    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), KERNELS)
+    shard = load_shard(checkpoint, placement.slots_of(0), KERNELS)
     return LocalLink(shard).request(rows).wait()
 
 
@@ -72,12 +70,22 @@ def test_an_expert_that_the_shard_does_not_hold_is_refused(
     checkpoint: Checkpoint, placement: Placement, store: LinkStore, lasting: ShardProcess, rows: ExpertRows
 ) -> None:
     link = lasting.link(store, "refusal", wire_for(checkpoint))
-    foreign = ExpertRows(placement.version, LAYER, [0, 3], [2, 3], rows.x_ND)
-    with pytest.raises(ShardRefused, match="not held"):
+    foreign = ExpertRows(LAYER, [0, 3], [1, 1], [2, 3], rows.x_ND)
+    with pytest.raises(NotHeld, match="not held"):
         link.request(foreign).wait()
-    stale = ExpertRows(placement.version + 1, LAYER, [0, 1], [2, 3], rows.x_ND)
-    with pytest.raises(ShardRefused, match="placement 2"):
-        link.request(stale).wait()
+    newer = ExpertRows(LAYER, [0, 1], [1, 2], [2, 3], rows.x_ND)
+    with pytest.raises(NotHeld, match="held at version 1, not at version 2"):
+        link.request(newer).wait()
+    assert link.request(rows).wait().shape == rows.x_ND.shape
+
+
+def test_a_computation_that_fails_is_told_apart_from_an_expert_that_is_not_there(
+    checkpoint: Checkpoint, store: LinkStore, lasting: ShardProcess, rows: ExpertRows
+) -> None:
+    link = lasting.link(store, "failure", wire_for(checkpoint))
+    miscounted = ExpertRows(LAYER, [0, 1], [1, 1], [2, 2], rows.x_ND)  # 5 rows
+    with pytest.raises(ComputeFailed, match="computing failed: 4 rows in groups, 5 given"):
+        link.request(miscounted).wait()
     assert link.request(rows).wait().shape == rows.x_ND.shape
 
 
@@ -88,7 +96,7 @@ def test_crossing_sends_finish(
     max_rows = 4096
     link = lasting.link(store, "crossing", wire_for(checkpoint, max_rows))
     x_ND = rows_like([0], [max_rows], checkpoint.config.hidden_size)
-    replies = [link.request(ExpertRows(placement.version, LAYER, [0], [max_rows], x_ND)) for _ in range(30)]
+    replies = [link.request(ExpertRows(LAYER, [0], [1], [max_rows], x_ND)) for _ in range(30)]
     first = replies[0].wait()
     assert all(torch.equal(reply.wait(), first) for reply in replies[1:])
 
@@ -97,7 +105,7 @@ def test_a_message_that_does_not_fit_is_caught_by_the_sender(
     checkpoint: Checkpoint, placement: Placement, store: LinkStore, lasting: ShardProcess, rows: ExpertRows
 ) -> None:
     link = lasting.link(store, "oversized", wire_for(checkpoint, max_rows=8))
-    nine = ExpertRows(placement.version, LAYER, [0], [9], rows_like([0], [9], checkpoint.config.hidden_size))
+    nine = ExpertRows(LAYER, [0], [1], [9], rows_like([0], [9], checkpoint.config.hidden_size))
     with pytest.raises(AssertionError, match="9 rows for a link of 8"):
         link.request(nine)
     assert link.request(rows).wait().shape == rows.x_ND.shape
@@ -123,7 +131,7 @@ def test_a_late_reply_is_dropped_and_the_link_goes_on(
         link.request(rows).wait()
     assert link.down_reason is None
     lasting.gate.set()
-    other = ExpertRows(placement.version, LAYER, [1], [4], rows_like([1], [4], checkpoint.config.hidden_size, seed=1))
+    other = ExpertRows(LAYER, [1], [1], [4], rows_like([1], [4], checkpoint.config.hidden_size, seed=1))
     link._reply_deadline_s = 30.0
     assert torch.equal(link.request(other).wait(), answered_locally(checkpoint, placement, other))
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experts.placement import Placement, even_placement
+from experts.placement import Placement, even_placement, uniform_placement
 
 
 def shards(num_experts: int, num_shards: int) -> list[int]:
@@ -28,16 +28,26 @@ def test_experts_are_shared_out_in_blocks(num_experts: int, num_shards: int, exp
 
 
 def test_every_moe_layer_is_placed_and_no_other() -> None:
-    placement = even_placement((1, 3, 5), 4, 2, version=7)
+    placement = even_placement((1, 3, 5), 4, 2, epoch=7)
     assert list(placement.shards_of) == [1, 3, 5]
-    assert placement.version == 7
-    assert placement.experts_of(0) == {1: (0, 1), 3: (0, 1), 5: (0, 1)}
-    assert placement.experts_of(1) == {1: (2, 3), 3: (2, 3), 5: (2, 3)}
+    assert placement.epoch == 7
+    assert list(placement.slots_of(0)) == [(layer, expert) for layer in (1, 3, 5) for expert in (0, 1)]
+    assert list(placement.slots_of(1)) == [(layer, expert) for layer in (1, 3, 5) for expert in (2, 3)]
 
 
 def test_an_expert_on_several_shards_is_held_by_each_of_them() -> None:
-    placement = Placement(1, 3, {0: ((0, 2), (1,), (2, 1))})
-    assert [placement.experts_of(shard)[0] for shard in range(3)] == [(0,), (1, 2), (0, 2)]
+    placement = uniform_placement(3, {0: ((0, 2), (1,), (2, 1))})
+    assert [list(placement.slots_of(shard)) for shard in range(3)] == [[(0, 0)], [(0, 1), (0, 2)], [(0, 0), (0, 2)]]
+
+
+def test_each_expert_has_a_version_of_its_own_whatever_the_epoch() -> None:
+    placement = Placement(9, 2, {0: ((0,), (1,)), 4: ((1,), (1, 0))}, {0: (3, 1), 4: (2, 5)})
+    assert placement.slots_of(0) == {(0, 0): 3, (4, 1): 5}
+    assert placement.slots_of(1) == {(0, 1): 1, (4, 0): 2, (4, 1): 5}
+
+
+def test_all_experts_may_have_one_version() -> None:
+    assert set(even_placement([1, 3], 5, 2, version=4).slots_of(1).values()) == {4}
 
 
 @pytest.mark.parametrize("num_shards", [0, 5])
@@ -61,5 +71,5 @@ def test_shards_differ_by_at_most_one_expert(size: tuple[int, int]) -> None:
 def test_every_expert_is_held_once_in_contiguous_blocks(size: tuple[int, int]) -> None:
     num_experts, num_shards = size
     placement = even_placement([0], num_experts, num_shards)
-    held = [expert for shard in range(num_shards) for expert in placement.experts_of(shard)[0]]
+    held = [expert for shard in range(num_shards) for _, expert in placement.slots_of(shard)]
     assert held == list(range(num_experts))

@@ -46,17 +46,17 @@ def test_rows_beside_the_message_are_computed_like_rows_inside(tmp_path_factory:
     directory = make_reference(tmp_path_factory.mktemp("maverick"), "maverick-4-experts").directory
     checkpoint = Checkpoint.open(directory)
     placement = even_placement(checkpoint.config.moe_layers, 4, 1)
-    shard = load_shard(checkpoint, placement.version, placement.experts_of(0), KERNELS)
+    shard = load_shard(checkpoint, placement.slots_of(0), KERNELS)
     wire = replace(wire_for(checkpoint), rows_inline=False)
     store = LinkStore("127.0.0.1")
     pairs, row_pairs = join_both(store, "beside"), join_both(store, "beside-rows")
     server = ShardServer(shard, CPU)
-    server.add_link(pairs[1], wire, LIVENESS, "beside", HostRows(row_pairs[1], wire))
+    server.serve(pairs[1], wire, LIVENESS, "beside", HostRows(row_pairs[1], wire))
     link = GroupLink(pairs[0], wire, LIVENESS, 10.0, CPU, "beside", HostRows(row_pairs[0], wire))
     for count in (1, 7, 30):
         x_ND = rows_like([0, 2], [count, 2], checkpoint.config.hidden_size, seed=count)
-        reply = link.request(ExpertRows(placement.version, 1, [0, 2], [count, 2], x_ND))
-        assert torch.equal(reply.wait(), shard.compute(placement.version, 1, [0, 2], [count, 2], x_ND))
+        reply = link.request(ExpertRows(1, [0, 2], [1, 1], [count, 2], x_ND))
+        assert torch.equal(reply.wait(), shard.compute(1, [0, 2], [1, 1], [count, 2], x_ND))
     link.close()
     server.close()
 

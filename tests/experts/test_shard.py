@@ -7,9 +7,9 @@ import torch
 
 from checkpoint.layout import TensorNames
 from checkpoint.tensors import Checkpoint
-from experts.errors import ShardRefused
+from experts.errors import NotHeld
 from experts.link import ExpertRows, LocalLink
-from experts.placement import Placement, even_placement
+from experts.placement import even_placement, uniform_placement
 from experts.shard import ExpertShard, load_shard, shard_bytes
 from kernels.choose import choose_kernels
 from kernels.grouped_mlp import grouped_mlp_reference
@@ -18,7 +18,7 @@ from tests.reference import make_reference
 CPU = torch.device("cpu")
 KERNELS = choose_kernels(CPU, torch.float32, 1)
 VERSION = 3
-HELD = {1: (0, 3), 3: (2,), 5: (), 7: (0, 1, 2, 3)}
+HELD = dict.fromkeys([(1, 0), (1, 3), (3, 2), (7, 0), (7, 1), (7, 2), (7, 3)], VERSION)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def checkpoint(directory: str) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def shard(directory: str) -> ExpertShard:
-    return load_shard(Checkpoint.open(directory), VERSION, HELD, KERNELS)
+    return load_shard(Checkpoint.open(directory), HELD, KERNELS)
 
 
 def rows(checkpoint: Checkpoint, count: int) -> torch.Tensor:
@@ -47,13 +47,13 @@ def one_experts_bytes(checkpoint: Checkpoint) -> int:
 
 
 def test_exactly_its_experts_bytes_are_read(checkpoint: Checkpoint) -> None:
-    load_shard(checkpoint, VERSION, HELD, choose_kernels(CPU, torch.bfloat16, 1))
+    load_shard(checkpoint, HELD, choose_kernels(CPU, torch.bfloat16, 1))
     assert checkpoint.bytes_read == 7 * one_experts_bytes(checkpoint)
 
 
 def test_progress_ends_where_it_was_expected_to(checkpoint: Checkpoint) -> None:
     pieces: list[int] = []
-    load_shard(checkpoint, VERSION, HELD, KERNELS, pieces.append)
+    load_shard(checkpoint, HELD, KERNELS, pieces.append)
     assert sum(pieces) == shard_bytes(checkpoint, HELD) == 7 * one_experts_bytes(checkpoint)
 
 
@@ -64,14 +64,15 @@ def test_all_shards_together_read_every_expert_once(checkpoint: Checkpoint, num_
     slots = [
         slot
         for number in range(num_shards)
-        for slot in load_shard(checkpoint, 1, placement.experts_of(number), KERNELS).slots
+        for slot in load_shard(checkpoint, placement.slots_of(number), KERNELS).slots.versions()
     ]
     assert sorted(slots) == [(layer, expert) for layer in config.moe_layers for expert in range(config.num_experts)]
     assert checkpoint.bytes_read == len(slots) * one_experts_bytes(checkpoint)
 
 
 def test_a_shard_tells_what_it_holds(shard: ExpertShard) -> None:
-    assert shard.slots == ((1, 0), (1, 3), (3, 2), (7, 0), (7, 1), (7, 2), (7, 3))
+    assert shard.slots.versions() == HELD
+    assert len(shard.slots) == 7
 
 
 @pytest.mark.parametrize(
@@ -84,53 +85,53 @@ def test_rows_are_computed_with_the_checkpoints_weights(
     names, x_ND = TensorNames(checkpoint.config), rows(checkpoint, sum(counts))
     weights = [checkpoint.read(name, torch.float32) for name in (names.expert_gate_up(layer), names.expert_down(layer))]
     expert_N = torch.tensor(experts).repeat_interleave(torch.tensor(counts))
-    y_ND = shard.compute(VERSION, layer, experts, counts, x_ND)
+    y_ND = shard.compute(layer, experts, [VERSION] * len(experts), counts, x_ND)
     torch.testing.assert_close(y_ND, grouped_mlp_reference(x_ND, *weights, expert_N), rtol=1e-5, atol=1e-5)
 
 
 def test_the_same_rows_give_the_same_answer_every_time(shard: ExpertShard, checkpoint: Checkpoint) -> None:
     x_ND = rows(checkpoint, 5)
-    first, second = (shard.compute(VERSION, 7, [1, 2], [3, 2], x_ND) for _ in range(2))
+    first, second = (shard.compute(7, [1, 2], [VERSION] * 2, [3, 2], x_ND) for _ in range(2))
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(
     ("version", "layer", "experts", "reason"),
     [
-        (VERSION - 1, 1, [0], "placement 2 was asked for, 3 is held"),
-        (VERSION + 1, 1, [0], "placement 4 was asked for, 3 is held"),
+        (VERSION - 1, 1, [0], r"\(1, 0\) is held at version 3, not at version 2"),
+        (VERSION + 1, 1, [0], r"\(1, 0\) is held at version 3, not at version 4"),
         (VERSION, 1, [0, 1], r"\(layer, expert\) \(1, 1\) is not held"),
         (VERSION, 5, [0], r"\(5, 0\) is not held"),
         (VERSION, 2, [0], r"\(2, 0\) is not held"),
     ],
-    ids=["older placement", "newer placement", "another's expert", "a layer without experts here", "a dense layer"],
+    ids=["older weights", "newer weights", "another's expert", "a layer without experts here", "a dense layer"],
 )
 def test_what_it_does_not_hold_is_refused_not_computed(
     shard: ExpertShard, checkpoint: Checkpoint, version: int, layer: int, experts: list[int], reason: str
 ) -> None:
     before = shard.rows_computed
-    with pytest.raises(ShardRefused, match=reason):
-        shard.compute(version, layer, experts, [1] * len(experts), rows(checkpoint, len(experts)))
+    with pytest.raises(NotHeld, match=reason):
+        shard.compute(layer, experts, [version] * len(experts), [1] * len(experts), rows(checkpoint, len(experts)))
     assert shard.rows_computed == before
 
 
 def test_computed_rows_are_counted(checkpoint: Checkpoint) -> None:
-    counted = load_shard(checkpoint, VERSION, HELD, KERNELS)
+    counted = load_shard(checkpoint, HELD, KERNELS)
     for count in (4, 1):
-        counted.compute(VERSION, 3, [2], [count], rows(checkpoint, count))
+        counted.compute(3, [2], [VERSION], [count], rows(checkpoint, count))
     assert counted.rows_computed == 5
 
 
 def test_a_local_link_answers_what_its_shard_computes(shard: ExpertShard, checkpoint: Checkpoint) -> None:
     x_ND = rows(checkpoint, 3)
     link = LocalLink(shard)
-    answer = link.request(ExpertRows(VERSION, 7, [0, 2], [1, 2], x_ND)).wait()
+    answer = link.request(ExpertRows(7, [0, 2], [VERSION] * 2, [1, 2], x_ND)).wait()
     assert link.down_reason is None
-    assert torch.equal(answer, shard.compute(VERSION, 7, [0, 2], [1, 2], x_ND))
+    assert torch.equal(answer, shard.compute(7, [0, 2], [VERSION] * 2, [1, 2], x_ND))
 
 
 def test_a_replica_computes_the_same(directory: str, shard: ExpertShard, checkpoint: Checkpoint) -> None:
-    placement = Placement(VERSION, 2, {7: ((0,), (0, 1), (1,), (1,))})
-    replica = load_shard(checkpoint, VERSION, placement.experts_of(1), KERNELS)
+    placement = uniform_placement(2, {7: ((0,), (0, 1), (1,), (1,))}, version=VERSION)
+    replica = load_shard(checkpoint, placement.slots_of(1), KERNELS)
     x_ND = rows(checkpoint, 2)
-    assert torch.equal(replica.compute(VERSION, 7, [1], [2], x_ND), shard.compute(VERSION, 7, [1], [2], x_ND))
+    assert torch.equal(replica.compute(7, [1], [VERSION], [2], x_ND), shard.compute(7, [1], [VERSION], [2], x_ND))

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experts.errors import RefusalCode
 from experts.wire import Kind, Message, WireFormat
 
 HIDDEN = 6
@@ -26,7 +27,7 @@ def sent(wire: WireFormat, message: Message, garbage: int = 0) -> Message:
 
 def same(left: Message, right: Message) -> bool:
     def header(m: Message) -> tuple[object, ...]:
-        return (m.kind, m.sequence, m.placement_version, m.layer, list(m.experts), list(m.counts), m.text)
+        return (m.kind, m.sequence, m.layer, *(list(of) for of in (m.experts, m.versions, m.counts)), m.text, m.code)
 
     if left.x_ND is None or right.x_ND is None:
         return header(left) == header(right) and left.x_ND is right.x_ND
@@ -38,12 +39,13 @@ numbers = st.integers(0, 2**63 - 1)
 wires = st.builds(WireFormat, st.integers(3, 40), st.integers(9, 12), st.just(HIDDEN), st.sampled_from(DTYPES))
 
 
-@given(wires, numbers, numbers, st.integers(0, 47), counts_of, st.integers(0, 255))
+@given(wires, numbers, st.integers(0, 2**31 - 3), st.integers(0, 47), counts_of, st.integers(0, 255))
 def test_rows_and_their_experts_survive(
     wire: WireFormat, sequence: int, version: int, layer: int, counts: list[int], garbage: int
 ) -> None:
     experts = [2**31 - 1 - index for index in range(len(counts))]
-    message = Message(Kind.ROWS, sequence, version, layer, experts, counts, rows(sum(counts), wire.dtype))
+    versions = [version + index for index in range(len(counts))]
+    message = Message(Kind.ROWS, sequence, layer, experts, versions, counts, rows(sum(counts), wire.dtype))
     assert same(sent(wire, message, garbage), message)
 
 
@@ -53,9 +55,9 @@ def test_a_result_survives(wire: WireFormat, sequence: int, count: int) -> None:
     assert same(sent(wire, message, garbage=255), message)
 
 
-@given(wires, numbers, st.text(max_size=20))
-def test_a_refusal_and_its_text_survive(wire: WireFormat, sequence: int, text: str) -> None:
-    message = Message(Kind.REFUSAL, sequence, text=text)
+@given(wires, numbers, st.text(max_size=20), st.sampled_from(RefusalCode))
+def test_a_refusal_its_code_and_its_text_survive(wire: WireFormat, sequence: int, text: str, code: RefusalCode) -> None:
+    message = Message(Kind.REFUSAL, sequence, text=text, code=code)
     assert same(sent(wire, message, garbage=255), message)
 
 
@@ -89,10 +91,11 @@ def test_a_buffer_may_be_reused_once_a_message_is_read() -> None:
 @pytest.mark.parametrize("max_groups", [1, 7, 8, 16, 128])
 def test_capacity_is_what_the_largest_message_takes(max_groups: int, dtype: torch.dtype) -> None:
     wire = WireFormat(max_groups, max_rows=max_groups, hidden_size=HIDDEN, dtype=dtype)
-    largest = Message(Kind.ROWS, experts=range(max_groups), counts=[1] * max_groups, x_ND=rows(max_groups, dtype))
+    ones = [1] * max_groups
+    largest = Message(Kind.ROWS, experts=range(max_groups), versions=ones, counts=ones, x_ND=rows(max_groups, dtype))
     assert len(wire.pack(largest, wire.new_buffer())) == wire.capacity
     assert wire.rows_offset % 64 == 0
-    assert 64 + 8 * max_groups <= wire.rows_offset < 64 + 8 * max_groups + 64
+    assert 64 + 12 * max_groups <= wire.rows_offset < 64 + 12 * max_groups + 64
 
 
 def test_only_what_a_message_fills_is_sent() -> None:
@@ -119,6 +122,6 @@ def test_too_many_rows_are_a_defect_of_the_sender() -> None:
 
 
 def test_too_many_experts_are_a_defect_of_the_sender() -> None:
-    message = Message(Kind.ROWS, experts=range(6), counts=[1] * 6, x_ND=rows(6))
+    message = Message(Kind.ROWS, experts=range(6), versions=[1] * 6, counts=[1] * 6, x_ND=rows(6))
     with pytest.raises(AssertionError, match="6 experts for a link of 5"):
         WIRE.pack(message, WIRE.new_buffer())

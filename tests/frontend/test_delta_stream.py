@@ -8,7 +8,7 @@ import pytest
 
 from frontend.delta_stream import DeltaStream, DeltaStreams
 from router.counts.requests import CANCELLED
-from router.errors import Unavailable
+from router.errors import AlreadyExists, Unavailable
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
 
 PATIENCE_S = 20.0
@@ -173,5 +173,19 @@ def test_cancelling_the_waiting_reader_closes_the_stream() -> None:
         with pytest.raises(asyncio.CancelledError):
             await reading
         assert sink.cancelled == {"a": CANCELLED, "b": CANCELLED}
+
+    with_streams(test)
+
+
+def test_an_id_in_use_is_refused_and_the_stream_that_has_it_goes_on() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        reading = await begun(new(streams, "a"))
+        second = new(streams, "a")
+        with pytest.raises(AlreadyExists, match="request a is under way already"):
+            await anext(second)
+        second.close(CANCELLED)
+        streams.deliver([tokens("a", 1, last=True)])
+        assert made(await reading) == [("a", (1,))]
+        assert (sink.submitted, sink.cancelled) == (["a"], {})
 
     with_streams(test)

@@ -9,6 +9,7 @@ from router.engine import Engine
 from router.errors import ResourceExhausted
 from router.model.llama4 import Model
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
+from router.runner import LocalRunner, MakeRunner
 from router.schedule.block_table import TableEntry
 from router.schedule.kv_layout import KvLayout
 from router.schedule.scheduler import Scheduler, SchedulerCounters, SchedulerLimits
@@ -29,12 +30,13 @@ def make_engine(
     max_block_tokens: int = 4,
     prefix_cache: bool = True,
     clock: Callable[[], float] | None = None,
+    make_runner: MakeRunner = LocalRunner,
 ) -> Engine:
     """kv_positions: memory for one sequence of so many tokens. clock: for deadlines."""
     layout = KvLayout.of(model.config, model.dtype.itemsize, max_block_tokens)
     kv_bytes = layout.units(kv_positions) * layout.unit_bytes
     limits = SchedulerLimits(max_running, max_waiting, max_step_tokens, kv_bytes, prefix_cache)
-    engine = Engine(model, limits, layout=layout)
+    engine = Engine(model, limits, layout=layout, make_runner=make_runner)
     if clock is not None:
         engine._scheduler.clock = clock
     return engine

@@ -12,16 +12,17 @@ from checkpoint.tensors import Checkpoint
 from checkpoint.weights import WeightReader
 from experts.errors import LinkDown
 from experts.link import ExpertRows, Link, LocalLink, Reply
+from experts.link_table import LinkTable
 from experts.placement import even_placement
 from experts.shard import load_shard
 from kernels.choose import choose_kernels
 from router.engine import Engine
-from router.errors import DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
+from router.errors import AlreadyExists, DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
 from router.local import CPU
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
 from tests.reference import Reference, prompt
-from tests.router.engines import COMPANY, NUM_SHARDS, FakeClock, greedy, make_engine, run_to_end, tokens_of
+from tests.router.engines import COMPANY, NUM_SHARDS, FakeClock, alone, greedy, make_engine, run_to_end, tokens_of
 
 KERNELS = choose_kernels(CPU, torch.float32, 1)
 
@@ -59,23 +60,24 @@ def links(reference: Reference) -> list[Link]:
     """A link to each shard, all well."""
     checkpoint = Checkpoint.open(reference.directory)
     placement = even_placement(checkpoint.config.moe_layers, checkpoint.config.num_experts, NUM_SHARDS)
-    return [LocalLink(load_shard(checkpoint, 1, placement.experts_of(shard), KERNELS)) for shard in range(NUM_SHARDS)]
+    return [LocalLink(load_shard(checkpoint, placement.slots_of(shard), KERNELS)) for shard in range(NUM_SHARDS)]
 
 
-def make_fragile(directory: Path, links: Sequence[Link], **limits: int) -> tuple[Engine, Dispatcher]:
-    """An engine, and the dispatcher in which its links can be broken."""
+def make_fragile(directory: Path, links: Sequence[Link], **limits: int) -> tuple[Engine, LinkTable]:
+    """An engine, and the table in which its links can be broken."""
     checkpoint = Checkpoint.open(directory)
     placement = even_placement(checkpoint.config.moe_layers, checkpoint.config.num_experts, NUM_SHARDS)
-    dispatcher = Dispatcher(placement, links)
-    fragile = Model(checkpoint.config, WeightReader(checkpoint, torch.float32, CPU), dispatcher, KERNELS)
-    return make_engine(fragile, **limits), dispatcher
+    table = LinkTable(dict(enumerate(links)))
+    weights = WeightReader(checkpoint, torch.float32, CPU)
+    fragile = Model(checkpoint.config, weights, Dispatcher(placement, table), KERNELS)
+    return make_engine(fragile, **limits), table
 
 
 def test_a_broken_step_ends_its_requests_as_unavailable_and_says_why(
     reference: Reference, links: list[Link], broken: BrokenLink
 ) -> None:
-    engine, dispatcher = make_fragile(reference.directory, links)
-    dispatcher.links[1] = broken
+    engine, table = make_fragile(reference.directory, links)
+    table.replace(1, broken)
     for seed, name in enumerate("ab"):
         engine.submit(greedy(name, prompt(20, seed=seed)))
     deltas = engine.step()
@@ -85,10 +87,10 @@ def test_a_broken_step_ends_its_requests_as_unavailable_and_says_why(
 
 
 def test_a_broken_step_frees_its_requests_memory(reference: Reference, links: list[Link], broken: BrokenLink) -> None:
-    engine, dispatcher = make_fragile(reference.directory, links)
+    engine, table = make_fragile(reference.directory, links)
     engine.submit(greedy("a", prompt(20)))
     engine.step()
-    dispatcher.links[1] = broken
+    table.replace(1, broken)
     assert run_to_end(engine)[-1].error is not None
     assert engine.stats.kv_bytes_used == 0
 
@@ -96,24 +98,24 @@ def test_a_broken_step_frees_its_requests_memory(reference: Reference, links: li
 def test_a_broken_step_leaves_waiting_requests_their_turn(
     reference: Reference, links: list[Link], greedy_tokens: dict[str, list[int]], broken: BrokenLink
 ) -> None:
-    engine, dispatcher = make_fragile(reference.directory, links, max_running=1)
+    engine, table = make_fragile(reference.directory, links, max_running=1)
     first, second = COMPANY[-2:]
     engine.submit(first)
     engine.submit(second)
-    dispatcher.links[1] = broken
+    table.replace(1, broken)
     assert [delta.request_id for delta in engine.step()] == [first.request_id]
-    dispatcher.links[1] = links[1]
+    table.replace(1, links[1])
     assert tokens_of(run_to_end(engine), second.request_id) == greedy_tokens[second.request_id]
 
 
 def test_once_the_link_is_replaced_the_engine_goes_on(
     reference: Reference, links: list[Link], greedy_tokens: dict[str, list[int]], broken: BrokenLink
 ) -> None:
-    engine, dispatcher = make_fragile(reference.directory, links)
-    dispatcher.links[1] = broken
+    engine, table = make_fragile(reference.directory, links)
+    table.replace(1, broken)
     engine.submit(greedy("lost", prompt(20)))
     run_to_end(engine)
-    dispatcher.links[1] = links[1]
+    table.replace(1, links[1])
     for request in COMPANY:
         engine.submit(request)
     deltas = run_to_end(engine)
@@ -121,27 +123,39 @@ def test_once_the_link_is_replaced_the_engine_goes_on(
 
 
 def test_a_broken_steps_tokens_are_no_expert_load(reference: Reference, links: list[Link], broken: BrokenLink) -> None:
-    engine, dispatcher = make_fragile(reference.directory, links)
-    dispatcher.links[1] = broken
+    engine, table = make_fragile(reference.directory, links)
+    table.replace(1, broken)
     engine.submit(greedy("lost", prompt(20)))
     run_to_end(engine)
-    dispatcher.links[1] = links[1]
+    table.replace(1, links[1])
     engine.submit(greedy("served", prompt(5), 1))
     run_to_end(engine)
     experts_per_token = Checkpoint.open(reference.directory).config.experts_per_token
-    assert set(dispatcher.load.tokens_LE.sum(axis=1).tolist()) == {5 * experts_per_token}
+    assert set(engine._counts.expert_load.tokens_LE.sum(axis=1).tolist()) == {5 * experts_per_token}
 
 
 def test_whoever_waits_for_a_prefix_that_is_never_computed_computes_it(
     reference: Reference, links: list[Link], broken: BrokenLink
 ) -> None:
-    engine, dispatcher = make_fragile(reference.directory, links)
-    dispatcher.links[1] = broken
+    engine, table = make_fragile(reference.directory, links)
+    table.replace(1, broken)
     for name in ("lost", "waits"):
         engine.submit(greedy(name, prompt(20)))
     assert [delta.request_id for delta in engine.step()] == ["lost"]
-    dispatcher.links[1] = links[1]
+    table.replace(1, links[1])
     assert len(tokens_of(run_to_end(engine), "waits")) == 12
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_an_id_that_comes_twice_is_refused_and_the_first_request_goes_on(model: Model, running: bool) -> None:
+    engine = make_engine(model)
+    engine.submit(greedy("a", prompt(5)))
+    deltas = engine.step() if running else []
+    with pytest.raises(AlreadyExists, match="request a is under way already"):
+        engine.submit(greedy("a", prompt(9, seed=1)))
+    deltas += run_to_end(engine)
+    assert tokens_of(deltas, "a") == alone(model, greedy("a", prompt(5)))
+    engine.submit(greedy("a", prompt(5)))  # an id that is free again may be used again
 
 
 def test_failing_everything_ends_running_and_waiting_requests(model: Model) -> None:

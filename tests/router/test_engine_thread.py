@@ -149,6 +149,18 @@ def test_a_refusal_is_delivered_as_the_requests_last_delta(start: Start, outbox:
     assert isinstance(delta.error, ResourceExhausted)
 
 
+def test_an_id_that_comes_twice_changes_nothing_for_the_first_request(
+    start: Start, outbox: Outbox, model: Model
+) -> None:
+    thread = start()
+    close_gate_during(outbox, thread, greedy("a", prompt(9)))
+    thread.submit(greedy("a", prompt(5)))
+    outbox.gate.set()
+    deltas = outbox.read_end_of("a")
+    assert tokens_of(deltas, "a") == alone(model, greedy("a", prompt(9)))
+    assert not any(delta.error for delta in deltas)
+
+
 def test_requests_that_are_refused_do_not_disturb_the_others(start: Start, outbox: Outbox) -> None:
     thread = start(max_running=1, max_waiting=2)
     close_gate_during(outbox, thread, greedy("running", prompt(9), 3))

@@ -158,6 +158,25 @@ def test_an_error_keeps_its_field_when_it_travels_in_a_delta() -> None:
     assert (type(copy), copy.field, str(copy)) == (InvalidArgument, "top_p", "top_p: is 2")
 
 
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ((1, 2, 3, 4), None),
+        ((1, 2, 3, 4, 5), "made: has 5 tokens; max_tokens is 5, so nothing is left to make"),
+        ((1, 100), "made: contains 100; token ids go from 0 to 99"),
+    ],
+    ids=["one left", "none left", "no token"],
+)
+def test_what_was_made_leaves_something_to_make(made: tuple[int, ...], message: str | None) -> None:
+    request = GenerationRequest("id", (1,), SamplingParams(max_tokens=5), made=made)
+    if message is None:
+        check_request(request, LIMITS)
+        return
+    with pytest.raises(InvalidArgument) as error:
+        check_request(request, LIMITS)
+    assert (error.value.field, str(error.value)) == ("made", message)
+
+
 @pytest.mark.parametrize("timeout_s", [None, 1e-9, 1e9])
 def test_a_timeout_is_any_time_from_now(timeout_s: float | None) -> None:
     check_request(GenerationRequest("id", (1,), SamplingParams(max_tokens=5), timeout_s), LIMITS)

@@ -7,7 +7,15 @@ from grpc import StatusCode
 
 from checkpoint.errors import CheckpointError
 from frontend.grpc_api.status import MAX_DETAILS_BYTES, status_of
-from router.errors import DeadlineExceeded, InvalidArgument, NotFound, RequestError, ResourceExhausted, Unavailable
+from router.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    RequestError,
+    ResourceExhausted,
+    Unavailable,
+)
 
 
 @pytest.mark.parametrize(
@@ -15,6 +23,7 @@ from router.errors import DeadlineExceeded, InvalidArgument, NotFound, RequestEr
     [
         (InvalidArgument("prompt", "is empty"), StatusCode.INVALID_ARGUMENT),
         (NotFound("no such model"), StatusCode.NOT_FOUND),
+        (AlreadyExists("request a is under way already"), StatusCode.ALREADY_EXISTS),
         (ResourceExhausted("the queue is full"), StatusCode.RESOURCE_EXHAUSTED),
         (DeadlineExceeded("too late"), StatusCode.DEADLINE_EXCEEDED),
         (Unavailable("shard 1 is down"), StatusCode.UNAVAILABLE),

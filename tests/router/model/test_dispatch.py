@@ -8,17 +8,20 @@ import pytest
 import torch
 
 from experts.endpoint import Liveness
-from experts.errors import LinkDown
+from experts.errors import LinkDown, NotHeld
 from experts.group_link import GroupLink
-from experts.link import ExpertRows, Link, LocalLink, Reply
-from experts.placement import Placement, even_placement
+from experts.link import ExpertRows, LocalLink, Reply
+from experts.link_table import NOT_LINKED, LinkTable
+from experts.placement import Placement, even_placement, uniform_placement
 from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
 from experts.shard import ExpertShard
 from experts.shard_server import ShardServer
+from experts.slots import HeldExpert, Slots
 from experts.wire import WireFormat
 from kernels.choose import choose_kernels
 from kernels.grouped_mlp import grouped_mlp_reference
 from router.model.dispatch import Dispatcher, ShardUnavailable
+from router.model.routes import Routes
 
 EXPERTS, HIDDEN, WIDTH = 8, 16, 12
 LAYER, OTHER_LAYER = 3, 5
@@ -36,12 +39,16 @@ GATE_UP_EDF2, DOWN_EFD = random(EXPERTS, HIDDEN, 2 * WIDTH, seed=1) * 0.3, rando
 
 def make_shard(placement: Placement, number: int) -> ExpertShard:
     """Layer numbers are in the weights, so that rows sent to a wrong layer come back wrong."""
-    slots = {
-        (layer, expert): KERNELS.expert((GATE_UP_EDF2[expert] * layer).t(), DOWN_EFD[expert].t())
-        for layer, experts in placement.experts_of(number).items()
-        for expert in experts
-    }
-    return ExpertShard(placement.version, slots, KERNELS)
+    slots = Slots()
+    slots.change(
+        {
+            (layer, expert): HeldExpert(
+                version, KERNELS.expert((GATE_UP_EDF2[expert] * layer).t(), DOWN_EFD[expert].t())
+            )
+            for (layer, expert), version in placement.slots_of(number).items()
+        }
+    )
+    return ExpertShard(slots, KERNELS)
 
 
 class RecordingLink(LocalLink):
@@ -75,9 +82,29 @@ class DownLink:
         pass
 
 
+@dataclass
+class Cluster:
+    """A dispatcher, its link table, and the links that it began with."""
+
+    placement: Placement
+    links: list[RecordingLink] = field(init=False)
+    table: LinkTable = field(init=False)
+    dispatcher: Dispatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.links = [RecordingLink(make_shard(self.placement, number)) for number in range(self.placement.num_shards)]
+        self.table = LinkTable(dict(enumerate(self.links)))
+        self.dispatcher = Dispatcher(self.placement, self.table)
+
+    @property
+    def carried(self) -> list[int]:
+        """Rows that each link has carried."""
+        return [sum(sum(rows.counts) for rows in link.carried) for link in self.links]
+
+
 def make_dispatcher(placement: Placement) -> tuple[Dispatcher, list[RecordingLink]]:
-    links = [RecordingLink(make_shard(placement, number)) for number in range(placement.num_shards)]
-    return Dispatcher(placement, links), links
+    cluster = Cluster(placement)
+    return cluster.dispatcher, cluster.links
 
 
 def even(num_shards: int) -> Placement:
@@ -132,18 +159,17 @@ def test_all_tokens_may_choose_one_expert(expert: int) -> None:
 
 
 SCATTERED = {
-    "interleaved": Placement(1, 3, {LAYER: tuple((expert % 3,) for expert in range(EXPERTS))}),
-    "backwards": Placement(1, 4, {LAYER: tuple((3 - expert // 2,) for expert in range(EXPERTS))}),
-    "one shard without experts": Placement(1, 3, {LAYER: tuple((2 * (expert % 2),) for expert in range(EXPERTS))}),
-    "layers placed differently": Placement(
-        1,
+    "interleaved": uniform_placement(3, {LAYER: tuple((expert % 3,) for expert in range(EXPERTS))}),
+    "backwards": uniform_placement(4, {LAYER: tuple((3 - expert // 2,) for expert in range(EXPERTS))}),
+    "one shard without experts": uniform_placement(3, {LAYER: tuple((2 * (expert % 2),) for expert in range(EXPERTS))}),
+    "layers placed differently": uniform_placement(
         2,
         {
             LAYER: tuple((expert % 2,) for expert in range(EXPERTS)),
             OTHER_LAYER: tuple((int(expert < 3),) for expert in range(EXPERTS)),
         },
     ),
-    "replicated": Placement(1, 2, {LAYER: tuple((expert % 2, 1 - expert % 2) for expert in range(EXPERTS))}),
+    "replicated": uniform_placement(2, {LAYER: tuple((expert % 2, 1 - expert % 2) for expert in range(EXPERTS))}),
 }
 
 
@@ -177,10 +203,12 @@ def test_rows_travel_with_their_scores_applied() -> None:
     assert torch.equal(link.carried[0].x_ND, torch.cat([x_TD * 0.5, x_TD * 0.25]))
 
 
-def test_messages_name_the_placement_and_the_layer() -> None:
-    dispatcher, [link] = make_dispatcher(even_placement([LAYER], EXPERTS, 1, version=9))
-    run(dispatcher, random(1, HIDDEN), torch.tensor([[0]]))
-    assert [(rows.placement_version, rows.layer) for rows in link.carried] == [(9, LAYER)]
+def test_messages_name_the_layer_and_the_version_of_each_experts_weights() -> None:
+    shards_of = {LAYER: ((1,), (0,), (1,), (0,))}
+    cluster = Cluster(Placement(7, 2, shards_of, {LAYER: (10, 11, 12, 13)}))
+    run(cluster.dispatcher, random(3, HIDDEN), torch.tensor([[3], [0], [1]]))
+    carried = [[(rows.layer, rows.experts, rows.versions) for rows in link.carried] for link in cluster.links]
+    assert carried == [[(LAYER, [1, 3], [11, 13])], [(LAYER, [0], [10])]]
 
 
 def test_rows_keep_the_models_dtype() -> None:
@@ -193,32 +221,106 @@ def test_rows_keep_the_models_dtype() -> None:
 
 @pytest.mark.parametrize("takes_rows", [False, True], ids=["before it took the rows", "afterwards"])
 def test_a_shard_that_died_is_named(takes_rows: bool) -> None:
-    dispatcher, _ = make_dispatcher(even(2))
-    dispatcher.links[1] = DownLink(takes_rows)
+    cluster = Cluster(even(2))
+    cluster.table.replace(1, DownLink(takes_rows))
     with pytest.raises(ShardUnavailable, match=f"^expert shard 1: {DEAD}$"):
-        run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
+        run(cluster.dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
+
+
+def test_a_shard_without_a_link_is_named() -> None:
+    cluster = Cluster(even(2))
+    cluster.table.remove(1, "its process is gone")
+    with pytest.raises(ShardUnavailable, match=r"^expert shard 1: its process is gone$"):
+        run(cluster.dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
 
 
 def test_a_shard_that_refuses_is_named() -> None:
-    dispatcher, _ = make_dispatcher(even(2))
-    dispatcher.links[1] = LocalLink(make_shard(even_placement([LAYER], EXPERTS, 2, version=2), 1))
-    with pytest.raises(ShardUnavailable, match="shard 1: placement 1 was asked for, 2 is held"):
-        run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
+    cluster = Cluster(even(2))
+    cluster.table.replace(1, LocalLink(make_shard(even_placement([LAYER], EXPERTS, 2, version=2), 1)))
+    message = r"shard 1: \(layer, expert\) \(3, 7\) is held at version 2, not at version 1"
+    with pytest.raises(ShardUnavailable, match=message) as error:
+        run(cluster.dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
+    assert isinstance(error.value.__cause__, NotHeld)
 
 
 def test_a_dead_shard_that_no_token_needs_is_not_missed() -> None:
-    dispatcher, _ = make_dispatcher(even(2))
-    dispatcher.links[1] = DownLink()
-    assert_plain(dispatcher, choose(10, 2, among=range(4)))
+    cluster = Cluster(even(2))
+    cluster.table.replace(1, DownLink())
+    assert_plain(cluster.dispatcher, choose(10, 2, among=range(4)))
 
 
 def test_a_replaced_link_is_used_at_once() -> None:
-    dispatcher, links = make_dispatcher(even(2))
-    dispatcher.links[1] = DownLink()
-    assert dispatcher.down_reasons() == {1: DEAD}
-    dispatcher.links[1] = links[1]
-    assert dispatcher.down_reasons() == {}
-    assert_plain(dispatcher, choose(10, 1))
+    cluster = Cluster(even(2))
+    cluster.table.replace(1, DownLink())
+    assert cluster.dispatcher.down_reasons() == {1: DEAD}
+    cluster.table.replace(1, cluster.links[1])
+    assert cluster.dispatcher.down_reasons() == {}
+    assert_plain(cluster.dispatcher, choose(10, 1))
+
+
+def test_a_shard_that_was_never_linked_is_down() -> None:
+    dispatcher = Dispatcher(even(2), LinkTable())
+    assert dispatcher.down_reasons() == {0: NOT_LINKED, 1: NOT_LINKED}
+    with pytest.raises(ShardUnavailable, match="expert shard 0: not linked yet"):
+        run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
+
+
+def test_once_a_shard_is_removed_its_replica_is_asked_and_it_again_once_it_is_back() -> None:
+    cluster = Cluster(uniform_placement(2, {LAYER: ((0, 1),) * EXPERTS}))
+    assert_plain(cluster.dispatcher, choose(5, 1))
+    cluster.table.remove(0, DEAD)
+    assert_plain(cluster.dispatcher, choose(6, 1))
+    assert cluster.carried == [5, 6]
+    cluster.table.replace(0, cluster.links[0])
+    assert_plain(cluster.dispatcher, choose(7, 1))
+    assert cluster.carried == [12, 6]
+
+
+def test_routes_are_built_when_who_is_alive_changes_and_never_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[frozenset[int]] = []
+
+    def counted(placement: Placement, alive: frozenset[int]) -> Routes:
+        built.append(alive)
+        return Routes(placement, alive)
+
+    monkeypatch.setattr("router.model.dispatch.Routes", counted)
+    cluster = Cluster(even(2))
+    for _ in range(3):
+        assert_plain(cluster.dispatcher, choose(4, 1, among=range(4)))
+    cluster.table.replace(1, cluster.links[1])
+    cluster.table.remove(1, DEAD)
+    cluster.table.remove(1, "still away")
+    for _ in range(3):
+        assert_plain(cluster.dispatcher, choose(4, 1, among=range(4)))
+    assert built == [{0, 1}, {0}]
+
+
+# What a handle keeps.
+
+
+def test_a_handles_parts_cover_the_sorted_rows_and_can_be_sent_again() -> None:
+    cluster = Cluster(even(3))
+    x_TD, expert_TA = random(20, HIDDEN), choose(20, 2)
+    handle = cluster.dispatcher.dispatch(LAYER, x_TD, expert_TA, scores_for(expert_TA))
+    assert [part.shard for part in handle.parts] == [0, 1, 2]
+    assert [row for part in handle.parts for row in range(40)[part.rows]] == [*range(40)]
+    for part in handle.parts:
+        elsewhere = LocalLink(make_shard(even(1), 0))
+        assert torch.equal(elsewhere.request(part.message).wait(), part.reply.wait())
+
+
+def test_an_answer_that_comes_from_elsewhere_takes_its_parts_place() -> None:
+    """What healing will do: one part is answered by a replica, the others as they were."""
+    cluster = Cluster(even(3))
+    cluster.table.replace(1, DownLink(takes_rows=True))
+    x_TD, expert_TA = random(20, HIDDEN), choose(20, 2)
+    handle = cluster.dispatcher.dispatch(LAYER, x_TD, expert_TA, scores_for(expert_TA))
+    parts = [
+        part if part.shard != 1 else part._replace(reply=cluster.links[1].request(part.message))
+        for part in handle.parts
+    ]
+    y_TD = cluster.dispatcher.combine(handle._replace(parts=parts))
+    torch.testing.assert_close(y_TD, plain_formula(x_TD, expert_TA), rtol=1e-5, atol=1e-5)
 
 
 # Over a real link between two ends of one process.
@@ -242,7 +344,7 @@ def group_link() -> Iterator[GroupLink]:
         thread.join(PATIENCE_S)
     wire = WireFormat(max_groups=EXPERTS, max_rows=64, hidden_size=HIDDEN, dtype=torch.float32)
     server = ShardServer(make_shard(even(2), 0), CPU)
-    server.add_link(ends[SHARD_RANK], wire, LIVENESS, "dispatch")
+    server.serve(ends[SHARD_RANK], wire, LIVENESS, "dispatch")
     link = GroupLink(ends[ROUTER_RANK], wire, LIVENESS, PATIENCE_S, CPU, "dispatch")
     yield link
     link.close()
@@ -251,7 +353,7 @@ def group_link() -> Iterator[GroupLink]:
 
 def test_a_group_link_carries_what_a_local_link_does(group_link: GroupLink) -> None:
     local, links = make_dispatcher(even(2))
-    mixed = Dispatcher(even(2), [group_link, links[1]])
+    mixed = Dispatcher(even(2), LinkTable({0: group_link, 1: links[1]}))
     x_TD, expert_TA = random(30, HIDDEN), choose(30, 2)
     assert torch.equal(run(mixed, x_TD, expert_TA), run(local, x_TD, expert_TA))
 
@@ -265,10 +367,8 @@ GIVEN_UP: dict[str, tuple[int, DownLink]] = {
 @pytest.mark.parametrize("when", GIVEN_UP)
 def test_a_step_given_up_leaves_nothing_behind_in_the_links_that_are_well(group_link: GroupLink, when: str) -> None:
     living, dead_link = GIVEN_UP[when]
-    links: list[Link] = [dead_link, dead_link]
-    links[living] = group_link
-    placement = Placement(1, 2, {LAYER: ((living,),) * 4 + ((1 - living,),) * 4})
-    dispatcher = Dispatcher(placement, links)
+    placement = uniform_placement(2, {LAYER: ((living,),) * 4 + ((1 - living,),) * 4})
+    dispatcher = Dispatcher(placement, LinkTable({living: group_link, 1 - living: dead_link}))
     for _ in range(3):
         with pytest.raises(ShardUnavailable):
             run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
@@ -281,7 +381,8 @@ def test_a_step_given_up_leaves_nothing_behind_in_the_links_that_are_well(group_
 
 def test_tokens_are_counted_by_expert_and_rows_by_shard_wherever_the_experts_are() -> None:
     by_expert = ((1,), (0,), (2,), (1,), (0,), (2,), (2,), (0,))
-    dispatcher, links = make_dispatcher(Placement(1, 3, {LAYER: by_expert, OTHER_LAYER: by_expert[::-1]}))
+    cluster = Cluster(uniform_placement(3, {LAYER: by_expert, OTHER_LAYER: by_expert[::-1]}))
+    dispatcher = cluster.dispatcher
     expert_TA = torch.tensor([[7, 0], [7, 3], [7, 1], [2, 0]])
     x_TD = random(4, HIDDEN)
     for _ in range(2):
@@ -289,5 +390,4 @@ def test_tokens_are_counted_by_expert_and_rows_by_shard_wherever_the_experts_are
     dispatcher.load.end_step()
     assert dispatcher.load.layers == (LAYER, OTHER_LAYER)
     assert dispatcher.load.tokens_LE.tolist() == [[0] * EXPERTS, [4, 2, 2, 2, 0, 0, 0, 6]]
-    carried = [sum(sum(rows.counts) for rows in link.carried) for link in links]
-    assert dispatcher.load.rows_of_shard == carried
+    assert dispatcher.load.rows_of_shard == cluster.carried

@@ -1,0 +1,106 @@
+"""One step of the model as data: what the scheduler's work comes to, and what comes out of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from router.model.kv_cache import Span
+from router.request import TokenLogprobs
+from router.sampling.sampler import SampledToken
+from router.sampling.state import SamplingState
+from router.schedule.block_table import TableEntry
+from router.schedule.sequence import Work
+
+
+@dataclass(frozen=True)
+class SampleRows:
+    """Where new tokens come from, one entry per sampling request.
+
+    rows: indices into the step's tokens. positions: of the new tokens in their sequences, prompt included.
+    """
+
+    request_ids: tuple[str, ...]
+    rows: tuple[int, ...]
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """Prompt positions whose log-probabilities were asked for.
+
+    rows: indices into the step's tokens, each of the token before such a position. token_ids: the tokens at these
+    positions. tops: how many of the most likely alternatives each wants.
+    """
+
+    rows: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    tops: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """Everything that the model's part of a step needs: plain data that can travel to processes that follow.
+
+    token_ids: the spans' tokens, one span after the other.
+    table_changes: (row of the block tables, its changed entries), to be made before the step.
+
+    Sampling states are not in it. A state grows with every token that its request has taken, and only the engine knows
+    which those are; it hands the states to its own runner. Ranks that follow need none: each computes its part of the
+    rows' logits, and learns the tokens that were drawn from the next step's token_ids.
+    """
+
+    token_ids: tuple[int, ...]
+    spans: tuple[Span, ...]
+    table_changes: tuple[tuple[int, tuple[TableEntry, ...]], ...]
+    sample: SampleRows
+    prompt: PromptRows
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """sampled: one token per entry of StepInput.sample. prompt_logprobs: one entry per row of StepInput.prompt."""
+
+    sampled: Sequence[SampledToken]
+    prompt_logprobs: Sequence[TokenLogprobs]
+
+
+def assemble(works: Sequence[Work], states: Mapping[str, SamplingState]) -> StepInput:
+    """The step that computes `works`, in their order. states: of all requests, by id."""
+    token_ids: list[int] = []
+    spans, changes = [], []
+    sampling: list[str] = []
+    rows: list[int] = []
+    positions: list[int] = []
+    prompt_rows: list[int] = []
+    prompt_ids: list[int] = []
+    tops: list[int] = []
+    for work in works:
+        sequence, request = work.sequence, work.sequence.request
+        asked, top = prompt_positions(work, states[request.request_id]), request.sampling.prompt_logprobs
+        if asked and top is not None:
+            prompt_rows += [len(token_ids) + position - 1 - work.first for position in asked]
+            prompt_ids += request.prompt_token_ids[asked.start : asked.stop]
+            tops += [top] * len(asked)
+        if work.new_entries:
+            changes.append((sequence.table_row, work.new_entries))
+        token_ids += sequence.token_ids[work.first : work.first + work.length]
+        spans.append(Span(sequence.table_row, work.first, work.length))
+        if work.samples:
+            sampling.append(request.request_id)
+            rows.append(len(token_ids) - 1)
+            positions.append(work.first + work.length)
+    return StepInput(
+        tuple(token_ids),
+        tuple(spans),
+        tuple(changes),
+        SampleRows(tuple(sampling), tuple(rows), tuple(positions)),
+        PromptRows(tuple(prompt_rows), tuple(prompt_ids), tuple(tops)),
+    )
+
+
+def prompt_positions(work: Work, state: SamplingState) -> range:
+    """The prompt's positions whose log-probabilities `work` is the first to tell; position 0 has none."""
+    request = work.sequence.request
+    if request.sampling.prompt_logprobs is None:
+        return range(0)
+    first = max(work.first + 1, state.prompt_logprobs_told)
+    return range(first, min(work.first + work.length + 1, len(request.prompt_token_ids)))
