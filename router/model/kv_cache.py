@@ -17,9 +17,9 @@ from router.schedule.kv_layout import KvLayout
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tokens of one sequence in a step, all in one attention chunk. sequence: its number in the cache."""
+    """Consecutive tokens of one sequence in a step, all in one attention chunk. table_row: see SequenceState."""
 
-    sequence: int
+    table_row: int
     first_position: int
     length: int
 
@@ -59,23 +59,23 @@ class KvCache:
         self._device = device
         self._tables = np.zeros((max_sequences, layout.num_tables, 1), np.int32)
 
-    def assign(self, sequence: int, entries: Iterable[TableEntry]) -> None:
+    def assign(self, table_row: int, entries: Iterable[TableEntry]) -> None:
         """Note changes in a sequence's block tables."""
         for entry in entries:
             while entry.index >= self._tables.shape[2]:
                 self._tables = np.concatenate([self._tables, np.zeros_like(self._tables)], axis=2)
             last_table = entry.first_table + len(entry.units)
-            self._tables[sequence, entry.first_table : last_table, entry.index] = entry.units
+            self._tables[table_row, entry.first_table : last_table, entry.index] = entry.units
 
     def plan(self, spans: Sequence[Span]) -> list[TablePlan]:
         """One plan for each block table."""
         layout = self.layout
-        sequence_N = np.array([span.sequence for span in spans])
+        row_N = np.array([span.table_row for span in spans])
         first_N = np.array([span.first_position for span in spans])
         length_N = np.array([span.length for span in spans])
         in_chunk_N = first_N % layout.chunk_tokens
         assert np.all(in_chunk_N + length_N <= layout.chunk_tokens), "a span crosses an attention chunk's border"
-        sequence_T = np.repeat(sequence_N, length_N)
+        row_T = np.repeat(row_N, length_N)
         nth_T = np.arange(length_N.sum()) - np.repeat(np.cumsum(length_N) - length_N, length_N)
         plans = []
         for first_table, num_tables, begin_N in (
@@ -88,6 +88,6 @@ class KvCache:
             keys_N = (begin_N + length_N).astype(np.int32)
             num_blocks = layout.blocks(int(keys_N.max()))
             for table in range(first_table, first_table + num_tables):
-                unit_T = torch.from_numpy(self._tables[sequence_T, table, block_T].astype(np.int64)).to(self._device)
-                plans.append(TablePlan(unit_T, offset_T, self._tables[sequence_N, table, :num_blocks], keys_N))
+                unit_T = torch.from_numpy(self._tables[row_T, table, block_T].astype(np.int64)).to(self._device)
+                plans.append(TablePlan(unit_T, offset_T, self._tables[row_N, table, :num_blocks], keys_N))
         return plans
