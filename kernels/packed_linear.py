@@ -59,9 +59,10 @@ class Fp16Linear:
 
 
 def fp16_scale(weight_OI: torch.Tensor) -> float | None:
-    """The power of two that brings the largest weight to 2^15..2^16; none if fp16 does not hold all weights so.
+    """The power of two that scales the largest weight to 2^15..2^16, or None if fp16 then loses bits of some weight.
 
-    bf16 has 8 significant bits. After scaling, fp16 holds each weight of 2^-17 and more exactly, and many smaller.
+    bf16 has 8 significant bits, and fp16's smallest step is 2^-24. So a weight of 2^-17 or more after scaling is exact,
+    which is 2^-33 of the largest; a smaller one is if its last bits are zero.
     """
     largest = weight_OI.abs().max() if weight_OI.numel() else torch.zeros(())
     exponent = min(16 - int(torch.frexp(largest.float()).exponent), _MAX_SCALE_EXPONENT)

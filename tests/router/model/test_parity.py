@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.choose import choose_kernels
+from kernels.cpu.processor import LEVELS, this_processor
 from tests.local_model import greedy, load_model, prefill_logits
 from tests.reference import TINY_MODELS, Reference, make_reference, prompt
 
+CPU = torch.device("cpu")
 TOLERANCE = 1e-4  # of the largest logit
 
 
@@ -48,12 +51,16 @@ def test_prefill_in_small_pieces_gives_the_same_logits(reference: Reference) -> 
     assert relative_error(prefill_logits(model, tokens, limit=3), prefill_logits(model, tokens)) < TOLERANCE
 
 
-def test_bfloat16_stays_close_to_transformers_in_bfloat16(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_bfloat16_stays_close_to_transformers_in_bfloat16(level: str, tmp_path: Path) -> None:
     reference = make_reference(tmp_path, "scout-one-expert")  # one expert: rounding cannot change a token's expert
     tokens = list(prompt(40))
     exact = reference.prefill_logits(tokens)
     reference.model.to(torch.bfloat16)
     theirs = reference.prefill_logits(tokens).float()
-    ours = prefill_logits(load_model(tmp_path, dtype=torch.bfloat16), tokens)
+    kernels = choose_kernels(CPU, torch.bfloat16, 1, this_processor().lowered_to(level))
+    model = load_model(tmp_path, dtype=torch.bfloat16, kernels=kernels)
     # Both round at nearly the same places: ours may be no further from the exact logits than theirs, give or take.
-    assert relative_error(ours, exact) < 1.5 * relative_error(theirs, exact)
+    for step in (len(tokens), 1):
+        ours = prefill_logits(model, tokens, limit=step)
+        assert relative_error(ours, exact) < 1.5 * relative_error(theirs, exact)
