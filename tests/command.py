@@ -77,6 +77,7 @@ class Watched:
 
     returncode: int
     stdout: str
+    stderr: str
     loaded: list[str]
 
 
@@ -89,7 +90,7 @@ def watched(asked: str, statement: str, *arguments: str, stdin: str = "", env: d
     assert done.returncode == 0, done.stderr
     stdout, _, verdict = done.stdout.rstrip("\n").rpartition("\n")
     code, loaded = json.loads(verdict)
-    return Watched(code, stdout, loaded)
+    return Watched(code, stdout, done.stderr, loaded)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ CARD = ModelCard(
     active_parameters=100_000,
     dtype="float32",
 )
-# Longer than anything here takes on a slow and busy machine; below the 240 s after which pytest ends a test.
+# Longer than anything here takes on a slow and busy machine; far below what pytest allows a test.
 PATIENCE_S = 60
 
 

@@ -18,6 +18,33 @@ NAMESPACE = "drover-test"
 RAY = {"namespace": NAMESPACE, "num_cpus": 2, "num_gpus": 1}
 
 
+# What several modules are served by, one after the other: test_process_faults.py, test_reference_tokens.py,
+# test_service.py. Models of `reference_of`, and what their deployments change. Prompts are computed in pieces.
+# Other tests serve on 1 shard (test_detached.py) and on 5 (test_embedded_model.py).
+KV_SHARE = 0.01
+MAVERICK: tuple[str, dict[str, Any]] = (
+    "maverick",
+    {"shards": {"count": 2, "cpus": 0.1}, "engine": {"max_step_tokens": 24, "max_running": 8, "kv_share": KV_SHARE}},
+)
+MAX_CONTEXT = 500
+SCOUT: tuple[str, dict[str, Any]] = (
+    "scout-top-2",
+    {
+        "model_name": "tiny-scout",
+        "shards": {"count": 3, "cpus": 0.1},
+        "engine": {
+            "max_context_tokens": MAX_CONTEXT,
+            "max_step_tokens": 24,
+            "max_running": 4,
+            "max_waiting": 8,
+            # 128 bytes per layer and position; n tokens keep n in one layer, at most 16 in the other three.
+            "kv_bytes": 128 * (400 + 3 * 16),
+        },
+        "frontend": {"grace_s": 2.0},  # short, so that a test may wait for it
+    },
+)
+
+
 class Silent:
     """A start's progress that nobody watches."""
 

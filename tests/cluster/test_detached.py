@@ -70,6 +70,24 @@ def deployment_file(reference: Reference, tmp_path: Path) -> Path:
     return write_deployment_file(tmp_path / "deployment.yaml", reference.directory)
 
 
+def nothing_runs(ray_cluster: RunningRay) -> bool:
+    """Ask the cluster, which still answers."""
+    flags = ("--ray-address", ray_cluster.address, "--namespace", NAMESPACE)
+    stopped = drover_process("stop", *flags, env=ray_cluster.environment)
+    return (stopped.returncode, stopped.stderr) == (1, f"nothing runs in namespace {NAMESPACE!r}\n")
+
+
+def test_no_room_for_the_actors(deployment_file: Path, ray_cluster: RunningRay) -> None:
+    overrides = ("--set", f"ray.address={ray_cluster.address}", "--set", "shards.cpus=32")
+    failed = drover_process("serve", deployment_file, *overrides, env=ray_cluster.environment, timeout_s=START_S)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert "Traceback" not in failed.stderr
+    _, _, message = failed.stderr.partition("drover: error: ")
+    assert "no room for the actors: they need 65 CPUs" in message
+    assert "the Ray cluster has 2" in message
+    assert nothing_runs(ray_cluster)
+
+
 def test_a_detached_deployment_on_a_running_cluster(
     deployment_file: Path, ray_cluster: RunningRay, reference: Reference
 ) -> None:
@@ -109,6 +127,4 @@ def test_ctrl_c_while_serving_removes_the_deployment_alone(deployment_file: Path
         screen.read_until(b"stopped", START_S)
         assert process.wait(START_S) == 0
         assert b"Traceback" not in process.stderr.read()
-    flags = ("--ray-address", address, "--namespace", NAMESPACE)
-    nothing = drover_process("stop", *flags, env=environment)  # the cluster answers
-    assert (nothing.returncode, nothing.stderr) == (1, f"nothing runs in namespace {NAMESPACE!r}\n")
+    assert nothing_runs(ray_cluster)

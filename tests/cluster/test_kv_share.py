@@ -16,12 +16,10 @@ from cluster.actors.shard import ShardActor, ShardSpec
 from cluster.actors.specs import router_spec, shard_specs
 from cluster.config import DeploymentConfig
 from cluster.reports import ActorState, Phase
-from tests.cluster.deployment import NAMESPACE, SharedRay, Silent, deployment_config, router_stats
+from tests.cluster.deployment import KV_SHARE, NAMESPACE, SharedRay, Silent, deployment_config, router_stats
 from tests.loopback import PATIENCE_S
 from tests.processes import wait_until
 from tests.reference import Reference
-
-SHARE = 0.01
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +49,7 @@ def state_of(router: Any) -> ActorState:
 
 
 def test_the_router_waits_for_its_shards_and_says_so(directory: Path) -> None:
-    config, checkpoint = config_of(directory, kv_share=SHARE), Checkpoint.open(directory)
+    config, checkpoint = config_of(directory, kv_share=KV_SHARE), Checkpoint.open(directory)
     router = create(RouterActor, router_spec(config, checkpoint))
     waiting = ", waiting for shard-0: there is no such actor; shard-1: there is no such actor"
     wait_until(lambda: state_of(router).summary.endswith(waiting))
@@ -64,7 +62,7 @@ def test_the_router_waits_for_its_shards_and_says_so(directory: Path) -> None:
     wait_until(lambda: state_of(router).summary == "ready")
     engine = router_stats().engine
     assert engine is not None
-    assert 0 < engine.kv_bytes_total <= SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < engine.kv_bytes_total <= KV_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_with_bytes_it_waits_for_nobody(directory: Path) -> None:

@@ -10,8 +10,7 @@ import pytest
 from client import Client, ServerUnavailable
 from cluster.launch import Deployment
 from frontend.metrics.page import CONTENT_TYPE
-from tests.cluster.deployment import SharedRay, http_get, pid_of
-from tests.cluster.test_parity_over_grpc import MAVERICK
+from tests.cluster.deployment import MAVERICK, SharedRay, http_get, pid_of
 from tests.loopback import PATIENCE_S
 from tests.processes import wait_until
 from tests.reference import Reference, prompt
@@ -26,13 +25,12 @@ NOTICED_S = 30.0
 
 @pytest.fixture(scope="module")
 def reference(reference_of: Callable[[str], Reference]) -> Reference:
-    return reference_of("maverick")
+    return reference_of(MAVERICK[0])
 
 
 @pytest.fixture(scope="module")
 def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
-    _, changes = MAVERICK
-    return shared_ray.serve(reference.directory, **changes)
+    return shared_ray.serve(reference.directory, **MAVERICK[1])
 
 
 @pytest.fixture

@@ -23,31 +23,23 @@ from cluster.reports import Batch
 from router.counts.requests import EngineStats
 from router.errors import AlreadyExists
 from router.request import GenerationRequest, SamplingParams, TokenDelta
-from tests.cluster.deployment import NAMESPACE, SharedRay, actor, http_get, router_stats
+from tests.cluster.deployment import NAMESPACE, SCOUT, SharedRay, actor, http_get, router_stats
 from tests.command import ROOT, drover, start
 from tests.loopback import PATIENCE_S
 from tests.processes import wait_until
 from tests.reference import Reference, prompt
 
-MAX_CONTEXT = 500
 HELLO = list(prompt(6))
 
 
 @pytest.fixture(scope="module")
 def reference(reference_of: Callable[[str], Reference]) -> Reference:
-    return reference_of("scout")
+    return reference_of(SCOUT[0])
 
 
 @pytest.fixture(scope="module")
 def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
-    # 128 bytes per layer and position; a request of n tokens keeps n in one layer and at most 16 in the other three.
-    kv_bytes = 128 * (400 + 3 * 16)
-    return shared_ray.serve(
-        reference.directory,
-        engine={"max_context_tokens": MAX_CONTEXT, "kv_bytes": kv_bytes, "max_running": 4, "max_waiting": 2},
-        frontend={"grace_s": 2.0},  # short, so that a test may wait for it
-        model_name="tiny-scout",
-    )
+    return shared_ray.serve(reference.directory, **SCOUT[1])
 
 
 @pytest.fixture
@@ -120,7 +112,7 @@ def test_a_request_that_can_never_fit_is_refused(client: Client) -> None:
 
 
 def test_a_full_queue_refuses_and_loses_nothing(client: Client) -> None:
-    """4 run, 2 wait, more are refused; those that were admitted are all answered."""
+    """4 run, 8 wait, more are refused; those that were admitted are all answered."""
     outcomes: list[str] = []
 
     def ask() -> None:
@@ -130,13 +122,13 @@ def test_a_full_queue_refuses_and_loses_nothing(client: Client) -> None:
         except ResourceExhausted as error:
             outcomes.append("refused" if "engine.max_waiting" in str(error) else str(error))
 
-    threads = [threading.Thread(target=ask) for _ in range(24)]
+    threads = [threading.Thread(target=ask) for _ in range(40)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE_S)
     assert set(outcomes) == {"50 tokens", "refused"}
-    assert len(outcomes) == 24
+    assert len(outcomes) == 40
 
 
 def test_a_deadline_ends_the_request_and_frees_its_work(client: Client) -> None:
@@ -256,8 +248,8 @@ def test_metrics_of_the_whole_deployment_on_one_page(deployment: Deployment, cli
         assert sum(len(delta.token_ids) for delta in client.generate(HELLO, max_tokens=8, ignore_eos=True)) == 8
     now = metrics(deployment)
     more = {name: value - before.get(name, 0.0) for name, value in now.items()}
-    assert now["drover_up"] == 3
-    assert now["drover_shard_linked"] == 2
+    assert now["drover_up"] == 4
+    assert now["drover_shard_linked"] == 3
     assert more["drover_generation_tokens_total"] == 24
     assert more["drover_request_success_total"] == more["drover_time_to_first_token_seconds_count"] == 3
     assert more["drover_inter_token_latency_seconds_count"] == 21

@@ -10,19 +10,13 @@ import torch
 from checkpoint.tokenizer import Tokenizer
 from client import Client, Delta, Message, Usage
 from cluster.launch import Deployment
-from router.kv_budget import DEFAULT_KV_BYTES
-from tests.cluster.deployment import SharedRay, router_stats
+from tests.cluster.deployment import MAVERICK, SCOUT, SharedRay, router_stats
 from tests.reference import Reference, prompt
 
 PROMPT_LENGTHS = (1, 11, 16, 17, 40, 75)
-KV_SHARE = 0.01
-IN_PIECES = {"max_step_tokens": 24, "max_running": 8}  # prompts are computed in pieces
-# The last one is the deployment on which test_process_faults.py goes on. Other tests serve on 1 and on 5 shards.
-MAVERICK = ("maverick", {"shards": {"count": 2, "cpus": 0.1}, "engine": IN_PIECES})
-SCOUT = ("scout-top-2", {"shards": {"count": 3, "cpus": 0.1}, "engine": IN_PIECES | {"kv_share": KV_SHARE}})
 
 
-@pytest.fixture(scope="module", params=(SCOUT, MAVERICK), ids=lambda p: f"{p[0]} on {p[1]['shards']['count']} shards")
+@pytest.fixture(scope="module", params=(MAVERICK, SCOUT), ids=lambda p: f"{p[0]} on {p[1]['shards']['count']} shards")
 def served(
     request: pytest.FixtureRequest, shared_ray: SharedRay, reference_of: Callable[[str], Reference]
 ) -> tuple[Deployment, Reference]:
@@ -88,9 +82,9 @@ def test_the_same_seed_gives_the_same_answer_and_another_does_not(client: Client
 
 
 def test_the_kv_cache_is_as_large_as_the_deployment_asks(served: tuple[Deployment, Reference]) -> None:
-    engine = router_stats().engine
+    asked, engine = served[0].config.engine, router_stats().engine
     assert engine is not None
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    share = served[0].config.engine.kv_share
-    limit = DEFAULT_KV_BYTES if share is None else int(share * memory)
+    limit = asked.kv_bytes if asked.kv_share is None else asked.kv_share * memory
+    assert limit is not None
     assert 0 < engine.kv_bytes_total <= limit
