@@ -86,6 +86,7 @@ class Answer:
         The token that ended the text is not part of it. If a stop string ends the text, the rest of the delta is
         dropped, and the caller must cancel the request.
         """
+        assert delta.first == self._completion_tokens, f"token {delta.first} follows {self._completion_tokens} tokens"
         self._cached_tokens += delta.cached_tokens
         text, stop = self._append(delta)
         if stop is not None or delta.finish_reason is not None:

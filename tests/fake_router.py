@@ -108,7 +108,7 @@ def says(text: str, *, tokens_per_delta: int = 1) -> Script:
         for start in range(0, len(token_ids), tokens_per_delta):
             end = min(start + tokens_per_delta, len(token_ids))
             last = reason if end == len(token_ids) else None
-            yield TokenDelta(request.request_id, tuple(token_ids[start:end]), finish_reason=last)
+            yield TokenDelta(request.request_id, tuple(token_ids[start:end]), finish_reason=last, first=start)
 
     return script
 

@@ -96,7 +96,7 @@ def in_turns() -> Script:
                 said.append(index)
                 turn.notify_all()
             reason = FinishReason.LENGTH if place == 2 else None
-            yield TokenDelta(request.request_id, (b"abc"[index],), finish_reason=reason)
+            yield TokenDelta(request.request_id, (b"abc"[index],), finish_reason=reason, first=place)
 
     return script
 
@@ -119,9 +119,9 @@ def test_the_first_of_several_answers_is_streamed(router: FakeRouter, address: s
 def test_generate_as_json_is_one_object(router: FakeRouter, address: str) -> None:
     async def script(request: GenerationRequest):
         yield TokenDelta(request.request_id, prompt_logprobs=(None, TokenLogprobs(ord("H"), -0.5, ((1, -0.25),))))
-        for byte, reason in ((ord("o"), None), (ord("k"), FinishReason.LENGTH)):
+        for first, (byte, reason) in enumerate(((ord("o"), None), (ord("k"), FinishReason.LENGTH))):
             logprobs = (TokenLogprobs(byte, -0.5, ((byte, -0.5),)),)
-            yield TokenDelta(request.request_id, (byte,), logprobs, finish_reason=reason)
+            yield TokenDelta(request.request_id, (byte,), logprobs, finish_reason=reason, first=first)
 
     router.script = script
     flags = ("--json", "--logprobs", "1", "--prompt-logprobs", "1")

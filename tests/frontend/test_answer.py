@@ -23,9 +23,12 @@ def stream(
     answer = Answer(request, byte_tokenizer(), StopStrings(stops), request_id="id", index=0)
     messages = []
     ending = [b"", *([[EOS]] if last is FinishReason.STOP else [])]
+    first = 0
     for place, piece in enumerate(both := [*pieces, *ending]):
         logprobs = tuple(TokenLogprobs(token, -1.0, ()) for token in piece)
-        message = answer.take(TokenDelta("", tuple(piece), logprobs, last if place + 1 == len(both) else None))
+        finish = last if place + 1 == len(both) else None
+        message = answer.take(TokenDelta("", tuple(piece), logprobs, finish, first=first))
+        first += len(piece)
         if message is not None:
             messages.append(message)
         if answer.finished:
@@ -137,3 +140,12 @@ def test_cached_tokens_and_the_prompts_logprobs_are_passed_on() -> None:
     ]
     assert list(last.prompt_logprobs) == [PromptLogprob(66, -1.5)]
     assert last.usage == Usage(prompt_tokens=3, completion_tokens=1, cached_tokens=1)
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_a_delta_that_is_missing_or_comes_twice_is_noticed(first: int) -> None:
+    request = GenerationRequest("router's name", (BOS,), SamplingParams(10))
+    answer = Answer(request, byte_tokenizer(), StopStrings([]), request_id="id", index=0)
+    assert answer.take(TokenDelta("", (65,), first=0)) is not None
+    with pytest.raises(AssertionError, match=f"token {first} follows 1 tokens"):
+        answer.take(TokenDelta("", (66,), first=first))

@@ -56,12 +56,12 @@ def says_slowly(text: str, *, then: str = "end", closed: list[str] | None = None
 
     async def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         try:
-            for byte in text.encode():
-                yield TokenDelta(request.request_id, (byte,))
+            for first, byte in enumerate(text.encode()):
+                yield TokenDelta(request.request_id, (byte,), first=first)
                 await asyncio.sleep(0)
             if then == "wait":
                 await asyncio.Event().wait()
-            yield TokenDelta(request.request_id, finish_reason=FinishReason.STOP)
+            yield TokenDelta(request.request_id, finish_reason=FinishReason.STOP, first=len(text.encode()))
         finally:
             if closed is not None:
                 closed.append(request.request_id)

@@ -95,8 +95,8 @@ def test_an_answer_with_everything_is_these_messages(router, stub) -> None:
         name = request.request_id
         yield TokenDelta(name, prompt_logprobs=(None, TokenLogprobs(72, -0.5, ((7, -0.25),))), cached_tokens=1)
         yield TokenDelta(name, (0xC3,), (TokenLogprobs(0xC3, -0.5, ()),))
-        yield TokenDelta(name, (0xA9,), (TokenLogprobs(0xA9, -1.0, ((5, -0.75),)),))
-        yield TokenDelta(name, (EOS,), (TokenLogprobs(EOS, -2.0, ()),), FinishReason.STOP)
+        yield TokenDelta(name, (0xA9,), (TokenLogprobs(0xA9, -1.0, ((5, -0.75),)),), first=1)
+        yield TokenDelta(name, (EOS,), (TokenLogprobs(EOS, -2.0, ()),), FinishReason.STOP, first=2)
 
     router.script = script
     sampling = pb.SamplingParams(logprobs=1, prompt_logprobs=1)
