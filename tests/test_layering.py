@@ -154,6 +154,13 @@ def test_only_the_rooms_at_the_wire_reach_grpc() -> None:
     assert {"frontend", "client"} <= rooms <= {"frontend", "client", "cluster", "protos", "bench"}
 
 
+def test_what_protocols_share_knows_none_of_them() -> None:
+    edges = (*modules_in("frontend/grpc_api"), *modules_in("frontend/in_process"))
+    shared = [module for module in modules_in("frontend") if module not in edges]
+    assert shared
+    assert who_reaches({"grpc", "grpc_health", "grpc_reflection", "google", "protos"}, shared, deferred=True) == []
+
+
 def test_the_client_needs_grpc_and_protos_only() -> None:
     imported = {name.split(".")[0] for module in modules_in("client") for name in imports_of(module, deferred=True)}
     assert imported - sys.stdlib_module_names == {"client", "protos", "grpc", "google", "grpc_health"}

@@ -15,7 +15,6 @@ from router.errors import InvalidArgument, NotFound, Unavailable
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
 from tests.fake_router import BOS, EOS, LINE_TEMPLATE, VOCAB_SIZE, FakeRouter, byte_tokenizer, fails, says
 from tests.loopback import CARD
-from tests.test_layering import modules_in, who_reaches
 
 PATIENCE_S = 20.0
 HELLO = TextPrompt("Hi")
@@ -73,13 +72,6 @@ def in_turn(*scripts: Script) -> Script:
     """The next script for each request."""
     remaining = iter(scripts)
     return lambda request: next(remaining)(request)
-
-
-def test_the_protocol_neutral_part_knows_no_protocol() -> None:
-    protocols = (*modules_in("frontend/grpc_api"), *modules_in("frontend/in_process"))
-    neutral = [module for module in modules_in("frontend") if module not in protocols]
-    assert "frontend.generation" in neutral
-    assert who_reaches({"grpc", "grpc_health", "grpc_reflection", "google", "protos"}, neutral, deferred=True) == []
 
 
 def test_deltas_are_plain_data() -> None:
