@@ -36,7 +36,7 @@ SCOUT: tuple[str, dict[str, Any]] = (
             "max_context_tokens": MAX_CONTEXT,
             "max_step_tokens": 24,
             "max_running": 4,
-            "max_waiting": 8,
+            "max_waiting": 12,
             # 128 bytes per layer and position; n tokens keep n in one layer, at most 16 in the other three.
             "kv_bytes": 128 * (400 + 3 * 16),
         },

@@ -112,7 +112,7 @@ def test_a_request_that_can_never_fit_is_refused(client: Client) -> None:
 
 
 def test_a_full_queue_refuses_and_loses_nothing(client: Client) -> None:
-    """4 run, 8 wait, more are refused; those that were admitted are all answered."""
+    """4 run, 12 wait, more are refused; those that were admitted are all answered."""
     outcomes: list[str] = []
 
     def ask() -> None:
