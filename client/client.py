@@ -20,7 +20,7 @@ from protos.drover.v1 import inference_pb2 as pb
 from protos.drover.v1 import inference_pb2_grpc
 
 if TYPE_CHECKING:
-    from typing import Unpack
+    from typing_extensions import Unpack
 
 DEFAULT_ADDRESS = "127.0.0.1:9000"
 INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name

@@ -9,7 +9,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, assert_never
+from typing import TypeVar
 
 from checkpoint.tokenizer import Tokenizer
 from frontend.answer import Answer, AnswerDelta
@@ -149,8 +149,6 @@ class Generation:
                 return await self.tokenize(text, add_bos=True)
             case ChatPrompt(messages):
                 return await self._chat_token_ids(messages, limits)
-            case _:
-                assert_never(prompt)
 
     async def _chat_token_ids(self, messages: Sequence[Message], limits: RequestLimits) -> Sequence[int]:
         template = self._chat_template
