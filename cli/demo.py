@@ -150,7 +150,7 @@ def _show(start: Callable[[], DeltaStream], args: argparse.Namespace) -> Answer:
 def _summarize(answers: list[Answer], deployment: "Deployment", total_s: float) -> None:
     first_ms = sorted(answer.ttft_ms for answer in answers if answer.ttft_ms is not None)
     speeds = sorted(answer.tokens_per_s for answer in answers if answer.tokens_per_s is not None)
-    print(f"load time             {deployment.load_s:8.1f} s      (actors started and weights read)")
+    print(f"start time            {deployment.start_s:8.1f} s      (actors, weights, links and the gRPC port)")
     if first_ms:
         print(f"time to first token   {first_ms[len(first_ms) // 2]:8.1f} ms     (median of {len(first_ms)} prompts)")
     if speeds:

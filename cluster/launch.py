@@ -60,11 +60,11 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Deployment:
-    """A running deployment. load_s: seconds from creating the actors until all weights are loaded."""
+    """A running deployment. start_s: seconds from creating the actors until the model answers."""
 
     config: DeploymentConfig
     address: str
-    load_s: float
+    start_s: float
 
 
 def start(config: DeploymentConfig, progress: Progress) -> Deployment:
@@ -83,21 +83,23 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     try:
         progress.stage("reserving CPUs and GPUs")
         group = _reserve(config)
-        progress.stage("loading weights")
         began = time.monotonic()
         actors = _create_actors(config, checkpoint, group)
+        progress.stage("opening the gRPC port")
+        _start_frontend(config, checkpoint)  # meanwhile the actors start and read their weights
+        progress.stage("loading weights")
         _wait_for_weights(actors, progress, deadline)
-        load_s = time.monotonic() - began
         progress.stage("linking the router to its shards")
         _wait_until(lambda: _unready_reason(actors[ROUTER_NAME]), deadline, "the router is not ready")
-        progress.stage("opening the gRPC port")
-        address = _start_frontend(config, checkpoint, deadline)
+        address = f"{config.frontend.host}:{config.frontend.grpc_port}"
+        _wait_until(lambda: _not_serving(address), deadline, f"gRPC on {address} does not answer")
+        start_s = time.monotonic() - began
     except BaseException as error:
         end(config)
         if isinstance(error, ray.exceptions.RayError):
             raise StartError(f"Ray failed: {_first_line(error)}") from error
         raise
-    return Deployment(config, address, load_s)
+    return Deployment(config, address, start_s)
 
 
 def check(config: DeploymentConfig) -> Checkpoint:
@@ -263,7 +265,8 @@ def _unready_reason(router: Any) -> str:
     return "" if readiness.ready else readiness.detail or "not ready"
 
 
-def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint, deadline: float) -> str:
+def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint) -> None:
+    """Open the gRPC and HTTP ports. Until the router is ready, calls get UNAVAILABLE and health says NOT_SERVING."""
     frontend = config.frontend
     serve.start(
         http_options=HTTPOptions(host=frontend.host, port=frontend.http_port),
@@ -277,18 +280,15 @@ def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint, deadline: 
         )
     except RuntimeError as error:
         raise StartError(f"the frontend failed to start: {_first_line(error)}") from None
-    address = f"{frontend.host}:{frontend.grpc_port}"
 
-    def not_serving() -> str:
-        try:
-            with Client(address) as client:
-                status = client.health(timeout_s=HEALTH_TIMEOUT_S)
-        except ClientError as error:
-            return str(error)
-        return "" if status == "SERVING" else status
 
-    _wait_until(not_serving, deadline, f"gRPC on {address} does not answer")
-    return address
+def _not_serving(address: str) -> str:
+    try:
+        with Client(address) as client:
+            status = client.health(timeout_s=HEALTH_TIMEOUT_S)
+    except ClientError as error:
+        return str(error)
+    return "" if status == "SERVING" else status
 
 
 def _first_line(error: Exception) -> str:
