@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from kernels.cpu.numerics import as_numpy
+from kernels.arrays import as_numpy
 from kernels.cpu.rms_norm import rms_norm
 
 

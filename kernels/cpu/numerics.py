@@ -1,10 +1,9 @@
 """For compiled loops: bf16 conversion, a fast exponential, and products by AVX512-BF16.
 
-bf16 is seen as uint16, because NumPy has no such type.
+bf16 is seen as uint16, as in kernels/arrays.py.
 """
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -12,11 +11,6 @@ from numba.extending import intrinsic, overload
 
 # Sums may be reordered and fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-
-
-def as_numpy(x: torch.Tensor) -> np.ndarray:
-    """The same memory; bf16 as uint16."""
-    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def to_float(x):

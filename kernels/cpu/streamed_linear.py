@@ -14,10 +14,11 @@ from typing import TypeGuard
 import numpy as np
 import torch
 
+from kernels.arrays import as_numpy
 from kernels.cores import Cores
 from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take
-from kernels.cpu.numerics import as_numpy, four_rows, from_float, one_row, two_rows
+from kernels.cpu.numerics import four_rows, from_float, one_row, two_rows
 from kernels.linear import Linear
 from kernels.packed_linear import OneDnnLinear
 

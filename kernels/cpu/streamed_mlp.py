@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from kernels.arrays import as_numpy
 from kernels.cores import Cores
 from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take, wait_for
-from kernels.cpu.numerics import FAST, as_numpy, exp_of_negative, from_float, to_float
+from kernels.cpu.numerics import FAST, exp_of_negative, from_float, to_float
 from kernels.cpu.streamed_linear import COLUMN, PARTS_PER_CORE, is_streamable, product
 from kernels.grouped_mlp import Expert
 from kernels.linear import Linear

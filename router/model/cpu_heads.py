@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from checkpoint.config import ModelConfig
+from kernels.arrays import as_numpy
 from kernels.attention_loops import AttentionLoops, QueryGroups
-from kernels.cpu.numerics import as_numpy
 from kernels.kernels import Kernels
 from router.model.heads import HeadRules, StepPlan
 from router.model.kv_cache import KvPools
