@@ -12,6 +12,8 @@ from functools import cache
 
 import llvmlite.binding
 
+from checkpoint.errors import DroverError
+
 LEVELS = ("avx2", "avx512", "avx512_bf16", "amx")
 VARIABLE = "DROVER_ISA"
 # Linux lets a process use tiles once it has asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA).
@@ -28,9 +30,9 @@ class Processor:
     amx: bool
 
     def lowered_to(self, level: str) -> "Processor":
-        """The same without what is above `level`. Raises ValueError if that is none of LEVELS."""
+        """The same without what is above `level`. Raises DroverError if LEVELS lacks it."""
         if level not in LEVELS:
-            raise ValueError(f"{VARIABLE} is {level!r}; it must be one of {', '.join(LEVELS)}")
+            raise DroverError(f"{VARIABLE} is {level!r}; it must be one of {', '.join(LEVELS)}")
         kept = LEVELS[: LEVELS.index(level) + 1]
         return Processor(**{each: getattr(self, each) and each in kept for each in LEVELS})
 
@@ -52,7 +54,7 @@ def detect() -> Processor:
 
 @cache
 def this_processor() -> Processor:
-    """The processor that kernels are chosen for. Raises ValueError if DROVER_ISA names no level."""
+    """The processor that kernels are chosen for. Raises DroverError if DROVER_ISA names no level."""
     level = os.environ.get(VARIABLE)
     return detect().lowered_to(level) if level else detect()
 
