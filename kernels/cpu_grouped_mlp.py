@@ -10,8 +10,8 @@ import torch
 
 from kernels.cores import Cores
 from kernels.cpu.streamed_linear import MAX_ROWS
-from kernels.cpu.streamed_mlp import StreamedExpert, streamed_mlp
-from kernels.grouped_mlp import Expert, Group, compute_in_turn, groups_of, swiglu
+from kernels.cpu.streamed_mlp import streamed_mlp
+from kernels.grouped_mlp import Expert, Group, StreamedWeights, compute_in_turn, groups_of, swiglu
 
 # Streaming one expert's weights takes as long as computing so many rows with them.
 _EXPERT_COST_ROWS = 64
@@ -29,11 +29,11 @@ class CpuGroupedMlp:
         self._cores = cores
 
     def __call__(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
-        streamed: list[tuple[StreamedExpert, Group]] = []
+        streamed: list[tuple[StreamedWeights, Group]] = []
         others: list[Group] = []
         for group in groups_of(experts, counts, len(x_ND)):
-            if group.count <= MAX_ROWS and isinstance(group.expert, StreamedExpert):
-                streamed.append((group.expert, group))
+            if group.count <= MAX_ROWS and group.expert.streamed is not None:
+                streamed.append((group.expert.streamed, group))
             else:
                 others.append(group)
         if len(others) == 1 and not streamed:
@@ -42,7 +42,7 @@ class CpuGroupedMlp:
         y_ND = torch.empty_like(x_ND)
         if streamed:
             firsts, lengths = [group.first for _, group in streamed], [group.count for _, group in streamed]
-            streamed_mlp(self._cores, x_ND, [expert for expert, _ in streamed], firsts, lengths, y_ND)
+            streamed_mlp(self._cores, x_ND, [weights for weights, _ in streamed], firsts, lengths, y_ND)
         if others:
             self._compute(x_ND, others, y_ND)
         return y_ND

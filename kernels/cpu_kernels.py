@@ -9,7 +9,7 @@ import torch
 from kernels.attention_loops import AttentionLoops
 from kernels.cores import Cores
 from kernels.cpu.streamed_linear import StreamedLinear, is_streamable
-from kernels.cpu.streamed_mlp import StreamedExpert, are_streamable
+from kernels.cpu.streamed_mlp import streamed_weights
 from kernels.cpu_grouped_mlp import CpuGroupedMlp
 from kernels.grouped_mlp import Expert
 from kernels.linear import Linear
@@ -45,8 +45,7 @@ class CpuKernels:
 
     def expert(self, gate_up_F2D: torch.Tensor, down_DF: torch.Tensor) -> Expert:
         gate_up, down = self._pack(gate_up_F2D), self._pack(down_DF)
-        kind = StreamedExpert if self._streams and are_streamable(gate_up, down) else Expert
-        return kind(gate_up, down)
+        return Expert(gate_up, down, streamed_weights(gate_up, down) if self._streams else None)
 
     def grouped_mlp(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
         return self._grouped_mlp(x_ND, experts, counts)

@@ -13,11 +13,27 @@ from kernels.linear import Linear
 
 
 @dataclass(frozen=True)
+class StreamedWeights:
+    """Where an expert's two weights lie in memory, as streamed_mlp reads them.
+
+    gate_up, down: addresses, valid as long as the expert lives. width: F.
+    """
+
+    gate_up: int
+    down: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Expert:
-    """One expert's weights, laid out for the device: D -> 2F (gate first, then up) and F -> D."""
+    """One expert's weights, laid out for the device: D -> 2F (gate first, then up) and F -> D.
+
+    streamed: for groups of few rows. None: streamed_mlp cannot read these weights.
+    """
 
     gate_up: Linear
     down: Linear
+    streamed: StreamedWeights | None = None
 
 
 def swiglu(gate_up_NF2: torch.Tensor) -> torch.Tensor:
