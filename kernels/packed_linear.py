@@ -3,11 +3,14 @@
 Legend: N rows, I inputs, O outputs.
 """
 
+import math
+
 import torch
 
 from kernels.linear import Linear, TorchLinear
 
 _MAX_SCALE_EXPONENT = 100  # 2^100 and its inverse are normal fp32 numbers
+_SLICE = 2**20  # numbers of a weight that are looked at together, in 14 MB of temporary copies
 
 
 class OneDnnLinear:
@@ -34,23 +37,29 @@ class OneDnnLinear:
 class Fp16Linear:
     """bf16 rows and weight, computed by FBGEMM: the weight packed as fp16, activations and sums in fp32.
 
-    The weight is scaled by a power of two first, so that its largest value is among fp16's largest. That and its
-    inverse on the result are exact. Without it hardly any layer would qualify: of weights with standard deviation
-    0.02, one in 3000 is below 2^-17, where fp16 loses bits of bf16.
+    The weight is multiplied by a power of two first, so that its largest value is among fp16's
+    largest. Without that hardly any layer would qualify: of weights with standard deviation 0.02,
+    one in 3000 is below 2^-17, where fp16 loses bits of bf16.
+
+    The rows are divided by the same power. So each product and each sum is what an fp32 product of
+    the weight itself has, and overflows only where that does. A tiny row may lose bits as a
+    subnormal, at most half of bf16's smallest number, 2^-133, in each product.
     """
 
     def __init__(self, weight_OI: torch.Tensor, scale: float) -> None:
         """scale: from `fp16_scale`."""
         self._outputs, self._inputs = weight_OI.shape
-        self._unscale = 1 / scale
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight_OI.float() * scale, None)
+        self._row_scale = 1 / scale
+        # One fp32 copy and no more: the largest weights have 4 GB in fp32.
+        scaled_OI = torch.empty(weight_OI.shape).copy_(weight_OI).mul_(scale)
+        self._packed = torch.ops.quantized.linear_prepack_fp16(scaled_OI, None)
 
     def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
         return on_threads_that_gain(self._product, x_NI, self._outputs, self._inputs)
 
     def _product(self, x_NI: torch.Tensor) -> torch.Tensor:
-        y_NO: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x_NI.float(), self._packed)
-        return y_NO.mul_(self._unscale).type_as(x_NI)
+        y_NO: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x_NI.float() * self._row_scale, self._packed)
+        return y_NO.type_as(x_NI)
 
     @staticmethod
     def is_available() -> bool:
@@ -59,15 +68,24 @@ class Fp16Linear:
 
 
 def fp16_scale(weight_OI: torch.Tensor) -> float | None:
-    """The power of two that scales the largest weight to 2^15..2^16, or None if fp16 then loses bits of some weight.
+    """The power of two that scales the largest weight to 2^15..2^16.
 
-    bf16 has 8 significant bits, and fp16's smallest step is 2^-24. So a weight of 2^-17 or more after scaling is exact,
-    which is 2^-33 of the largest; a smaller one is if its last bits are zero.
+    None: fp16 cannot hold the weight. Either it loses bits of some number after scaling, or the
+    largest is 2^16 or more: dividing by the power would then enlarge the rows, which may overflow.
+
+    bf16 has 8 significant bits, and fp16's smallest step is 2^-24. So a number of 2^-17 or more
+    after scaling is exact, which is 2^-33 of the largest. A smaller one is if its last bits are 0.
     """
-    largest = weight_OI.abs().max() if weight_OI.numel() else torch.zeros(())
-    exponent = min(16 - int(torch.frexp(largest.float()).exponent), _MAX_SCALE_EXPONENT)
-    scaled_OI = weight_OI.float() * 2.0**exponent
-    return 2.0**exponent if torch.equal(scaled_OI.half().float(), scaled_OI) else None
+    slices = weight_OI.split(max(1, _SLICE // max(1, weight_OI.shape[1])))
+    largest = max((float(part.abs().max()) for part in slices if part.numel()), default=0.0)
+    exponent = min(16 - math.frexp(largest)[1], _MAX_SCALE_EXPONENT)
+    if exponent < 0 or not all(_is_exact_in_fp16(part.float() * 2.0**exponent) for part in slices):
+        return None
+    return 2.0**exponent
+
+
+def _is_exact_in_fp16(weight_OI: torch.Tensor) -> bool:
+    return torch.equal(weight_OI.half().float(), weight_OI)
 
 
 class Fp32Linear:

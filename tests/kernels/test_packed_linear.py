@@ -1,5 +1,8 @@
 """bf16 weights on a processor without bf16 products: exactly the fp32 product, rounded once."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -7,12 +10,25 @@ from kernels.choose import choose_kernels
 from kernels.cpu.processor import Processor
 from kernels.linear import TorchLinear
 from kernels.packed_linear import Fp16Linear, Fp32Linear, OneRowApart, fp16_scale
+from tests.loopback import PATIENCE_S
 
 CPU = torch.device("cpu")
 AVX2 = Processor(avx2=True, avx512=False, avx512_bf16=False, amx=False)
 AVX512 = Processor(avx2=True, avx512=True, avx512_bf16=False, amx=False)
 SHAPES = [(1, 1), (3, 7), (17, 33), (64, 128), (200, 5), (127, 96), (1024, 512)]
 ROWS = [0, 1, 2, 3, 4, 5, 16, 17, 64, 257]
+# Prints by how many bytes one call raises the process's peak.
+PEAK_OF_FP16_SCALE = """
+import resource
+import torch
+from kernels.packed_linear import fp16_scale
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+fp16_scale(torch.ones(1024, 1024, dtype=torch.bfloat16))
+weight = torch.full((2**13, 2**14), 0.02, dtype=torch.bfloat16)
+before = peak()
+assert fp16_scale(weight)
+print(peak() - before)
+"""
 needs_fbgemm = pytest.mark.skipif(not Fp16Linear.is_available(), reason="torch packs nothing with FBGEMM here")
 
 
@@ -72,13 +88,14 @@ def test_a_weight_that_fp16_cannot_hold_takes_the_fp32_product(small: float, row
         ([1.0, -(2.0**-30)], 2.0**15),
         ([0.0, 0.0], 2.0**16),
         ([65280.0, 2.0**-17], 1.0),
-        ([131072.0, 1.0], 0.25),
-        ([2.0**120, 2.0**100], 2.0**-105),
+        ([65536.0, 1.0], None),
+        ([2.0**120, 2.0**100], None),
         ([2.0**-120], 2.0**100),
         ([1.0, 2.0**-39], 2.0**15),
         ([1.0, 1.0078125 * 2.0**-39], None),
         ([1.0, 2.0**-40], None),
         ([1.0, float("nan")], None),
+        ([float("nan"), 1.0], None),
         ([1.0, float("inf")], None),
     ],
     ids=str,
@@ -89,6 +106,38 @@ def test_the_scale_is_a_power_of_two_that_loses_nothing(weights: list[float], sc
 
 def test_no_weights_at_all_have_a_scale() -> None:
     assert fp16_scale(torch.empty(0, 4, dtype=torch.bfloat16)) is not None
+
+
+def test_a_weight_is_looked_at_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.packed_linear._SLICE", 32)
+    weight_OI = without_extremes(random(9, 8))
+    weight_OI[8, 7] = 32.0
+    assert fp16_scale(weight_OI) == 2.0**10
+    weight_OI[2, 3] = 1.0078125 * 2.0**-40
+    assert fp16_scale(weight_OI) is None
+
+
+def test_looking_for_a_scale_takes_little_memory_whatever_the_size() -> None:
+    """256 MB of weights, whose fp32 copy would have 512 MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_OF_FP16_SCALE], check=True, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert int(done.stdout) < 64 * 2**20
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("std", [2.0**-60, 0.02, 1.0], ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_huge_and_tiny_rows_give_what_fp32_gives(rows: int, std: float) -> None:
+    """Scaling the result back instead would overflow: 2^120 times a weight that was scaled to 2^15."""
+    weight_OI = without_extremes(random(48, 96, std=std, seed=1))
+    linear = choose_kernels(CPU, torch.bfloat16, 1, AVX512).linear(weight_OI)
+    assert isinstance(linear, Fp16Linear)
+    for size in (2.0**120, 1e36, 1.0, 2.0**-50):
+        x_NI = random(rows, 96, std=size, seed=2)
+        y_NO = linear(x_NI)
+        assert y_NO.isfinite().all()
+        assert_is_the_fp32_product(y_NO, x_NI, weight_OI)
 
 
 def test_weights_as_models_have_them_are_exact() -> None:
