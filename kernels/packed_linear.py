@@ -10,6 +10,10 @@ import torch
 from kernels.linear import Linear, TorchLinear
 
 _MAX_SCALE_EXPONENT = 100  # 2^100 and its inverse are normal fp32 numbers
+# What `on_threads_that_gain` calls small: outputs * inputs, and rows * outputs * inputs computed in
+# bf16 or in fp32. The largest small product takes about as long in both, on one thread and on two:
+# oneDNN in bf16, 64 rows of 512 x 512, 75 and 46 us; FBGEMM with AVX2, 16 such rows, 79 and 48 us.
+_SMALL_WEIGHT, _SMALL_IN_BF16, _SMALL_IN_FP32 = 2**19, 2**24, 2**22
 _SLICE = 2**20  # numbers of a weight that are looked at together, in 14 MB of temporary copies
 
 
@@ -23,11 +27,12 @@ class OneDnnLinear:
     def __init__(self, weight_OI: torch.Tensor) -> None:
         self.outputs, self.inputs = weight_OI.shape
         self.dtype = weight_OI.dtype
+        self._small = _SMALL_IN_FP32 if self.dtype == torch.float32 else _SMALL_IN_BF16
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), 1)
         self.address: int = torch.ops.mkldnn.data_ptr(self._packed)
 
     def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
-        return on_threads_that_gain(self._product, x_NI, self.outputs, self.inputs)
+        return on_threads_that_gain(self._product, x_NI, self.outputs, self.inputs, self._small)
 
     def _product(self, x_NI: torch.Tensor) -> torch.Tensor:
         y_NO: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_NI, self._packed, None, "none", [], "")
@@ -55,7 +60,7 @@ class Fp16Linear:
         self._packed = torch.ops.quantized.linear_prepack_fp16(scaled_OI, None)
 
     def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
-        return on_threads_that_gain(self._product, x_NI, self._outputs, self._inputs)
+        return on_threads_that_gain(self._product, x_NI, self._outputs, self._inputs, _SMALL_IN_FP32)
 
     def _product(self, x_NI: torch.Tensor) -> torch.Tensor:
         y_NO: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(x_NI.float() * self._row_scale, self._packed)
@@ -138,14 +143,14 @@ def onednn_supports(dtype: torch.dtype) -> bool:
     return dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
-def on_threads_that_gain(product: Linear, x_NI: torch.Tensor, outputs: int, inputs: int) -> torch.Tensor:
-    """product(x_NI), on one thread if it is small.
+def on_threads_that_gain(product: Linear, x_NI: torch.Tensor, outputs: int, inputs: int, small: int) -> torch.Tensor:
+    """product(x_NI), on one thread if rows * outputs * inputs <= small and the weight is small too.
 
-    A small product takes 20-40 us on one thread, and little less on two. But where other processes use the cores, two
-    threads may wait for each other much longer (0.2-3 ms).
+    A second thread saves such a product at most 30 us, and mostly less than 10. But where other
+    processes use the cores, two threads may wait for each other much longer (0.2-3 ms).
     """
     weights = outputs * inputs
-    if weights > 2**19 or len(x_NI) * weights > 2**24:
+    if weights > _SMALL_WEIGHT or len(x_NI) * weights > small:
         return product(x_NI)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

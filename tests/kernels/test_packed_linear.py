@@ -174,6 +174,25 @@ def test_other_dtypes_are_packed_as_on_any_processor(dtype: torch.dtype) -> None
     assert type(plain) is type(best)
 
 
+@needs_fbgemm
+@pytest.mark.parametrize(("rows", "threads"), [(1, 1), (16, 1), (17, 2)])
+def test_a_small_fp16_product_takes_one_thread(rows: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = choose_kernels(CPU, torch.bfloat16, 2, AVX512).linear(random(512, 512))
+    used, product, before = [], Fp16Linear._product, torch.get_num_threads()
+
+    def counting_threads(self: Fp16Linear, x_NI: torch.Tensor) -> torch.Tensor:
+        used.append(torch.get_num_threads())
+        return product(self, x_NI)
+
+    monkeypatch.setattr(Fp16Linear, "_product", counting_threads)
+    try:
+        torch.set_num_threads(2)
+        linear(random(rows, 512))
+    finally:
+        torch.set_num_threads(before)
+    assert used == [threads]
+
+
 def test_the_number_of_torchs_threads_stays() -> None:
     threads = torch.get_num_threads()
     try:
