@@ -1,4 +1,7 @@
-"""Chooses a process's kernels. Nothing else in Drover asks for the device, the dtype or the processor to decide."""
+"""Chooses a process's kernels.
+
+Nothing else in Drover asks for the device, the dtype or the processor to decide.
+"""
 
 from collections.abc import Callable
 
@@ -27,8 +30,8 @@ def choose_kernels(
 ) -> Kernels:
     """The fastest known kernels for a device and dtype.
 
-    threads: how many compute; equal to torch's count in the calling thread of the kernels.
-    processor: by default this machine's, or what DROVER_ISA lowers it to.
+    threads: how many compute. The thread that calls the kernels must have this torch thread count.
+    processor: by default this machine's, lowered to DROVER_ISA if that is set.
     Raises DroverError if DROVER_ISA names no level.
     """
     cores = Cores(threads, "kernels")

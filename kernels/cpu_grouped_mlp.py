@@ -20,12 +20,16 @@ _EXPERT_COST_ROWS = 64
 class CpuGroupedMlp:
     """Reads each expert's weights from memory once, however many rows it has.
 
-    Experts with up to MAX_ROWS rows go through the streaming kernel, if their weights suit it. Of the others, each
-    core computes some if they are many, so that none waits at the end of each product; if few, all cores share each.
+    Experts with up to MAX_ROWS rows use the streaming kernel, if it can read their weights.
+    Many other experts are divided among the cores. Then no core waits at the end of each product.
+    A few other experts are computed one by one, with all cores sharing each product.
     """
 
     def __init__(self, cores: Cores) -> None:
-        """cores: as many as torch has threads in the thread that calls this; see `set_compute_threads`."""
+        """cores: of as many threads as the calling thread's torch thread count.
+
+        See `set_compute_threads`.
+        """
         self._cores = cores
 
     def __call__(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:

@@ -56,5 +56,6 @@ class CpuKernels:
         return self._grouped_mlp(x_ND, experts, counts)
 
     def zeros(self, *shape: int) -> torch.Tensor:
-        # NumPy takes pages that the system zeroes when they are first touched. torch would touch them all now.
+        # NumPy takes pages that the system zeroes when they are first touched. torch would touch
+        # them all now.
         return torch.from_numpy(np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)).view(self.dtype).view(shape)

@@ -56,7 +56,8 @@ class Group:
 
 
 def groups_of(experts: Sequence[Expert], counts: Sequence[int], num_rows: int) -> list[Group]:
-    """The groups of rows that are not empty: counts[0] rows for experts[0], the next counts[1] for experts[1], ..."""
+    """The groups of rows that are not empty: counts[0] rows for experts[0], the next counts[1] for
+    experts[1], ..."""
     assert sum(counts) == num_rows, f"{sum(counts)} rows in groups, {num_rows} given"
     groups, first = [], 0
     for expert, count in zip(experts, counts, strict=True):
@@ -75,7 +76,8 @@ def compute_in_turn(x_ND: torch.Tensor, groups: Sequence[Group], y_ND: torch.Ten
 
 
 def grouped_mlp(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
-    """y_ND: the first counts[0] rows of x_ND through experts[0], the next counts[1] through experts[1], and so on."""
+    """y_ND: the first counts[0] rows of x_ND through experts[0], the next counts[1] through
+    experts[1], and so on."""
     y_ND = torch.empty_like(x_ND)
     if groups := groups_of(experts, counts, len(x_ND)):
         compute_in_turn(x_ND, groups, y_ND)

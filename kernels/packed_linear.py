@@ -1,4 +1,4 @@
-"""Linear layers whose weight a library inside torch has packed for this processor: oneDNN or FBGEMM.
+"""Linear layers whose weight oneDNN or FBGEMM, inside torch, has packed for this processor.
 
 Legend: N rows, I inputs, O outputs.
 """
@@ -10,9 +10,9 @@ import torch
 from kernels.linear import Linear, TorchLinear
 
 _MAX_SCALE_EXPONENT = 100  # 2^100 and its inverse are normal fp32 numbers
-# What `on_threads_that_gain` calls small: outputs * inputs, and rows * outputs * inputs computed in
-# bf16 or in fp32. The largest small product takes about as long in both, on one thread and on two:
-# oneDNN in bf16, 64 rows of 512 x 512, 75 and 46 us; FBGEMM with AVX2, 16 such rows, 79 and 48 us.
+# What `on_threads_that_gain` calls small: outputs * inputs, and rows * outputs * inputs computed
+# in bf16 or in fp32. The largest small product takes as long in both, on one thread and on two:
+# 64 rows of 512 x 512 in bf16 by oneDNN 75 and 46 us; 16 of them by FBGEMM on AVX2 79 and 48 us.
 _SMALL_WEIGHT, _SMALL_IN_BF16, _SMALL_IN_FP32 = 2**19, 2**24, 2**22
 _SLICE = 2**20  # numbers of a weight that are looked at together, in 14 MB of temporary copies
 
@@ -21,7 +21,8 @@ class OneDnnLinear:
     """oneDNN's blocked layout, which streams 1.5 to 1.9 times as fast as the plain one.
 
     21-25 GB/s against 11-14: 128 matrices of 2048 x 512 bf16, 2 cores with AVX512-BF16.
-    address: of the packed weight in memory, which lives as long as this. The caller's tensor is not kept.
+    address: of the packed weight in memory, which lives as long as this. The caller's tensor is
+    not kept.
     """
 
     def __init__(self, weight_OI: torch.Tensor) -> None:
@@ -40,7 +41,7 @@ class OneDnnLinear:
 
 
 class Fp16Linear:
-    """bf16 rows and weight, computed by FBGEMM: the weight packed as fp16, activations and sums in fp32.
+    """bf16 rows and weight, computed by FBGEMM: weight packed as fp16, rows and sums in fp32.
 
     The weight is multiplied by a power of two first, so that its largest value is among fp16's
     largest. Without that hardly any layer would qualify: of weights with standard deviation 0.02,
@@ -108,7 +109,7 @@ class Fp32Linear:
 
 
 class OneRowApart:
-    """One layer that exists twice: one row goes through `one`, any other number through `several`."""
+    """One layer that exists twice: `one` computes a single row, `several` any other number."""
 
     def __init__(self, one: Linear, several: Linear) -> None:
         self.one, self.several = one, several
@@ -118,7 +119,10 @@ class OneRowApart:
 
 
 def pack_without_bf16_products(weight_OI: torch.Tensor) -> Linear:
-    """FBGEMM's fp16 product where it is exact, otherwise an fp32 one. For bf16 on x86 without AVX512-BF16."""
+    """FBGEMM's fp16 product where it is exact, otherwise an fp32 one.
+
+    For bf16 on x86 without AVX512-BF16.
+    """
     scale = fp16_scale(weight_OI)
     return Fp32Linear(weight_OI) if scale is None else Fp16Linear(weight_OI, scale)
 
@@ -126,8 +130,9 @@ def pack_without_bf16_products(weight_OI: torch.Tensor) -> Linear:
 def pack_twice(weight_OI: torch.Tensor) -> Linear:
     """The same, and beside it the weight in bf16, for torch's bf16 product of one row.
 
-    On AVX2 alone that product is slow for several rows and fast for one. One stream of `maverick-mini` on 2 cores of
-    Zen 3 decoded 69 tokens/s so, and 53 by FBGEMM. With AVX-512, torch takes another way, up to 70 times slower.
+    On AVX2 alone that product is slow for several rows and fast for one. One stream of
+    `maverick-mini` on 2 cores of Zen 3 decoded 69 tokens/s so, and 53 by FBGEMM. With AVX-512,
+    torch takes another way, up to 70 times slower.
     """
     return OneRowApart(TorchLinear(weight_OI), pack_without_bf16_products(weight_OI))
 
@@ -144,9 +149,11 @@ def onednn_supports(dtype: torch.dtype) -> bool:
 
 
 def on_threads_that_gain(product: Linear, x_NI: torch.Tensor, outputs: int, inputs: int, small: int) -> torch.Tensor:
-    """product(x_NI), on one thread if rows * outputs * inputs <= small and the weight is small too.
+    """product(x_NI), on one thread if the weight and the product are small.
 
-    A second thread saves such a product at most 30 us, and mostly less than 10. But where other
+    small: the most rows * outputs * inputs of a small product.
+
+    A second thread saves a small product at most 30 us, and mostly less than 10. But where other
     processes use the cores, two threads may wait for each other much longer (0.2-3 ms).
     """
     weights = outputs * inputs

@@ -1,7 +1,7 @@
-"""SwiGLU for experts with few rows each, whose weights are streamed as in kernels/cpu/streamed_linear.py.
+"""SwiGLU for experts with few rows each: weights are streamed as in streamed_linear.py.
 
-Cores take items one by one. An item is a part of one expert's gate and up, or later of its down. The fewer experts
-there are, the more parts each is cut into.
+Cores take items one by one. An item is a part of one expert's gate and up, or later of its down.
+The fewer experts there are, the more parts each is cut into.
 
 Legend: N rows, D model width, F expert width.
 """
@@ -36,7 +36,7 @@ def streamed_mlp(
     counts: Sequence[int],
     y_ND: torch.Tensor,
 ) -> None:
-    """For each expert i, compute rows first_rows[i] .. + counts[i] - 1 of y_ND from those of x_ND."""
+    """For each expert i, compute rows first_rows[i] .. + counts[i] - 1 of y_ND from x_ND's."""
     assert len(experts) == len(first_rows) == len(counts)
     gate_up, down = np.array([each.gate_up for each in experts]), np.array([each.down for each in experts])
     x, y = as_numpy(x_ND), as_numpy(y_ND)
@@ -52,7 +52,8 @@ def streamed_mlp(
 
 @compiled(fastmath=FAST)
 def _swiglu(gate_NF, up_NF, h_NF):
-    """silu(gate) * up, rounded where torch rounds: after the product, after silu, and after the multiplication."""
+    """silu(gate) * up, rounded where torch rounds: after the product, after silu, and after the
+    multiplication."""
     like = h_NF[0, 0]
     for n in range(len(h_NF)):
         for f in range(h_NF.shape[1]):
