@@ -1,7 +1,8 @@
 """Attention over keys and values in blocks: the compiled loops of kernels/cpu, shared by cores.
 
-Legend: T tokens of a step, N spans, I groups of queries, H query heads, K key/value heads, J = H + 2 K, G = H / K,
-U units of the pool, P positions of a block, B blocks of a sequence, C = head_dim columns.
+Legend: T tokens of a step, N spans, I groups of queries, H query heads, K key/value heads,
+J = H + 2 K, G = H / K, U units of the pool, P positions of a block, B blocks of a sequence,
+C = head_dim columns.
 """
 
 from collections.abc import Callable
@@ -20,9 +21,10 @@ _NO_ROTATION, _NO_TEMPERATURE = np.empty((0, 0), np.float32), np.empty(0, np.flo
 
 @dataclass(frozen=True)
 class QueryGroups:
-    """A step's queries in groups that pass the blocks together. length_N, begin_N: the spans' tokens.
+    """A step's queries in groups that pass the blocks together.
 
-    Group i has queries first_I[i] .. first_I[i] + GROUP - 1 of span span_I[i], as far as there are so many.
+    length_N, begin_N: the spans' tokens. Group i has queries first_I[i] .. first_I[i] + GROUP - 1
+    of span span_I[i], as far as there are so many.
     """
 
     length_N: np.ndarray
@@ -32,7 +34,8 @@ class QueryGroups:
 
     @classmethod
     def of(cls, length_N: np.ndarray, queries_per_token: int) -> "QueryGroups":
-        """queries_per_token: G, the query heads of one key/value head. [1, 20], 5 -> spans 0 1 1, firsts 0 0 64."""
+        """queries_per_token: G, the query heads of one key/value head. [1, 20], 5 -> spans 0 1 1,
+        firsts 0 0 64."""
         count_N = -(-length_N * queries_per_token // GROUP)
         span_I = np.repeat(np.arange(len(length_N)), count_N)
         first_I = (np.arange(len(span_I)) - np.repeat(np.cumsum(count_N) - count_N, count_N)) * GROUP
@@ -62,7 +65,8 @@ class AttentionLoops:
         k_UKPC: np.ndarray,
         v_UKCP: np.ndarray,
     ) -> None:
-        """Rotate, norm and scale queries and keys in place, as far as arguments are given; store keys and values."""
+        """Rotate, norm and scale queries and keys in place, as far as arguments are given; store
+        keys and values."""
         norm = np.float32(norm_eps or 0.0)
         rotation = _NO_ROTATION if rotation_TC is None else rotation_TC
         temperature = _NO_TEMPERATURE if temperature_T is None else temperature_T
@@ -82,7 +86,8 @@ class AttentionLoops:
         keys_N: np.ndarray,
         out_THC: np.ndarray,
     ) -> None:
-        """Put into out_THC what queries that `prepare` has made see of the first keys_N positions in their blocks."""
+        """Put into out_THC what queries that `prepare` has made see of the first keys_N positions
+        in their blocks."""
         kv_heads, block_tokens, columns = k_UKPC.shape[1:]
         uses_tiles, scale = self.uses_tiles(block_tokens, columns), np.float32(columns**-0.5)
 
@@ -107,6 +112,6 @@ class AttentionLoops:
         self._share(len(groups.span_I) * kv_heads, numbers, work)
 
     def _share(self, items: int, numbers: int, work: Callable[[np.ndarray], None]) -> None:
-        """Run work(counter) for so many items, on several cores if so many numbers are worth it."""
+        """Run work(counter) for all items, on several cores if so many numbers are worth it."""
         counter = np.zeros(1, np.int64)
         self._cores.run(lambda: work(counter), min(items, 1 + numbers // WORTH_A_THREAD))

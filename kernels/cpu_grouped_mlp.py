@@ -10,8 +10,8 @@ import torch
 
 from kernels.cores import Cores
 from kernels.cpu.streamed_linear import MAX_ROWS
-from kernels.cpu.streamed_mlp import StreamedExpert, streamed_mlp
-from kernels.grouped_mlp import Expert, Group, compute_in_turn, groups_of, swiglu
+from kernels.cpu.streamed_mlp import streamed_mlp
+from kernels.grouped_mlp import Expert, Group, StreamedWeights, compute_in_turn, groups_of, swiglu
 
 # Streaming one expert's weights takes as long as computing so many rows with them.
 _EXPERT_COST_ROWS = 64
@@ -20,20 +20,24 @@ _EXPERT_COST_ROWS = 64
 class CpuGroupedMlp:
     """Reads each expert's weights from memory once, however many rows it has.
 
-    Experts with up to MAX_ROWS rows go through the streaming kernel, if their weights suit it. Of the others, each
-    core computes some if they are many, so that none waits at the end of each product; if few, all cores share each.
+    Experts with up to MAX_ROWS rows use the streaming kernel, if it can read their weights.
+    Many other experts are divided among the cores. Then no core waits at the end of each product.
+    A few other experts are computed one by one, with all cores sharing each product.
     """
 
     def __init__(self, cores: Cores) -> None:
-        """cores: as many as torch has threads in the thread that calls this; see `set_compute_threads`."""
+        """cores: of as many threads as the calling thread's torch thread count.
+
+        See `set_compute_threads`.
+        """
         self._cores = cores
 
     def __call__(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
-        streamed: list[tuple[StreamedExpert, Group]] = []
+        streamed: list[tuple[StreamedWeights, Group]] = []
         others: list[Group] = []
         for group in groups_of(experts, counts, len(x_ND)):
-            if group.count <= MAX_ROWS and isinstance(group.expert, StreamedExpert):
-                streamed.append((group.expert, group))
+            if group.count <= MAX_ROWS and group.expert.streamed is not None:
+                streamed.append((group.expert.streamed, group))
             else:
                 others.append(group)
         if len(others) == 1 and not streamed:
@@ -42,7 +46,7 @@ class CpuGroupedMlp:
         y_ND = torch.empty_like(x_ND)
         if streamed:
             firsts, lengths = [group.first for _, group in streamed], [group.count for _, group in streamed]
-            streamed_mlp(self._cores, x_ND, [expert for expert, _ in streamed], firsts, lengths, y_ND)
+            streamed_mlp(self._cores, x_ND, [weights for weights, _ in streamed], firsts, lengths, y_ND)
         if others:
             self._compute(x_ND, others, y_ND)
         return y_ND

@@ -9,7 +9,7 @@ import torch
 from kernels.attention_loops import AttentionLoops
 from kernels.cores import Cores
 from kernels.cpu.streamed_linear import StreamedLinear, is_streamable
-from kernels.cpu.streamed_mlp import StreamedExpert, are_streamable
+from kernels.cpu.streamed_mlp import streamed_weights
 from kernels.cpu_grouped_mlp import CpuGroupedMlp
 from kernels.grouped_mlp import Expert
 from kernels.linear import Linear
@@ -26,31 +26,36 @@ class CpuKernels:
         dtype: torch.dtype,
         cores: Cores,
         *,
-        pack: Callable[[torch.Tensor], Linear],
+        pack_layer: Callable[[torch.Tensor], Linear],
+        pack_expert: Callable[[torch.Tensor], Linear],
         streams: bool,
         norm: Callable[[torch.Tensor, float], Norm],
         attention_loops: AttentionLoops | None,
     ) -> None:
-        """pack: makes a layer of a weight. streams: whether layers that suit the streaming kernel use it."""
+        """Each pack makes a layer of a weight: pack_layer for `linear`, pack_expert for `expert`.
+
+        streams: whether layers that suit the streaming kernel use it.
+        """
         self.dtype, self.cores, self.attention_loops = dtype, cores, attention_loops
-        self._pack, self._streams, self._norm = pack, streams, norm
+        self._pack_layer, self._pack_expert = pack_layer, pack_expert
+        self._streams, self._norm = streams, norm
         self._grouped_mlp = CpuGroupedMlp(cores)
 
     def linear(self, weight_OI: torch.Tensor) -> Linear:
-        packed = self._pack(weight_OI)
+        packed = self._pack_layer(weight_OI)
         return StreamedLinear(packed, self.cores) if self._streams and is_streamable(packed) else packed
 
     def norm(self, weight_D: torch.Tensor, eps: float) -> Norm:
         return self._norm(weight_D, eps)
 
     def expert(self, gate_up_F2D: torch.Tensor, down_DF: torch.Tensor) -> Expert:
-        gate_up, down = self._pack(gate_up_F2D), self._pack(down_DF)
-        kind = StreamedExpert if self._streams and are_streamable(gate_up, down) else Expert
-        return kind(gate_up, down)
+        gate_up, down = self._pack_expert(gate_up_F2D), self._pack_expert(down_DF)
+        return Expert(gate_up, down, streamed_weights(gate_up, down) if self._streams else None)
 
     def grouped_mlp(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
         return self._grouped_mlp(x_ND, experts, counts)
 
     def zeros(self, *shape: int) -> torch.Tensor:
-        # NumPy takes pages that the system zeroes when they are first touched. torch would touch them all now.
+        # NumPy takes pages that the system zeroes when they are first touched. torch would touch
+        # them all now.
         return torch.from_numpy(np.zeros(math.prod(shape) * self.dtype.itemsize, np.uint8)).view(self.dtype).view(shape)

@@ -13,11 +13,27 @@ from kernels.linear import Linear
 
 
 @dataclass(frozen=True)
+class StreamedWeights:
+    """Where an expert's two weights lie in memory, as streamed_mlp reads them.
+
+    gate_up, down: addresses, valid as long as the expert lives. width: F.
+    """
+
+    gate_up: int
+    down: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Expert:
-    """One expert's weights, laid out for the device: D -> 2F (gate first, then up) and F -> D."""
+    """One expert's weights, laid out for the device: D -> 2F (gate first, then up) and F -> D.
+
+    streamed: for groups of few rows. None: streamed_mlp cannot read these weights.
+    """
 
     gate_up: Linear
     down: Linear
+    streamed: StreamedWeights | None = None
 
 
 def swiglu(gate_up_NF2: torch.Tensor) -> torch.Tensor:
@@ -40,7 +56,8 @@ class Group:
 
 
 def groups_of(experts: Sequence[Expert], counts: Sequence[int], num_rows: int) -> list[Group]:
-    """The groups of rows that are not empty: counts[0] rows for experts[0], the next counts[1] for experts[1], ..."""
+    """The groups of rows that are not empty: counts[0] rows for experts[0], the next counts[1] for
+    experts[1], ..."""
     assert sum(counts) == num_rows, f"{sum(counts)} rows in groups, {num_rows} given"
     groups, first = [], 0
     for expert, count in zip(experts, counts, strict=True):
@@ -59,7 +76,8 @@ def compute_in_turn(x_ND: torch.Tensor, groups: Sequence[Group], y_ND: torch.Ten
 
 
 def grouped_mlp(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
-    """y_ND: the first counts[0] rows of x_ND through experts[0], the next counts[1] through experts[1], and so on."""
+    """y_ND: the first counts[0] rows of x_ND through experts[0], the next counts[1] through
+    experts[1], and so on."""
     y_ND = torch.empty_like(x_ND)
     if groups := groups_of(experts, counts, len(x_ND)):
         compute_in_turn(x_ND, groups, y_ND)

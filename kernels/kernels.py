@@ -1,4 +1,7 @@
-"""What a process computes with. `choose_kernels` (kernels/choose.py) makes the one object of a process."""
+"""What a process computes with.
+
+`choose_kernels` (kernels/choose.py) makes the one object of a process.
+"""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,8 +18,8 @@ from kernels.norm import Norm, TorchNorm
 class Kernels(Protocol):
     """Lays weights out for one device and dtype, and computes with them.
 
-    cores: which threads compute. attention_loops: none where attention is left to torch.
     A process has one of these. Only one thread at a time computes with it.
+    cores: which threads compute. attention_loops: None: this device and dtype have none.
     """
 
     device: torch.device
@@ -35,11 +38,15 @@ class Kernels(Protocol):
         ...
 
     def grouped_mlp(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
-        """y_ND: the first counts[0] rows of x_ND through experts[0], the next counts[1] through experts[1], ..."""
+        """y_ND: the first counts[0] rows of x_ND through experts[0], the next counts[1] through
+        experts[1], ..."""
         ...
 
     def zeros(self, *shape: int) -> torch.Tensor:
-        """A large tensor of the dtype, on the device. On a CPU its memory is taken when it is first written."""
+        """A large tensor of the dtype, on the device.
+
+        On a CPU its memory is taken when it is first written.
+        """
         ...
 
 

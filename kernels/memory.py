@@ -11,8 +11,9 @@ NO_LIMIT = 2**63 - 1
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     """Bytes that can be allocated on `device` now; None if the system does not tell.
 
-    On a CPU: the machine's available memory, or what a cgroup's limit leaves if that is less. Without /proc/meminfo,
-    unused pages are counted, and page cache is not. root: where /proc and /sys are.
+    On a CPU: the machine's available memory, or what a cgroup's limit leaves if that is less.
+    Without /proc/meminfo, unused pages are counted, and page cache is not. root: where /proc and
+    /sys are.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
@@ -27,9 +28,12 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
 
 
 def _cgroup_bytes_left(root: Path) -> int:
-    """The least that this process's memory cgroup and its ancestors leave. Cgroups v1 and v2, at the usual mounts.
+    """The least that this process's memory cgroup and its ancestors leave.
 
-    In a container, /proc/self/cgroup may give the host's path. The container's limit is then at the mount itself.
+    Cgroups v1 and v2, at the usual mounts.
+
+    In a container, /proc/self/cgroup may give the host's path. The container's limit is then at
+    the mount itself.
     """
     left, mount = [NO_LIMIT], root / "sys/fs/cgroup"
     for line in _lines(root / "proc/self/cgroup"):
@@ -49,7 +53,7 @@ def _cgroup_bytes_left(root: Path) -> int:
 def _bytes_left(group: Path, limit: str, used: str, inactive_file: str) -> int:
     """The limit minus the working set, which is usage without inactive page cache.
 
-    Kubernetes uses the same: container_memory_working_set_bytes of cAdvisor, usage - inactive_file.
+    Kubernetes uses the same, usage - inactive_file: cAdvisor's container_memory_working_set_bytes.
     """
     try:
         limit_bytes, used_bytes = (int((group / name).read_text()) for name in (limit, used))

@@ -1,4 +1,6 @@
-"""The RMS norm before every attention, every MLP and the output head: the interface, and its implementations.
+"""The RMS norm before every attention, every MLP and the output head.
+
+The interface, and its implementations.
 
 Legend: T tokens, D model width.
 """
@@ -8,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from kernels.cpu.numerics import as_numpy
+from kernels.arrays import as_numpy
 from kernels.cpu.rms_norm import rms_norm
 
 
@@ -33,7 +35,8 @@ class TorchNorm:
 
 
 class CpuNorm:
-    """fp32 and bf16 on a CPU, in one pass over the row instead of six: 10 us instead of 22 for 32 rows of 512."""
+    """fp32 and bf16 on a CPU, in one pass over the row instead of six: 10 us instead of 22 for 32
+    rows of 512."""
 
     def __init__(self, weight_D: torch.Tensor, eps: float) -> None:
         self._weight = as_numpy(weight_D.contiguous())

@@ -28,10 +28,12 @@ def load_model(
     on_bytes: Callable[[int], None] | None = None,
     kernels: Kernels | None = None,
 ) -> Model:
-    """The model over LocalLinks, with its experts spread evenly over `num_shards` shards; all on the CPU.
+    """The model over LocalLinks on the CPU, its experts spread evenly over `num_shards` shards.
 
-    config: the checkpoint's, unless a test falsifies it. on_bytes: called with the size of each piece read.
-    kernels: of the router and the shards, which compute in turn; none takes the fastest for torch's number of threads.
+    config: the checkpoint's, unless a test falsifies it. on_bytes: called with the size of each
+    piece read.
+    kernels: shared by the router and the shards, which compute in turn. By default the fastest for
+    this thread's torch thread count.
     """
     placement = even_placement(config.moe_layers, config.num_experts, num_shards)
     kernels = kernels or choose_kernels(CPU, dtype, torch.get_num_threads())

@@ -1,10 +1,12 @@
-"""Compiles inner loops with Numba: they run without the interpreter's lock, and are kept on disk between runs.
+"""Compiles inner loops with Numba, and keeps them on disk between runs.
 
-Numba reads the kept code with pickle. So it is kept only in a directory that no other user can write; where there is
-none, every process compiles anew, which takes some seconds.
+They run without the interpreter's lock.
 
-Numba notices a change in a compiled function's own file, but not in functions inlined from other files. So the
-directory's name carries a hash of this folder.
+Numba reads the kept code with pickle. So it is kept only in a directory that no other user can
+write; where there is none, every process compiles anew, which takes some seconds.
+
+Numba notices a change in a compiled function's own file, but not in functions inlined from other
+files. So the directory's name carries a hash of this folder.
 """
 
 import hashlib

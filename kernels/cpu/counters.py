@@ -14,7 +14,10 @@ def take(counter, index=0):
 
 @njit(inline="always")
 def wait_for(counter, index, count):
-    """In compiled code: return once counter[index] is at least `count`. Writes before those increments are visible."""
+    """In compiled code: return once counter[index] is at least `count`.
+
+    Writes before those increments are visible.
+    """
     while _load(counter.ctypes.data + 8 * index) < count:
         _yield_core()
 

@@ -1,7 +1,7 @@
 """Vector instructions for 16 queries side by side, one query in each lane, for compiled loops.
 
-So no sum and no maximum ever crosses lanes. They are written in LLVM's vectors of 16, which the processor holds in
-one register (AVX-512) or two (AVX2). Addresses and strides are in bytes.
+So no sum and no maximum ever crosses lanes. They are written in LLVM's vectors of 16, which the
+processor holds in one register (AVX-512) or two (AVX2). Addresses and strides are in bytes.
 
 Legend: Q = 16 queries, M rows and N columns of a matrix, P positions.
 """
@@ -75,7 +75,7 @@ class _Lanes:
         return b.fmul(b.bitcast(shifted, _VECTOR), power)
 
     def as_bf16(self, x: Any) -> Any:
-        """The bits of x rounded to bf16, to nearest, ties to even, in the upper half; x is no NaN."""
+        """The bits of x rounded to bf16, ties to even, in the upper half. x must not be NaN."""
         b = self.builder
 
         def each(value: int) -> Any:
@@ -88,7 +88,8 @@ class _Lanes:
     def loop(
         self, count: Any, step: int, starts: Sequence[Any], body: Callable[[Any, list[Any]], list[Any]]
     ) -> list[Any]:
-        """for i in range(0, count, step), count above 0: the body makes of i and the vectors their next values."""
+        """for i in range(0, count, step), count above 0: the body makes of i and the vectors their
+        next values."""
         b = self.builder
         before, block, after = b.block, b.append_basic_block("loop"), b.append_basic_block("done")
         b.branch(block)
@@ -113,10 +114,13 @@ class _Lanes:
 
 @intrinsic
 def weigh(typing_context, score, positions, seen, scale, highest, total, shrink):
-    """One block's scores to weights, in place: softmax with a running maximum (Milakov, Gimelshein 2018).
+    """Turn one block's scores into weights, in place: softmax with a running maximum.
 
-    score: address of fp32 [P, Q]. seen: of int32 [Q], how many of the block's positions each query sees; the weights of
-    others are 0. highest, total: of fp32 [Q], each query's highest score and sum of weights so far, brought up to date.
+    Source: Milakov, Gimelshein, "Online normalizer calculation for softmax", 2018.
+
+    score: address of fp32 [P, Q]. seen: of int32 [Q], how many of the block's positions each query
+    sees; the weights of others are 0. highest, total: of fp32 [Q], each query's highest score and
+    sum of weights so far, brought up to date.
     shrink: of fp32 [Q], what is to be multiplied with the weighted sums so far.
     """
 
@@ -200,7 +204,10 @@ def _product(rows: int) -> Callable[..., Any]:
 
     @intrinsic
     def product(typing_context, a, stride, columns, b, out, like):
-        """out += a b. a: address of [rows, N], of the type of `like`, uint16 for bf16. b: of fp32 [N, Q]."""
+        """out += a b.
+
+        a: address of [rows, N], of the type of `like`, uint16 for bf16. b: of fp32 [N, Q].
+        """
         kind = _I16 if like == types.uint16 else _F32
         size = 2 if like == types.uint16 else 4
 

@@ -1,10 +1,9 @@
 """For compiled loops: bf16 conversion, a fast exponential, and products by AVX512-BF16.
 
-bf16 is seen as uint16, because NumPy has no such type.
+bf16 is seen as uint16, as in kernels/arrays.py.
 """
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -12,11 +11,6 @@ from numba.extending import intrinsic, overload
 
 # Sums may be reordered and fused; NaN and infinity keep their meaning.
 FAST = {"reassoc", "contract", "nsz", "arcp"}
-
-
-def as_numpy(x: torch.Tensor) -> np.ndarray:
-    """The same memory; bf16 as uint16."""
-    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def to_float(x):
@@ -79,7 +73,8 @@ def exp_of_negative(x):
     return np.int32((np.int32(i) + np.int32(127)) << np.int32(23)).view(np.float32) * p
 
 
-# How far ahead weights are prefetched. The best of 0.5 to 16 KiB: 29 GB/s on 2 cores, 23 without prefetch.
+# How far ahead weights are prefetched. The best of 0.5 to 16 KiB: 29 GB/s on 2 cores, 23 without
+# prefetch.
 PREFETCH_BYTES = 8192
 _LINE = 64  # bytes, and outputs in a column of packed weights
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -100,7 +95,7 @@ _BF16X32 = ir.VectorType(_BFloat(), 32)
 
 
 def _column_product(num_rows):
-    """An intrinsic: the products of num_rows rows with one column of packed weights (64 outputs)."""
+    """An intrinsic: num_rows rows times one column of packed weights (64 outputs)."""
 
     @intrinsic
     def column_product(typing_context, weights, pairs, x, x_stride, out, out_stride):
@@ -140,7 +135,8 @@ def _column_product(num_rows):
                 load.align = _LINE
                 lines.append(builder.bitcast(load, _BF16X32))
                 ahead = builder.inttoptr(builder.add(line, ir.Constant(_I64, PREFETCH_BYTES)), byte_pointer)
-                builder.call(prefetch, [ahead, *(ir.Constant(_I32, n) for n in (0, 2, 1))])  # read, to L2, data
+                read, to_l2, data = (ir.Constant(_I32, n) for n in (0, 2, 1))
+                builder.call(prefetch, [ahead, read, to_l2, data])
             following = []
             for row in range(num_rows):
                 from_row = address(x, x_stride, ir.Constant(_I64, row))

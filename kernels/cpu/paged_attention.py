@@ -1,15 +1,17 @@
 """Paged attention on a CPU: keys and values are read in their blocks, and never copied together.
 
-Queries that share a key/value head are handled 64 at a time, whether of one token or of several. They visit the
-sequence's blocks one by one. For each block: scores, then weights by a softmax with a running maximum, then the
-weighted sum of values (flash attention). Its plain twin is TorchHeads (router/model/heads.py).
+Queries that share a key/value head are handled 64 at a time, whether of one token or of several.
+They visit the sequence's blocks one by one. For each block: scores, then weights by a softmax with
+a running maximum, then the weighted sum of values (flash attention). Its plain twin is TorchHeads
+(router/model/heads.py).
 
-Scores and sums are both products of a matrix as the block holds it, keys [P, C] or values [C, P], with a matrix whose
-16 columns are queries. AMX tiles compute them where the processor has them, otherwise vector instructions.
+Scores and sums are both products of a matrix as the block holds it, keys [P, C] or values [C, P],
+with a matrix whose 16 columns are queries. AMX tiles compute them where the processor has them,
+otherwise vector instructions.
 
-Legend: T tokens of a step, N spans, I groups of queries, Q = 16 queries of a group, H query heads, K key/value heads,
-G = H / K, J = H + 2 K, U units of the pool, P positions of a block, B blocks of a sequence, C = head_dim columns,
-M rows and N columns of a matrix.
+Legend: T tokens of a step, N spans, I groups of queries, Q = 16 queries of a group, H query heads,
+K key/value heads, G = H / K, J = H + 2 K, U units of the pool, P positions of a block, B blocks of
+a sequence, C = head_dim columns, M rows and N columns of a matrix.
 """
 
 import numpy as np
@@ -37,10 +39,13 @@ def attend(
 ):
     """out = softmax(q k^T * scale) v, each token of a span seeing the positions up to its own.
 
-    counter: the next of the I * K pairs (group, key/value head); several threads that share it share the work.
-    begin_N, length_N: of the spans' tokens. keys_N: positions that a span's last token sees, in blocks block_NB.
-    span_I, first_I: group i has queries first_I[i] .. + 63 of span span_I[i], as far as there are so many. Query number
-    t * H / K + g is of the span's token t and of the g-th head that shares the keys and values.
+    counter: the next of the I * K pairs (group, key/value head); several threads that share it
+    share the work.
+    begin_N, length_N: of the spans' tokens. keys_N: positions that a span's last token sees, in
+    blocks block_NB.
+    span_I, first_I: group i has queries first_I[i] .. + 63 of span span_I[i], as far as there are
+    so many. Query number t * H / K + g is of the span's token t and of the g-th head that shares
+    the keys and values.
     """
     kv_heads, positions, columns = k_UKPC.shape[1:]
     sharers = out_THC.shape[1] // kv_heads
@@ -111,12 +116,17 @@ def attend(
         _put_results(total, weight_sum, first, queries, out_THC[begin_N[n] :, k * sharers : (k + 1) * sharers])
     if uses_tiles:
         tile_configure(configured.ctypes.data)
-        configured[0] = 0  # it lives until here: Numba frees an array after its last use, and does not see that above
+        # Numba frees an array after the last use that it sees, and does not see the one above.
+        # This use keeps the memory until then.
+        configured[0] = 0
 
 
 @compiled()
 def _take_queries(q_TGC, first, count, q_tiles):
-    """Queries first..first+count-1, of which each token has G, side by side."""
+    """Put queries first..first+count-1 of q_TGC into the lanes of q_tiles.
+
+    Query r belongs to token r // G and head r % G.
+    """
     sharers = q_TGC.shape[1]
     for r in range(count):
         t, g = (first + r) // sharers, (first + r) % sharers
@@ -126,7 +136,7 @@ def _take_queries(q_TGC, first, count, q_tiles):
 
 @compiled()
 def _put_results(total, weight_sum, first, count, out_TGC):
-    """The same queries' weighted sums, divided by their sums of weights."""
+    """Put the same queries' weighted sums, divided by their sums of weights, into out_TGC."""
     sharers = out_TGC.shape[1]
     for r in range(count):
         t, g = (first + r) // sharers, (first + r) % sharers
@@ -174,7 +184,8 @@ def _product(a_MN, columns, b_NQ, out_MQ):
 
 @compiled()
 def _first_values(v_CP, count, copy_CP):
-    """The values of the first `count` positions, then zeros: what lies there may be NaN, and 0 times NaN is NaN."""
+    """The values of the first `count` positions, then zeros: what lies there may be NaN, and 0
+    times NaN is NaN."""
     for c in range(copy_CP.shape[0]):
         for p in range(count):
             copy_CP[c, p] = v_CP[c, p]

@@ -1,10 +1,12 @@
-"""Rotates, norms and scales queries and keys, and stores keys and values, in one pass; torch needs one for each.
+"""Rotates, norms and scales queries and keys, and stores keys and values, all in one pass.
 
-Its plain twin is TorchHeads (router/model/heads.py). bf16 is seen as uint16. Arithmetic is fp32, rounded to bf16
-wherever torch rounds between two operations.
+torch needs one pass for each of these.
 
-Legend: T tokens of a step, H query heads, K key/value heads, J = H + 2 K, U units of the pool, P positions of a block,
-C = head_dim columns.
+Its plain twin is TorchHeads (router/model/heads.py). bf16 is seen as uint16. Arithmetic is fp32,
+rounded to bf16 wherever torch rounds between two operations.
+
+Legend: T tokens of a step, H query heads, K key/value heads, J = H + 2 K, U units of the pool, P
+positions of a block, C = head_dim columns.
 """
 
 import numpy as np
@@ -16,11 +18,12 @@ from kernels.cpu.numerics import FAST, from_float, to_float
 
 @compiled(fastmath=FAST)
 def prepare(counter, qkv_TJC, rotation_TC, norm_eps, temperature_T, unit_T, offset_T, k_UKPC, v_UKCP):
-    """Rotate, norm and scale the queries and keys of all tokens in place, and store their keys and values.
+    """Rotate, norm and scale all queries and keys in place, and store keys and values.
 
     counter: the next token; several threads that share it share the work.
-    rotation_TC: cosine and sine of pair i in columns 2i and 2i+1, or no rows for no rotation. norm_eps: of the RMS
-    norm over each query's and key's columns, or 0 for no norm. temperature_T: factor on the queries, or empty.
+    rotation_TC: cosine and sine of pair i in columns 2i and 2i+1, or no rows for no rotation.
+    norm_eps: of the RMS norm over each query's and key's columns, or 0 for no norm. temperature_T:
+    factor on the queries, or empty.
     unit_T, offset_T: where each token's keys and values go.
     """
     kv_heads = k_UKPC.shape[1]

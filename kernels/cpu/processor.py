@@ -1,7 +1,8 @@
 """What this machine's processor can do. Detected here, and asked for nowhere else.
 
-DROVER_ISA=avx2|avx512|avx512_bf16|amx lowers the answer, for tests and measurements only. It chooses among our kernels;
-torch's own libraries are lowered by ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2, FBGEMM_ENABLE_INSTRUCTIONS=AVX2.
+DROVER_ISA=avx2|avx512|avx512_bf16|amx lowers the answer, for tests and measurements only. It
+chooses among our kernels. The libraries inside torch have switches of their own:
+ATEN_CPU_CAPABILITY=avx2, ONEDNN_MAX_CPU_ISA=AVX2 and FBGEMM_ENABLE_INSTRUCTIONS=AVX2.
 """
 
 import ctypes
@@ -12,15 +13,21 @@ from functools import cache
 
 import llvmlite.binding
 
+from checkpoint.errors import DroverError
+
 LEVELS = ("avx2", "avx512", "avx512_bf16", "amx")
 VARIABLE = "DROVER_ISA"
-# Linux lets a process use tiles once it has asked: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA).
+# Linux lets a process use tiles once it has asked:
+# arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILE_DATA).
 _ARCH_PRCTL, _REQUEST, _TILE_DATA = 158, 0x1023, 18
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Instruction sets. avx512: F, BW, DQ and VL, which oneDNN needs for bf16. amx: bf16 tiles, usable here."""
+    """Instruction sets.
+
+    avx512: F, BW, DQ and VL, which oneDNN needs for bf16. amx: bf16 tiles, usable here.
+    """
 
     avx2: bool
     avx512: bool
@@ -28,9 +35,9 @@ class Processor:
     amx: bool
 
     def lowered_to(self, level: str) -> "Processor":
-        """The same without what is above `level`. Raises ValueError if that is none of LEVELS."""
+        """The same without what is above `level`. Raises DroverError if LEVELS lacks it."""
         if level not in LEVELS:
-            raise ValueError(f"{VARIABLE} is {level!r}; it must be one of {', '.join(LEVELS)}")
+            raise DroverError(f"{VARIABLE} is {level!r}; it must be one of {', '.join(LEVELS)}")
         kept = LEVELS[: LEVELS.index(level) + 1]
         return Processor(**{each: getattr(self, each) and each in kept for each in LEVELS})
 
@@ -52,7 +59,10 @@ def detect() -> Processor:
 
 @cache
 def this_processor() -> Processor:
-    """The processor that kernels are chosen for. Raises ValueError if DROVER_ISA names no level."""
+    """The processor that kernels are chosen for.
+
+    Raises DroverError if DROVER_ISA names no level.
+    """
     level = os.environ.get(VARIABLE)
     return detect().lowered_to(level) if level else detect()
 

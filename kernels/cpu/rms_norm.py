@@ -1,4 +1,6 @@
-"""A norm in one pass over each row, where torch needs six operations. Its slow twin is TorchNorm (kernels/norm.py).
+"""A norm in one pass over each row, where torch needs six operations.
+
+Its slow twin is TorchNorm (kernels/norm.py).
 
 bf16 is seen as uint16; arithmetic is fp32.
 
@@ -13,7 +15,10 @@ from kernels.cpu.numerics import FAST, from_float, to_float
 
 @compiled(fastmath=FAST)
 def rms_norm(x_TD, weight_D, eps, out_TD):
-    """out = x / rms(x) * weight for each row; rounded before the weight is applied, as in TorchNorm."""
+    """out = x / rms(x) * weight for each row.
+
+    It is rounded before the weight is applied, as in TorchNorm.
+    """
     columns, like = x_TD.shape[1], x_TD[0, 0]
     for t in range(len(x_TD)):
         squares = np.float32(0)

@@ -1,8 +1,9 @@
 """A linear layer that streams its weight at the speed of memory, for up to MAX_ROWS rows.
 
-oneDNN's product of one row with a packed bf16 weight reads 11 GB/s on one core: it computes in tiles made for many
-rows, and prefetches nothing. This kernel reads 14 GB/s, and 29 on two cores, where memory gives 31. It reads the weight
-as oneDNN has packed it, after checking that the packing is the expected one. It needs AVX512-BF16.
+oneDNN's product of one row with a packed bf16 weight reads 11 GB/s on one core: it computes in
+tiles made for many rows, and prefetches nothing. This kernel reads 14 GB/s, and 29 on two cores,
+where memory gives 31. It reads the weight as oneDNN has packed it, after checking that the packing
+is the expected one. It needs AVX512-BF16.
 
 Legend: N rows, I inputs, O outputs.
 """
@@ -14,10 +15,11 @@ from typing import TypeGuard
 import numpy as np
 import torch
 
+from kernels.arrays import as_numpy
 from kernels.cores import Cores
 from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take
-from kernels.cpu.numerics import as_numpy, four_rows, from_float, one_row, two_rows
+from kernels.cpu.numerics import four_rows, from_float, one_row, two_rows
 from kernels.linear import Linear
 from kernels.packed_linear import OneDnnLinear
 
@@ -33,7 +35,7 @@ _CHECKED_WEIGHTS = 2**22
 
 
 class StreamedLinear:
-    """Like `linear`, which must pass `is_streamable`, but up to MAX_ROWS rows stream the weight."""
+    """Like `linear`, which must be streamable, but up to MAX_ROWS rows stream the weight."""
 
     def __init__(self, linear: OneDnnLinear, cores: Cores) -> None:
         self._linear, self._cores = linear, cores
@@ -87,7 +89,10 @@ def _is_packed_as_expected(outputs: int, inputs: int) -> bool:
 
 @compiled()
 def product(weights, x_NI, first, last, out_NO):
-    """out_NO, fp32: the rows times columns first..last-1 of a packed weight. weights: its address."""
+    """out_NO, fp32: the rows times columns first..last-1 of a packed weight.
+
+    weights: its address.
+    """
     rows, inputs = x_NI.shape
     for column in range(first, last):
         row = 0

@@ -1,7 +1,7 @@
-"""SwiGLU for experts with few rows each, whose weights are streamed as in kernels/cpu/streamed_linear.py.
+"""SwiGLU for experts with few rows each: weights are streamed as in streamed_linear.py.
 
-Cores take items one by one. An item is a part of one expert's gate and up, or later of its down. The fewer experts
-there are, the more parts each is cut into.
+Cores take items one by one. An item is a part of one expert's gate and up, or later of its down.
+The fewer experts there are, the more parts each is cut into.
 
 Legend: N rows, D model width, F expert width.
 """
@@ -11,44 +11,36 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from kernels.arrays import as_numpy
 from kernels.cores import Cores
 from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take, wait_for
-from kernels.cpu.numerics import FAST, as_numpy, exp_of_negative, from_float, to_float
+from kernels.cpu.numerics import FAST, exp_of_negative, from_float, to_float
 from kernels.cpu.streamed_linear import COLUMN, PARTS_PER_CORE, is_streamable, product
-from kernels.grouped_mlp import Expert
+from kernels.grouped_mlp import StreamedWeights
 from kernels.linear import Linear
-from kernels.packed_linear import OneDnnLinear
 
 
-class StreamedExpert(Expert):
-    """An expert whose weights `streamed_mlp` can read."""
-
-    gate_up: OneDnnLinear
-    down: OneDnnLinear
-
-
-def are_streamable(gate_up: Linear, down: Linear) -> bool:
-    """Whether two layers can be a StreamedExpert's."""
-    return is_streamable(gate_up) and is_streamable(down) and down.inputs % COLUMN == 0
+def streamed_weights(gate_up: Linear, down: Linear) -> StreamedWeights | None:
+    """Where `streamed_mlp` reads the weights of two layers; None if it cannot."""
+    if is_streamable(gate_up) and is_streamable(down) and down.inputs % COLUMN == 0:
+        return StreamedWeights(gate_up.address, down.address, down.inputs)
+    return None
 
 
 def streamed_mlp(
     cores: Cores,
     x_ND: torch.Tensor,
-    experts: Sequence[StreamedExpert],
+    experts: Sequence[StreamedWeights],
     first_rows: Sequence[int],
     counts: Sequence[int],
     y_ND: torch.Tensor,
 ) -> None:
-    """For each expert i, compute rows first_rows[i] .. + counts[i] - 1 of y_ND from those of x_ND."""
+    """For each expert i, compute rows first_rows[i] .. + counts[i] - 1 of y_ND from x_ND's."""
     assert len(experts) == len(first_rows) == len(counts)
-    gate_up, down = (
-        np.array([linear.address for linear in linears])
-        for linears in ([expert.gate_up for expert in experts], [expert.down for expert in experts])
-    )
+    gate_up, down = np.array([each.gate_up for each in experts]), np.array([each.down for each in experts])
     x, y = as_numpy(x_ND), as_numpy(y_ND)
-    h = np.empty((len(x), experts[0].down.inputs), x.dtype)
+    h = np.empty((len(x), experts[0].width), x.dtype)
     firsts, lengths = np.array(first_rows), np.array(counts)
     parts = -(-PARTS_PER_CORE * cores.threads // len(counts)) if cores.threads > 1 else 1
     counters = np.zeros(1 + len(counts), np.int64)
@@ -60,7 +52,8 @@ def streamed_mlp(
 
 @compiled(fastmath=FAST)
 def _swiglu(gate_NF, up_NF, h_NF):
-    """silu(gate) * up, rounded where torch rounds: after the product, after silu, and after the multiplication."""
+    """silu(gate) * up, rounded where torch rounds: after the product, after silu, and after the
+    multiplication."""
     like = h_NF[0, 0]
     for n in range(len(h_NF)):
         for f in range(h_NF.shape[1]):

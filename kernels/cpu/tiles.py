@@ -5,10 +5,12 @@ There are eight tiles of up to 16 rows of 64 bytes. tile_dot(c, a, b) computes c
 - a: [rows, 32] bf16
 - b: [16, 16, 2] bf16, a [32, 16] matrix whose rows 2i and 2i + 1 are interleaved.
 
-A thread configures its tiles before use and restores the former configuration afterwards: oneDNN keeps its own.
-Without AMX the functions compile to nothing. A loop may contain them behind a branch that is not taken there.
+A thread configures its tiles before use and restores the former configuration afterwards: oneDNN
+keeps its own. Without AMX the functions compile to nothing. A loop may contain them behind a
+branch that is not taken there.
 
-Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1 chapter 18, "Programming with Intel AMX".
+Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1 chapter 18,
+"Programming with Intel AMX".
 """
 
 import numpy as np
@@ -34,11 +36,15 @@ def configuration() -> np.ndarray:
 
 
 def _instruction(name, *operands):
-    """An intrinsic of LLVM's instruction; operands: "tile" for a literal number, else LLVM's type."""
+    """An intrinsic of LLVM's instruction.
+
+    operands: "tile" for a literal number, else LLVM's type.
+    """
 
     def typed(*given):
         def generate(context, builder, signature, arguments):
-            if detect().amx:  # not what DROVER_ISA says: the compiled code is kept for later processes
+            # Whatever DROVER_ISA says, for the compiled code is kept for later processes.
+            if detect().amx:
                 values = []
                 for operand, kind, argument in zip(operands, given, arguments, strict=True):
                     if operand == "tile":

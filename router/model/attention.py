@@ -1,6 +1,7 @@
 """Self-attention of one layer: rotary or NoPE, chunked or global.
 
-Legend: T tokens of a step, D model width, J heads of queries, keys and values, C = head_dim columns.
+Legend: T tokens of a step, D model width, J heads of queries, keys and values,
+C = head_dim columns.
 """
 
 import torch

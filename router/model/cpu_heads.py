@@ -1,15 +1,15 @@
 """The heads on a CPU: keys and values are read in their blocks, by compiled loops.
 
-Legend: T tokens of a step, N spans, H query heads, K key/value heads, J = H + 2 K, U units of the pool, P positions of
-a block, C = head_dim columns.
+Legend: T tokens of a step, N spans, H query heads, K key/value heads, J = H + 2 K, U units of the
+pool, P positions of a block, C = head_dim columns.
 """
 
 import numpy as np
 import torch
 
 from checkpoint.config import ModelConfig
+from kernels.arrays import as_numpy
 from kernels.attention_loops import AttentionLoops, QueryGroups
-from kernels.cpu.numerics import as_numpy
 from kernels.kernels import Kernels
 from router.model.heads import HeadRules, StepPlan
 from router.model.kv_cache import KvPools
@@ -26,8 +26,9 @@ class CpuHeads:
         self._loops = kernels.attention_loops
 
     def new_pools(self, layout: KvLayout, num_units: int) -> KvPools:
-        """Keys lie as [U, K, P, C], values as [U, K, C, P]: both products with queries run along the last axis.
+        """Keys lie as [U, K, P, C], values as [U, K, C, P].
 
+        So both products with queries run along the last axis.
         They begin as zeros, because 0 times NaN is NaN.
         """
         units, positions = (num_units, self._kv_heads), layout.block_tokens

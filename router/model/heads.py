@@ -1,9 +1,11 @@
-"""Attention of a layer's heads over the KV cache: the interface, and the implementation in plain torch.
+"""Attention of a layer's heads over the KV cache: the interface, and plain torch.
 
-TorchHeads defines what is computed. CpuHeads (router/model/cpu_heads.py) is faster on a CPU and must match it.
+TorchHeads defines what is computed. CpuHeads (router/model/cpu_heads.py) is faster on a CPU and
+must match it.
 
-Legend: T tokens of a step, H query heads, K key/value heads, J = H + 2 K, G = H / K, S cached positions, Q = G * T
-queries of one key/value head, U units of the pool, P positions of a block, C = head_dim columns.
+Legend: T tokens of a step, H query heads, K key/value heads, J = H + 2 K, G = H / K, S cached
+positions, Q = G * T queries of one key/value head, U units of the pool, P positions of a block,
+C = head_dim columns.
 """
 
 from collections.abc import Sequence
@@ -24,8 +26,8 @@ from router.schedule.kv_layout import KvLayout
 class HeadRules:
     """What a layer does to its queries and keys before their product.
 
-    uses_rope: rotate both by their position. qk_norm_eps: then norm both, or None. has_temperature: scale queries by
-    a factor that grows with their position.
+    uses_rope: rotate both by their position. qk_norm_eps: then norm both, or None.
+    has_temperature: scale queries by a factor that grows with their position.
     """
 
     uses_rope: bool
@@ -46,7 +48,7 @@ class HeadRules:
 class StepPlan:
     """What every layer needs to know of a step, computed once per step.
 
-    rotation: complex64 [T, C / 2]. temperature_T: fp32 factor on the queries of NoPE layers, or None.
+    rotation: complex64 [T, C / 2]. temperature_T: fp32 factor on NoPE layers' queries, or None.
     tables: one for each block table of the cache.
     """
 
@@ -61,19 +63,26 @@ class HeadStep(Protocol):
     """A model's heads during one step."""
 
     def attend(self, qkv_TJC: torch.Tensor, layer: int, rules: HeadRules) -> torch.Tensor:
-        """out_THC, after storing the step's keys and values of this layer. qkv_TJC may be overwritten."""
+        """out_THC, after storing the step's keys and values of this layer. qkv_TJC may be
+        overwritten."""
         ...
 
 
 class HeadAttention(Protocol):
-    """Chosen once, when a model is constructed. It knows how keys and values lie in memory, and remembers no step."""
+    """Chosen once, when a model is constructed.
+
+    It knows how keys and values lie in memory, and remembers no step.
+    """
 
     def new_pools(self, layout: KvLayout, num_units: int) -> KvPools:
         """Empty keys and values of num_units units."""
         ...
 
     def begin(self, step: StepPlan) -> HeadStep:
-        """Work out what all layers need of a step. The step's cache must hold pools of this object's."""
+        """Work out what all layers need of a step.
+
+        The step's cache must hold pools of this object's.
+        """
         ...
 
 
@@ -106,7 +115,8 @@ class TorchHeadStep:
         keys_UKPC, values_UKPC = step.cache.pools.keys[location.index], step.cache.pools.values[location.index]
         kv_heads = keys_UKPC.shape[1]
         q_THC, k_TKC, v_TKC = qkv_TJC.split((qkv_TJC.shape[1] - 2 * kv_heads, kv_heads, kv_heads), dim=1)
-        # The order is the model's: rotate, then norm, then temperature. The cached key is rotated and normed.
+        # The order is the model's: rotate, then norm, then temperature. The cached key is rotated
+        # and normed.
         if rules.uses_rope:
             q_THC, k_TKC = rotate(q_THC, step.rotation), rotate(k_TKC, step.rotation)
         if rules.qk_norm_eps is not None:
@@ -149,7 +159,7 @@ def qk_norm(x_THC: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def causal_attention(q_THC: torch.Tensor, k_KSC: torch.Tensor, v_KSC: torch.Tensor) -> torch.Tensor:
-    """out_THC: the T queries belong to the last T of the S keys; each sees the keys up to its own."""
+    """out_THC: the T queries are the last T keys' own; each sees the keys up to its own."""
     num_tokens, num_heads, _ = q_THC.shape
     num_keys = k_KSC.shape[1]
     mask_QS = None
@@ -163,8 +173,9 @@ def causal_attention(q_THC: torch.Tensor, k_KSC: torch.Tensor, v_KSC: torch.Tens
 
 
 def _fold(q_THC: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    # The G query heads of one key/value head become further queries of it: keys and values are read once, without
-    # the copies that a grouped-query mode makes (16 ms against 4 at 32 streams).
+    # The G query heads of one key/value head become further queries of it: keys and values are
+    # read once, without the copies that a grouped-query mode makes (16 ms against 4 at 32
+    # streams).
     num_tokens, num_heads, head_dim = q_THC.shape
     q_TKGC = q_THC.reshape(num_tokens, kv_heads, num_heads // kv_heads, head_dim)
     return q_TKGC.permute(1, 2, 0, 3).flatten(1, 2)

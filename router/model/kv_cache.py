@@ -17,7 +17,10 @@ from router.schedule.kv_layout import KvLayout
 
 @dataclass(frozen=True)
 class Span:
-    """Consecutive tokens of one sequence in a step, all in one attention chunk. table_row: see SequenceState."""
+    """Consecutive tokens of one sequence in a step, all in one attention chunk.
+
+    table_row: see SequenceState.
+    """
 
     table_row: int
     first_position: int
@@ -28,8 +31,9 @@ class Span:
 class TablePlan:
     """Where a step's tokens are stored, and what its spans see, in the layers of one block table.
 
-    unit_T, offset_T: each token's unit, and its position within it. Span n sees the first keys_N[n] positions of
-    blocks_NB[n], its own last tokens included. Entries beyond those mean nothing.
+    unit_T, offset_T: each token's unit, and its position within it. Span n sees the first
+    keys_N[n] positions of blocks_NB[n], its own last tokens included. Entries beyond those mean
+    nothing.
     """
 
     unit_T: torch.Tensor
@@ -42,7 +46,8 @@ class TablePlan:
 class KvPools:
     """The keys and values of all units, one tensor for each layer of a unit.
 
-    Axes in which order, the heads that made them know (`HeadAttention.new_pools`); nobody else looks inside.
+    Axes in which order, the heads that made them know (`HeadAttention.new_pools`); nobody else
+    looks inside.
     """
 
     keys: Sequence[torch.Tensor]

@@ -1,4 +1,6 @@
-"""The model without its routed experts: embedding, attention, dense and shared MLPs, expert gates, output head.
+"""The model without its routed experts.
+
+Embedding, attention, dense and shared MLPs, expert gates, output head.
 
 Legend: T tokens of a step, D model width, R rows whose logits are wanted, V vocabulary.
 """
@@ -95,9 +97,11 @@ class Model:
 
     @torch.inference_mode()
     def _warm_up(self) -> None:
-        """Run a few tokens through what needs no shard, so that loops are compiled now and not in a request."""
+        """Run a few tokens through what needs no shard, so that loops are compiled now and not in
+        a request."""
         cache = self.new_cache(self.kv_layout, 1, 1)  # every block table begins with unit 0
-        # One stream, then two of them beside a piece of a prompt with a past, if a block holds so many tokens.
+        # One stream, then two of them beside a piece of a prompt with a past, if a block holds so
+        # many tokens.
         for spans in ([Span(0, 0, 1)], [Span(0, 0, 1), Span(0, 1, 1), Span(0, 2, 2)]):
             num_tokens = sum(span.length for span in spans)
             if num_tokens > self.kv_layout.block_tokens:
@@ -117,10 +121,11 @@ class Model:
     def forward(
         self, token_ids: Sequence[int], spans: Sequence[Span], cache: KvCache, rows: Sequence[int]
     ) -> torch.Tensor:
-        """Run one step and return the hidden states x_RD of the step's `rows`, which `logits` turns into logits.
+        """Run one step and return the hidden states x_RD of its `rows`, which `logits` takes.
 
-        token_ids: the spans' tokens, one span after the other. The tokens' keys and values are stored in `cache`, whose
-        block tables must have room for them. Raises ShardUnavailable, after which the same step may be run again.
+        token_ids: the spans' tokens, one span after the other. The tokens' keys and values are
+        stored in `cache`, whose block tables must have room for them. Raises ShardUnavailable,
+        after which the same step may be run again.
         """
         assert sum(span.length for span in spans) == len(token_ids)
         heads = self._heads.begin(self._plan(spans, cache))
@@ -137,5 +142,6 @@ class Model:
 
     @torch.inference_mode()
     def logits(self, x_RD: torch.Tensor) -> torch.Tensor:
-        """logits_RV, fp32, of rows that `forward` returned; apart from it, since many rows' would take much memory."""
+        """logits_RV, fp32, of rows that `forward` returned; apart from it, since many rows' would
+        take much memory."""
         return self._lm_head(self._final_norm(x_RD)).float()

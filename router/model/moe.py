@@ -29,9 +29,11 @@ class DenseMlp:
 
 
 def choose_experts(logit_TE: torch.Tensor, experts_per_token: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(expert_TA, score_TA): the top experts by logit, and the sigmoid of their logits, not renormalised.
+    """(expert_TA, score_TA): the top experts by logit, and their logits' sigmoids.
 
-    The sigmoid is taken in fp32 and returned in the logits' dtype, as transformers' Llama4Router does.
+    The sigmoids are not renormalised.
+    The sigmoid is taken in fp32 and returned in the logits' dtype, as transformers' Llama4Router
+    does.
     """
     top_TA, expert_TA = torch.topk(logit_TE, experts_per_token, dim=-1)
     return expert_TA, torch.sigmoid(top_TA.float()).type_as(logit_TE)

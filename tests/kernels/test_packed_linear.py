@@ -1,5 +1,8 @@
 """bf16 weights on a processor without bf16 products: exactly the fp32 product, rounded once."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -7,12 +10,25 @@ from kernels.choose import choose_kernels
 from kernels.cpu.processor import Processor
 from kernels.linear import TorchLinear
 from kernels.packed_linear import Fp16Linear, Fp32Linear, OneRowApart, fp16_scale
+from tests.loopback import PATIENCE_S
 
 CPU = torch.device("cpu")
 AVX2 = Processor(avx2=True, avx512=False, avx512_bf16=False, amx=False)
 AVX512 = Processor(avx2=True, avx512=True, avx512_bf16=False, amx=False)
 SHAPES = [(1, 1), (3, 7), (17, 33), (64, 128), (200, 5), (127, 96), (1024, 512)]
 ROWS = [0, 1, 2, 3, 4, 5, 16, 17, 64, 257]
+# Prints by how many bytes one call raises the process's peak.
+PEAK_OF_FP16_SCALE = """
+import resource
+import torch
+from kernels.packed_linear import fp16_scale
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+fp16_scale(torch.ones(1024, 1024, dtype=torch.bfloat16))
+weight = torch.full((2**13, 2**14), 0.02, dtype=torch.bfloat16)
+before = peak()
+assert fp16_scale(weight)
+print(peak() - before)
+"""
 needs_fbgemm = pytest.mark.skipif(not Fp16Linear.is_available(), reason="torch packs nothing with FBGEMM here")
 
 
@@ -40,7 +56,7 @@ def assert_is_the_fp32_product(y_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI
 def test_bf16_layers_give_the_fp32_product_rounded(shape: tuple[int, int], std: float, processor: Processor) -> None:
     weight_OI = without_extremes(random(*shape, std=std, seed=1))
     linear = choose_kernels(CPU, torch.bfloat16, 1, processor).linear(weight_OI)
-    several = linear.several if isinstance(linear, OneRowApart) else linear
+    several = linear.several if isinstance(linear, OneRowApart) else linear  # AVX2 alone
     assert isinstance(several, Fp16Linear)
     for rows in ROWS:
         x_NI = random(rows, shape[1], seed=2)
@@ -72,13 +88,14 @@ def test_a_weight_that_fp16_cannot_hold_takes_the_fp32_product(small: float, row
         ([1.0, -(2.0**-30)], 2.0**15),
         ([0.0, 0.0], 2.0**16),
         ([65280.0, 2.0**-17], 1.0),
-        ([131072.0, 1.0], 0.25),
-        ([2.0**120, 2.0**100], 2.0**-105),
+        ([65536.0, 1.0], None),
+        ([2.0**120, 2.0**100], None),
         ([2.0**-120], 2.0**100),
         ([1.0, 2.0**-39], 2.0**15),
         ([1.0, 1.0078125 * 2.0**-39], None),
         ([1.0, 2.0**-40], None),
         ([1.0, float("nan")], None),
+        ([float("nan"), 1.0], None),
         ([1.0, float("inf")], None),
     ],
     ids=str,
@@ -91,6 +108,38 @@ def test_no_weights_at_all_have_a_scale() -> None:
     assert fp16_scale(torch.empty(0, 4, dtype=torch.bfloat16)) is not None
 
 
+def test_a_weight_is_looked_at_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.packed_linear._SLICE", 32)
+    weight_OI = without_extremes(random(9, 8))
+    weight_OI[8, 7] = 32.0
+    assert fp16_scale(weight_OI) == 2.0**10
+    weight_OI[2, 3] = 1.0078125 * 2.0**-40
+    assert fp16_scale(weight_OI) is None
+
+
+def test_looking_for_a_scale_takes_little_memory_whatever_the_size() -> None:
+    """256 MB of weights, whose fp32 copy would have 512 MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_OF_FP16_SCALE], check=True, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert int(done.stdout) < 64 * 2**20
+
+
+@needs_fbgemm
+@pytest.mark.parametrize("std", [2.0**-60, 0.02, 1.0], ids=str)
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_huge_and_tiny_rows_give_what_fp32_gives(rows: int, std: float) -> None:
+    """Scaling the result back instead would overflow: 2^120 times a weight that was scaled to 2^15."""
+    weight_OI = without_extremes(random(48, 96, std=std, seed=1))
+    linear = choose_kernels(CPU, torch.bfloat16, 1, AVX512).linear(weight_OI)
+    assert isinstance(linear, Fp16Linear)
+    for size in (2.0**120, 1e36, 1.0, 2.0**-50):
+        x_NI = random(rows, 96, std=size, seed=2)
+        y_NO = linear(x_NI)
+        assert y_NO.isfinite().all()
+        assert_is_the_fp32_product(y_NO, x_NI, weight_OI)
+
+
 def test_weights_as_models_have_them_are_exact() -> None:
     """One in 3000 of these is below 2^-17, where fp16 itself would lose bits."""
     weight_OI = random(1024, 1024, std=0.02)
@@ -99,7 +148,7 @@ def test_weights_as_models_have_them_are_exact() -> None:
 
 
 @needs_fbgemm
-def test_only_avx2_alone_keeps_the_weight_for_one_row() -> None:
+def test_only_avx2_alone_keeps_a_layer_twice_for_one_row() -> None:
     weight_OI = random(8, 8)
     alone, with_avx512 = (
         choose_kernels(CPU, torch.bfloat16, 1, processor).linear(weight_OI) for processor in (AVX2, AVX512)
@@ -110,8 +159,10 @@ def test_only_avx2_alone_keeps_the_weight_for_one_row() -> None:
 
 
 @needs_fbgemm
-def test_an_expert_is_packed_like_a_layer() -> None:
-    expert = choose_kernels(CPU, torch.bfloat16, 1, AVX512).expert(random(16, 8), random(8, 8))
+@pytest.mark.parametrize("processor", [AVX2, AVX512], ids=["avx2", "avx512"])
+def test_an_expert_is_kept_once(processor: Processor) -> None:
+    """Experts are nearly all of the weights: a second copy would double the memory."""
+    expert = choose_kernels(CPU, torch.bfloat16, 1, processor).expert(random(16, 8), random(8, 8))
     assert isinstance(expert.gate_up, Fp16Linear)
     assert isinstance(expert.down, Fp16Linear)
 
@@ -121,6 +172,25 @@ def test_other_dtypes_are_packed_as_on_any_processor(dtype: torch.dtype) -> None
     weight_OI = torch.ones(8, 8, dtype=dtype)
     plain, best = (choose_kernels(CPU, dtype, 1, processor).linear(weight_OI) for processor in (AVX2, None))
     assert type(plain) is type(best)
+
+
+@needs_fbgemm
+@pytest.mark.parametrize(("rows", "threads"), [(1, 1), (16, 1), (17, 2)])
+def test_a_small_fp16_product_takes_one_thread(rows: int, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    linear = choose_kernels(CPU, torch.bfloat16, 2, AVX512).linear(random(512, 512))
+    used, product, before = [], Fp16Linear._product, torch.get_num_threads()
+
+    def counting_threads(self: Fp16Linear, x_NI: torch.Tensor) -> torch.Tensor:
+        used.append(torch.get_num_threads())
+        return product(self, x_NI)
+
+    monkeypatch.setattr(Fp16Linear, "_product", counting_threads)
+    try:
+        torch.set_num_threads(2)
+        linear(random(rows, 512))
+    finally:
+        torch.set_num_threads(before)
+    assert used == [threads]
 
 
 def test_the_number_of_torchs_threads_stays() -> None:

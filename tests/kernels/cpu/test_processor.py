@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from checkpoint.errors import DroverError
 from kernels.cpu.processor import LEVELS, Processor, detect
+from tests.command import ROOT, drover_process
 
 EVERYTHING = Processor(avx2=True, avx512=True, avx512_bf16=True, amx=True)
 ASK = "from kernels.cpu.processor import detect, this_processor; print(this_processor() == detect().lowered_to('avx2'))"
@@ -30,8 +32,15 @@ def test_higher_levels_imply_lower_ones_here() -> None:
 
 
 def test_an_unknown_level_is_refused_with_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match="DROVER_ISA is 'avx3'; it must be one of avx2, avx512, avx512_bf16, amx"):
+    with pytest.raises(DroverError, match="DROVER_ISA is 'avx3'; it must be one of avx2, avx512, avx512_bf16, amx"):
         EVERYTHING.lowered_to("avx3")
+
+
+def test_a_command_refuses_an_unknown_level_in_one_line() -> None:
+    environment = {**os.environ, "DROVER_ISA": "foo"}
+    done = drover_process("generate", "Hi", "--checkpoint", ROOT / "demo" / "drover-demo", env=environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "drover: error: DROVER_ISA is 'foo'; it must be one of avx2, avx512, avx512_bf16, amx\n"
 
 
 def test_the_environment_lowers_this_processor() -> None:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.arrays import as_numpy
 from kernels.cpu import tiles
 from kernels.cpu.compiled import compiled
-from kernels.cpu.numerics import as_numpy
 from kernels.cpu.processor import detect
 from kernels.cpu.tiles import tile_configure, tile_configured, tile_dot, tile_load, tile_store, tile_zero
 from kernels.packed_linear import OneDnnLinear

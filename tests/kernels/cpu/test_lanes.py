@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.arrays import as_numpy
 from kernels.cpu.compiled import compiled
 from kernels.cpu.lanes import LANES, LOWEST, pair_rows, product_of_eight, product_of_one, scale_rows, weigh
-from kernels.cpu.numerics import as_numpy
 
 
 @compiled()

@@ -9,7 +9,7 @@ from kernels.choose import choose_kernels
 from kernels.cores import Cores
 from kernels.cpu.processor import this_processor
 from kernels.cpu.streamed_linear import StreamedLinear
-from kernels.cpu.streamed_mlp import StreamedExpert, are_streamable, streamed_mlp
+from kernels.cpu.streamed_mlp import streamed_mlp, streamed_weights
 from kernels.cpu_grouped_mlp import even_parts
 from kernels.grouped_mlp import grouped_mlp_reference
 from kernels.packed_linear import OneDnnLinear, onednn_supports
@@ -40,8 +40,8 @@ def rows(count: int) -> torch.Tensor:
 def test_streamed_rows_match_the_slow_twin(counts: list[int], cores: int) -> None:
     gate_up_EDF2, down_EFD = weights(len(counts))
     experts = [ONE_CORE.expert(g.t(), d.t()) for g, d in zip(gate_up_EDF2, down_EFD, strict=True)]
-    streamed = [expert for expert in experts if isinstance(expert, StreamedExpert)]
-    assert streamed == experts
+    streamed = [expert.streamed for expert in experts if expert.streamed is not None]
+    assert len(streamed) == len(experts)
     x_ND, expert_N = rows(sum(counts)), torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     y_ND, first_rows = torch.empty_like(x_ND), [0, *accumulate(counts)][:-1]
     streamed_mlp(Cores(cores, "test"), x_ND, streamed, first_rows, counts, y_ND)
@@ -107,11 +107,19 @@ def test_several_cores_give_what_one_gives(num_experts: int, most_rows: int) -> 
 def test_odd_shapes_are_left_to_onednn(shape: tuple[int, int]) -> None:
     outputs, inputs = shape
     gate_up = OneDnnLinear(torch.zeros(2 * outputs, inputs, dtype=torch.bfloat16))
-    assert not are_streamable(gate_up, OneDnnLinear(torch.zeros(inputs, outputs, dtype=torch.bfloat16)))
+    assert streamed_weights(gate_up, OneDnnLinear(torch.zeros(inputs, outputs, dtype=torch.bfloat16))) is None
 
 
 def test_fp32_is_left_to_onednn() -> None:
-    assert not are_streamable(OneDnnLinear(torch.zeros(128, 64)), OneDnnLinear(torch.zeros(64, 64)))
+    assert streamed_weights(OneDnnLinear(torch.zeros(128, 64)), OneDnnLinear(torch.zeros(64, 64))) is None
+
+
+@needs_the_instruction
+def test_only_a_processor_that_streams_makes_experts_say_so() -> None:
+    gate_up_EDF2, down_EFD = weights(1)
+    lowered = choose_kernels(CPU, torch.bfloat16, 1, this_processor().lowered_to("avx512"))
+    assert ONE_CORE.expert(gate_up_EDF2[0].t(), down_EFD[0].t()).streamed is not None
+    assert lowered.expert(gate_up_EDF2[0].t(), down_EFD[0].t()).streamed is None
 
 
 @pytest.mark.parametrize(
