@@ -16,7 +16,7 @@ from router.errors import Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 from tests.command import Screen, drover, drover_process, start
 from tests.fake_router import BOS, EOS, FakeRouter, Script, fails, says, says_then_waits
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 
 NOBODY = "127.0.0.1:1"
 
