@@ -120,6 +120,31 @@ def test_a_file_that_is_no_deployment(tmp_path: Path, text: str, message: str) -
         load_deployment(written(tmp_path, text))
 
 
+BAD_YAML = {
+    "shards: {count: 3\nrouter: [\n": "line 2, column 7: while parsing a flow mapping, expected ',' or '}'",
+    "checkpoint: a: b\n": "line 1, column 14: mapping values are not allowed here",
+    "checkpoint: a\0\n": "unacceptable character #x0000: special characters are not allowed",
+}
+
+
+@pytest.mark.parametrize("text", BAD_YAML)
+def test_bad_yaml_is_one_line_with_its_place(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_deployment(path)
+    assert str(error.value).startswith(f"{path} is not valid YAML: {BAD_YAML[text]}")
+    assert "\n" not in str(error.value)
+
+
+def test_bad_yaml_in_an_override_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_deployment(written(tmp_path, "checkpoint: a\n"), ["shards=[1"])
+    assert str(error.value).startswith(
+        "'shards=[1' has a value that is not valid YAML: line 1, column 3: while parsing"
+    )
+    assert "\n" not in str(error.value)
+
+
 def test_a_file_that_is_not_there_names_an_example(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"deploy/local\.yaml is an example"):
         load_deployment(tmp_path / "none.yaml")
