@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from checkpoint.errors import DroverError
 from cli import chat, checkpoint, demo, generate, serve, status, stop
+from cli.arguments import Parser
 from client import ClientError
 
 # In the order of --help.
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write characters that the terminal cannot
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="drover", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
