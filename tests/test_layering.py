@@ -66,7 +66,7 @@ def nodes_of(module: str, *, deferred: bool) -> Iterator[ast.AST]:
 def bound_by(node: ast.AST) -> dict[str, str]:
     """The names that an import statement binds: full names by names in the file."""
     if isinstance(node, ast.Import):
-        # "import a.b" binds a, "import a.b as c" binds c to a.b.
+        # "import a.b" binds only a, but runs a.b: kept as a.b.
         return {alias.asname or alias.name: alias.name for alias in node.names}
     if isinstance(node, ast.ImportFrom):
         assert node.level == 0, "a relative import"
