@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from checkpoint.errors import DroverError
+from checkpoint.errors import DroverError, listed
 from router.kv_budget import KvBudget
 from router.schedule.limits import DEFAULT_LIMITS
 
@@ -233,8 +233,8 @@ def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentC
     try:
         return DeploymentConfig.model_validate(raw)
     except ValidationError as error:
-        problems = "\n  ".join(_problem(details) for details in error.errors())
-        raise ConfigError(f"{source} is not a valid deployment:\n  {problems}") from None
+        problems = [_problem(details) for details in error.errors()]
+        raise ConfigError(f"{source} is not a valid deployment:{listed(problems)}") from None
 
 
 def _resolve_checkpoint(raw: dict[str, Any], folder: Path) -> None:

@@ -100,15 +100,17 @@ def test_a_wrong_value_is_named_with_its_key(name: str) -> None:
     changes, message = WRONG[name]
     with pytest.raises(ConfigError) as error:
         parse_deployment({"checkpoint": "/a"} | changes, "my.yaml")
-    assert str(error.value).startswith("my.yaml is not a valid deployment:\n")
+    assert str(error.value).startswith("my.yaml is not a valid deployment: ")
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_every_wrong_key_is_listed_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         parse_deployment({"checkpoint": "/a", "shards": {"count": 0}, "nonsense": 1})
-    assert "shards.count" in str(error.value)
-    assert "nonsense is unknown" in str(error.value)
+    first, *problems = str(error.value).splitlines()
+    assert first == "config is not a valid deployment:"
+    assert [problem.split(" is ")[0] for problem in problems] == ["  shards.count", "  nonsense"]
 
 
 @pytest.mark.parametrize(
