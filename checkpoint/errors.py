@@ -11,6 +11,8 @@
 valid values. Broken invariants are assertions instead.
 """
 
+from collections.abc import Sequence
+
 
 class DroverError(Exception):
     """Root of every error whose text is meant for a user."""
@@ -18,3 +20,8 @@ class DroverError(Exception):
 
 class CheckpointError(DroverError):
     """A checkpoint directory is missing something, damaged or inconsistent."""
+
+
+def listed(problems: Sequence[str]) -> str:
+    """What follows the colon of a message: one problem in the same line, several in a line each."""
+    return f" {problems[0]}" if len(problems) == 1 else "".join(f"\n  {problem}" for problem in problems)

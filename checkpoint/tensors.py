@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from checkpoint.config import ModelConfig, read_config, read_json
-from checkpoint.errors import CheckpointError
+from checkpoint.errors import CheckpointError, listed
 from checkpoint.layout import tensor_specs
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -96,9 +96,8 @@ class Checkpoint:
         files = read_tensor_files(directory)
         problems = files.compare(config)
         if problems:
-            shown = "\n  ".join(problems[:10])
-            more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise CheckpointError(f"checkpoint {directory} cannot be served:\n  {shown}{more}")
+            more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
+            raise CheckpointError(f"checkpoint {directory} cannot be served:{listed(problems[:10] + more)}")
         return cls(directory, config, files)
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.config import ARCHITECTURES, DTYPES, RopeScaling
+from cli.arguments import real, whole
 
 if TYPE_CHECKING:
     from checkpoint.inspect import Report
@@ -105,7 +106,7 @@ def _add_make(actions: "Subparsers") -> None:
 
     shape = make.add_argument_group("changes to --shape")
     for flag, field, meaning in _SIZES:
-        shape.add_argument(flag, dest=field, type=int, metavar="N", help=meaning)
+        shape.add_argument(flag, dest=field, type=whole(1), metavar="N", help=meaning)
     shape.add_argument(
         "--qk-norm",
         dest="use_qk_norm",
@@ -125,10 +126,14 @@ def _add_make(actions: "Subparsers") -> None:
     weights = make.add_argument_group("weights and files")
     weights.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="type of weights; default: %(default)s")
     weights.add_argument(
-        "--std", type=float, default=0.02, metavar="S", help="standard deviation of weights; default: %(default)s"
+        "--std",
+        type=real(0, above=True),
+        default=0.02,
+        metavar="S",
+        help="standard deviation of weights; default: %(default)s",
     )
     weights.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same weights; default: 0"
+        "--seed", type=whole(0), default=0, metavar="N", help="the same seed gives the same weights; default: 0"
     )
     weights.add_argument(
         "--architecture",
@@ -137,7 +142,7 @@ def _add_make(actions: "Subparsers") -> None:
         help="the class in config.json; default: %(default)s",
     )
     weights.add_argument(
-        "--max-file-mb", type=int, default=5000, metavar="MB", help="start a new file at this size; default: 5000"
+        "--max-file-mb", type=whole(1), default=5000, metavar="MB", help="start a new file at this size; default: 5000"
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from checkpoint.config import read_config
 from checkpoint.errors import DroverError
+from cli.arguments import real
 from client import DEFAULT_ADDRESS, Client
 
 EMBEDDED = Path(__file__).parent.parent / "demo" / "drover-demo"
@@ -43,7 +44,7 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
     )
     server.add_argument("--model", default="", metavar="NAME", help="fail unless the model has this name")
     server.add_argument(
-        "--timeout-s", type=_seconds, metavar="S", help="give up each answer after S seconds; default: never"
+        "--timeout-s", type=real(0, above=True), metavar="S", help="give up each answer after S seconds; default: never"
     )
 
 
@@ -129,13 +130,3 @@ def _status(text: str) -> AbstractContextManager[object]:
     from rich.text import Text
 
     return Console(stderr=True).status(Text(text))
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time above 0, in seconds")
-    return seconds

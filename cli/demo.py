@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cli.arguments import whole
 from cli.output import Answer, show
 from client import Client, DeltaStream, Message
 
@@ -66,7 +67,7 @@ def add_parser(subparsers: "Subparsers") -> None:
         "--checkpoint", type=Path, metavar="DIR", help="serve this Hugging Face Llama 4 directory instead"
     )
     parser.add_argument(
-        "--shards", type=int, default=2, metavar="N", help="number of expert shards; default: %(default)s"
+        "--shards", type=whole(1), default=2, metavar="N", help="number of expert shards; default: %(default)s"
     )
     parser.add_argument(
         "--prompt",
@@ -75,9 +76,9 @@ def add_parser(subparsers: "Subparsers") -> None:
         help="a text to continue, instead of the built-in ones; may be repeated",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=48, metavar="N", help="tokens per answer, at most; default: %(default)s"
+        "--max-tokens", type=whole(1), default=48, metavar="N", help="tokens per answer, at most; default: %(default)s"
     )
-    parser.add_argument("--port", type=int, metavar="PORT", help="port of gRPC; default: a free one")
+    parser.add_argument("--port", type=whole(1, 65535), metavar="PORT", help="port of gRPC; default: a free one")
     parser.set_defaults(json=False, stats=True)
 
 
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     grpc_port, http_port = free_ports(2)
     overrides = [
         f"shards.count={args.shards}",
-        f"shards.cpus={1 / max(args.shards, 1):.3f}",
+        f"shards.cpus={1 / args.shards:.3f}",
         f"frontend.grpc_port={args.port or grpc_port}",
         f"frontend.http_port={http_port}",
         "ray.namespace=drover-demo",

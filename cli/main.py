@@ -13,7 +13,6 @@ stdout has closed it.
 """
 
 import argparse
-import importlib
 import io
 import os
 import signal
@@ -21,10 +20,20 @@ import sys
 from collections.abc import Sequence
 
 from checkpoint.errors import DroverError
+from cli import chat, checkpoint, demo, generate, serve, status, stop
+from cli.arguments import Parser
 from client import ClientError
 
 # In the order of --help.
-COMMANDS = ("serve", "generate", "chat", "status", "stop", "demo", "checkpoint")
+COMMANDS = {
+    "serve": serve,
+    "generate": generate,
+    "chat": chat,
+    "status": status,
+    "stop": stop,
+    "demo": demo,
+    "checkpoint": checkpoint,
+}
 
 DESCRIPTION = "Serve Llama 4 class mixture-of-experts models, and talk to them."
 EPILOG = """\
@@ -46,16 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a model may write characters that the terminal cannot
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="drover", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    modules = {command: importlib.import_module(f"cli.{command}") for command in COMMANDS}
-    for module in modules.values():
-        module.add_parser(subparsers)
+    for command in COMMANDS.values():
+        command.add_parser(subparsers)
     try:
         args = parser.parse_args(argv)
-        exit_code: int = modules[args.command].run(args)
+        exit_code: int = COMMANDS[args.command].run(args)
         sys.stdout.flush()
     except (DroverError, ClientError) as error:
         print(f"drover: error: {error}", file=sys.stderr)

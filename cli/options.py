@@ -3,6 +3,7 @@
 import argparse
 
 from checkpoint.errors import DroverError
+from cli.arguments import real, whole
 from cli.connect import add_connection_options
 from client import Sampling
 
@@ -10,26 +11,29 @@ from client import Sampling
 def add_request_options(parser: argparse.ArgumentParser) -> None:
     """Add the flags for connection, sampling and output.
 
-    Only values that cannot be sent are refused here. The server checks the ranges.
+    Values that no model takes are refused before one is loaded. The server checks what depends on
+    the model or on other fields.
     """
     add_connection_options(parser)
 
     sampling = parser.add_argument_group("sampling (default: the server's)")
-    sampling.add_argument("--max-tokens", type=int, metavar="N", help="stop after N tokens")
+    sampling.add_argument("--max-tokens", type=whole(1), metavar="N", help="stop after N tokens")
     sampling.add_argument(
         "--temperature",
-        type=float,
+        type=real(0),
         metavar="T",
         help="0: always the most likely token; 1: the model's own probabilities; above: more random",
     )
     sampling.add_argument(
         "--top-p",
-        type=float,
+        type=real(0, 1, above=True),
         metavar="P",
         help="draw from the most likely tokens whose probabilities add up to P; 1: all",
     )
-    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 0: all")
-    sampling.add_argument("--seed", type=int, metavar="N", help="the same seed and prompt give the same tokens")
+    sampling.add_argument("--top-k", type=whole(0), metavar="K", help="draw from the K most likely tokens; 0: all")
+    sampling.add_argument(
+        "--seed", type=whole(0, 2**64 - 1), metavar="N", help="the same seed and prompt give the same tokens"
+    )
     sampling.add_argument(
         "--stop-token-ids", type=token_ids, default=(), metavar="ID,ID", help="tokens that also end the text"
     )
@@ -41,22 +45,22 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         help="end the text before TEXT (in bash, $'\\n' is a line end); may be repeated",
     )
     sampling.add_argument("--ignore-eos", action="store_true", help="continue after the model's own end tokens")
-    sampling.add_argument("--min-tokens", type=int, metavar="N", help="do not end the text before N tokens")
+    sampling.add_argument("--min-tokens", type=whole(0), metavar="N", help="do not end the text before N tokens")
     sampling.add_argument(
-        "--min-p", type=float, metavar="P", help="skip tokens less than P times as likely as the most likely one"
+        "--min-p", type=real(0, 1), metavar="P", help="skip tokens less than P times as likely as the most likely one"
     )
     sampling.add_argument(
         "--presence-penalty",
-        type=float,
+        type=real(-2, 2),
         metavar="X",
         help="lower the logit of each token in the answer by X; -2 to 2, 0: off",
     )
     sampling.add_argument(
-        "--frequency-penalty", type=float, metavar="X", help="the same, once per occurrence; -2 to 2, 0: off"
+        "--frequency-penalty", type=real(-2, 2), metavar="X", help="the same, once per occurrence; -2 to 2, 0: off"
     )
     sampling.add_argument(
         "--repetition-penalty",
-        type=float,
+        type=real(0, above=True),
         metavar="X",
         help="make each token of prompt and answer less likely by a factor X above 1; 1: off",
     )
@@ -67,15 +71,15 @@ def add_request_options(parser: argparse.ArgumentParser) -> None:
         metavar="ID=BIAS,...",
         help="add BIAS to the logit of token ID; 100 forces it, -100 bans it",
     )
-    sampling.add_argument("-n", type=int, metavar="N", help="give N answers, printed one after the other")
+    sampling.add_argument("-n", type=whole(1), metavar="N", help="give N answers, printed one after the other")
     sampling.add_argument(
         "--logprobs",
-        type=int,
+        type=whole(0),
         metavar="N",
         help="return the log-probability of each token and of N alternatives; needs --json",
     )
     sampling.add_argument(
-        "--prompt-logprobs", type=int, metavar="N", help="the same for each token of the prompt; needs --json"
+        "--prompt-logprobs", type=whole(0), metavar="N", help="the same for each token of the prompt; needs --json"
     )
 
     output = parser.add_argument_group("output")

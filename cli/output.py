@@ -82,7 +82,7 @@ class Answer:
 
 def answers_for(args: argparse.Namespace) -> list[Answer]:
     """An empty Answer for each one that -n asks for."""
-    return [Answer() for _ in range(max(args.n or 1, 1))]
+    return [Answer() for _ in range(args.n or 1)]
 
 
 def show(start: Callable[[], DeltaStream], answers: Sequence[Answer], args: argparse.Namespace) -> None:

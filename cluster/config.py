@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from checkpoint.errors import DroverError
+from checkpoint.errors import DroverError, listed
 from router.kv_budget import KvBudget
 from router.schedule.limits import DEFAULT_LIMITS
 
@@ -214,7 +214,7 @@ def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConf
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}; a mapping of keys to values is expected")
     _resolve_checkpoint(raw, path.parent)
@@ -233,8 +233,8 @@ def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentC
     try:
         return DeploymentConfig.model_validate(raw)
     except ValidationError as error:
-        problems = "\n  ".join(_problem(details) for details in error.errors())
-        raise ConfigError(f"{source} is not a valid deployment:\n  {problems}") from None
+        problems = [_problem(details) for details in error.errors()]
+        raise ConfigError(f"{source} is not a valid deployment:{listed(problems)}") from None
 
 
 def _resolve_checkpoint(raw: dict[str, Any], folder: Path) -> None:
@@ -254,7 +254,15 @@ def _override(raw: dict[str, Any], override: str) -> None:
     try:
         raw[last] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r} has a value that is not valid YAML: {error}") from None
+        raise ConfigError(f"{override!r} has a value that is not valid YAML: {_yaml_problem(error)}") from None
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """In one line. YAML's own text shows each place on a line of its own."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        what = ", ".join(text for text in (error.context, error.problem) if text)
+        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {what}"
+    return " ".join(str(error).split())
 
 
 def _problem(details: ErrorDetails) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from cli.main import main
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 
 DROVER = [sys.executable, "-m", "cli.main"]
 ROOT = Path(__file__).parents[1]

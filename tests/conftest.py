@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_process_outlives_the_tests() -> Iterator[None]:
-    """Every process that descends from this one inherits a mark, also when its parent is gone."""
+    """Every process that descends from this one inherits a mark of this session's own, also when its parent is gone."""
     name, value = "DROVER_TEST_SESSION", uuid.uuid4().hex
     os.environ[name] = value
 
@@ -28,8 +28,15 @@ def _no_process_outlives_the_tests() -> Iterator[None]:
         marked = processes_with(f"{name}={value}").items()
         return {pid: command for pid, command in marked if "multiprocessing.resource_tracker" not in command}
 
+    def nothing_is_left() -> bool:
+        remaining.clear()
+        remaining.update(left())
+        return not remaining
+
+    remaining: dict[int, str] = {}
     yield
     try:
-        wait_until(lambda: not left())
+        wait_until(nothing_is_left)
     except AssertionError:
-        pytest.fail(f"processes that outlive the tests: {left()}")
+        names = "; ".join(f"process {pid}: {command}" for pid, command in sorted(remaining.items()))
+        pytest.fail(f"what these tests started outlives them: {names}")

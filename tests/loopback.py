@@ -16,6 +16,7 @@ from frontend.grpc_api.server import serve_in_process
 from frontend.grpc_api.service import InferenceService
 from frontend.model_card import ModelCard
 from tests.fake_router import EOS, LINE_TEMPLATE, FakeRouter, byte_tokenizer
+from tests.processes import PATIENCE_S
 
 CARD = ModelCard(
     name="tiny",
@@ -28,8 +29,6 @@ CARD = ModelCard(
     active_parameters=100_000,
     dtype="float32",
 )
-# Longer than anything here takes on a slow and busy machine; far below what pytest allows a test.
-PATIENCE_S = 60
 
 
 def failure_of(call: Callable[[], Any]) -> grpc.RpcError:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+# Longer than anything waited for takes on a slow and busy machine; far below what pytest allows a test.
 PATIENCE_S = 60.0
 
 

@@ -12,7 +12,8 @@ from router.errors import Unavailable
 from router.request import GenerationRequest, TokenDelta
 from tests.command import Screen, drover, start
 from tests.fake_router import FakeRouter, echoes, fails, says, says_then_waits
-from tests.loopback import PATIENCE_S, serving
+from tests.loopback import serving
+from tests.processes import PATIENCE_S
 
 
 @contextmanager

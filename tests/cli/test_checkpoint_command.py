@@ -10,7 +10,7 @@ import pytest
 from checkpoint.shape import SHAPES
 from cli import checkpoint
 from tests.command import ROOT, drover
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 
 SMALL = (
     *(

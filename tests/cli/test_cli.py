@@ -16,7 +16,7 @@ from router.errors import Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 from tests.command import Screen, drover, drover_process, start
 from tests.fake_router import BOS, EOS, FakeRouter, Script, fails, says, says_then_waits
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 
 NOBODY = "127.0.0.1:1"
 
@@ -169,9 +169,11 @@ def test_stats_come_by_themselves_on_a_terminal(address: str) -> None:
 def test_an_error_is_one_line_and_exit_code_1(
     address: str, run: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    done = run("generate", "Hi", "--top-p", "2", "--address", address)
+    done = run("generate", "Hi", "--logit-bias", "5=101", "--address", address)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "drover: error: sampling.top_p: is 2; must be above 0 and at most 1\n"
+    assert done.stderr == (
+        "drover: error: sampling.logit_bias: gives token 5 a bias of 101; must be from -100 to 100\n"
+    )
 
 
 def test_an_error_mid_stream_comes_after_the_text(router: FakeRouter, address: str) -> None:
@@ -195,28 +197,50 @@ def test_stdin_that_is_no_utf8_is_an_error(address: str) -> None:
         assert done.stderr == "drover: error: standard input: is not valid UTF-8 (byte 0xfc at offset 2)\n"
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        [],
-        ["fly"],
-        ["generate", "Hi", "--token-ids", "1,2"],
-        ["generate", "--token-ids", "one"],
-        ["generate", "Hi", "--max-tokens", "many"],
-        ["generate", "Hi", "--logprobs", "1"],
-        ["generate", "Hi", "--prompt-logprobs", "1"],
-        ["generate", "Hi", "--logit-bias", "5"],
-        ["generate", "Hi", "--logit-bias", "5=1,5=2"],
-        ["generate", "Hi", "--logit-bias", "five=1"],
-        ["generate", "Hi", "--timeout-s", "0"],
-        ["chat", "Hi"],
-    ],
-    ids=" ".join,
-)
-def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
-    done = drover(*arguments)
+WRONG_USAGE = {
+    "": "the following arguments are required: COMMAND",
+    "fly": "argument COMMAND: invalid choice: 'fly'",
+    "chat Hi": "unrecognized arguments: Hi",
+    "serve": "the following arguments are required: CONFIG",
+    "demo --port 70000": "argument --port: '70000' is no whole number from 1 to 65535",
+    "checkpoint make /nowhere --layers 0": "argument --layers: '0' is no whole number of at least 1",
+    "generate Hi --token-ids 1,2": "argument --token-ids: not allowed with argument PROMPT",
+    "generate --token-ids 1,x": "argument --token-ids: '1,x' is no list of token ids such as 1,2,3",
+    "generate Hi --max-tokens many": "argument --max-tokens: 'many' is no whole number of at least 1",
+    "generate Hi --max-tokens -3": "argument --max-tokens: '-3' is no whole number of at least 1",
+    "generate Hi --max-tokens 1.5": "argument --max-tokens: '1.5' is no whole number of at least 1",
+    "generate Hi -n 0": "argument -n: '0' is no whole number of at least 1",
+    "generate Hi --seed -1": "argument --seed: '-1' is no whole number from 0 to 18446744073709551615",
+    "generate Hi --temperature nan": "argument --temperature: 'nan' is no finite number of at least 0",
+    "generate Hi --top-p 0": "argument --top-p: '0' is no number above 0 and at most 1",
+    "generate Hi --presence-penalty 3": "argument --presence-penalty: '3' is no number from -2 to 2",
+    "generate Hi --timeout-s inf": "argument --timeout-s: 'inf' is no finite number above 0",
+    "generate Hi --logprobs 1": "--logprobs has nowhere to go without --json",
+    "generate Hi --prompt-logprobs 1": "--prompt-logprobs has nowhere to go without --json",
+    "generate Hi --logit-bias 5": "argument --logit-bias: '5' is no list of biases such as 5=-100,7=1.5",
+    "generate Hi --logit-bias 5=1,5=2": "argument --logit-bias: '5=1,5=2' names a token twice",
+    "generate Hi --logit-bias five=1": "argument --logit-bias: 'five=1' is no list of biases",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG_USAGE)
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments: str) -> None:
+    """Said before a model is loaded: that would be told in a line of its own."""
+    done = drover(*arguments.split())
+    words = arguments.split()[:2] if arguments.startswith("checkpoint") else arguments.split()[:1]
+    command = " ".join(["drover", *(word for word in words if word != "fly")])
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("usage: drover")
+    assert done.stderr.startswith(f"{command}: error: {WRONG_USAGE[arguments]}")
+    assert done.stderr.endswith(f"; see `{command} --help`\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_ends_of_a_range_are_valid(router: FakeRouter, address: str) -> None:
+    flags = "--max-tokens 1 --top-p 1 --min-p 0 --top-k 0 --temperature 0 --presence-penalty -2 --frequency-penalty 2"
+    done = drover("generate", "Hi", *flags.split(), "--seed", str(2**64 - 1), "--address", address)
+    assert (done.returncode, done.stderr) == (0, "")
+    sampling = router.requests[0].sampling
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.seed) == (-2, 2, 2**64 - 1)
 
 
 def test_the_deadline_flag_ends_an_answer(router: FakeRouter, address: str) -> None:

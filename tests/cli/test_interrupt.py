@@ -13,7 +13,7 @@ from cli.interrupt import cancelled_by_ctrl_c
 from client import Client, ClientError
 from router.errors import Unavailable
 from tests.fake_router import FakeRouter, fails, says, says_then_waits
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 
 LOCKED = threading.Condition.__enter__
 

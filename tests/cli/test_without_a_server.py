@@ -16,7 +16,7 @@ from router import kv_budget
 from tests.command import ROOT, Screen, drover, drover_process, start
 from tests.fake_router import FakeRouter
 from tests.local_model import greedy, load_model
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 from tests.reference import make_served_reference, prompt
 
 ENDLESS = 100_000  # tokens, which take far longer than any test

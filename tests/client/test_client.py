@@ -28,7 +28,8 @@ from protos.drover.v1 import inference_pb2 as pb
 from router import errors
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 from tests.fake_router import BOS, EOS, FakeRouter, echoes, fails, says, says_then_waits
-from tests.loopback import PATIENCE_S, serving
+from tests.loopback import serving
+from tests.processes import PATIENCE_S
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from cluster import launch, ray_runtime, teardown
 from cluster.config import DeploymentConfig, parse_deployment
 from cluster.free_ports import free_ports
 from cluster.reports import ActorState, RouterStats
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 
 NAMESPACE = "drover-test"
 # One GPU is only claimed, so that a test can ask for a GPU that is not there.
@@ -56,7 +56,7 @@ class Silent:
 
 
 def deployment_config(checkpoint: Path, **changes: Any) -> DeploymentConfig:
-    """Defaults but for ports, and CPUs small enough for any number of shards.
+    """Defaults, but for ports, CPUs small enough for any number of shards, and a longer links.dead_after_ms.
 
     changes: whole sections, but `frontend` keeps the free ports unless it names others.
     """
@@ -67,8 +67,8 @@ def deployment_config(checkpoint: Path, **changes: Any) -> DeploymentConfig:
         "ray": RAY,
         "router": {"cpus": 0.5},
         "shards": {"count": 2, "cpus": 0.1},
-        # Ten processes share two cores in these tests; a shard's heart may miss some beats, and a layer take long.
-        "links": {"dead_after_ms": 3000, "reply_deadline_ms": 60_000},
+        # Ten processes share two cores in these tests; a shard's heart may miss some beats.
+        "links": {"dead_after_ms": 3000},
     }
     return parse_deployment(raw | changes | {"frontend": ports | changes.get("frontend", {})})
 

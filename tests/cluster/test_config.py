@@ -100,15 +100,17 @@ def test_a_wrong_value_is_named_with_its_key(name: str) -> None:
     changes, message = WRONG[name]
     with pytest.raises(ConfigError) as error:
         parse_deployment({"checkpoint": "/a"} | changes, "my.yaml")
-    assert str(error.value).startswith("my.yaml is not a valid deployment:\n")
+    assert str(error.value).startswith("my.yaml is not a valid deployment: ")
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_every_wrong_key_is_listed_at_once() -> None:
     with pytest.raises(ConfigError) as error:
         parse_deployment({"checkpoint": "/a", "shards": {"count": 0}, "nonsense": 1})
-    assert "shards.count" in str(error.value)
-    assert "nonsense is unknown" in str(error.value)
+    first, *problems = str(error.value).splitlines()
+    assert first == "config is not a valid deployment:"
+    assert [problem.split(" is ")[0] for problem in problems] == ["  shards.count", "  nonsense"]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,31 @@ def test_every_wrong_key_is_listed_at_once() -> None:
 def test_a_file_that_is_no_deployment(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_deployment(written(tmp_path, text))
+
+
+BAD_YAML = {
+    "shards: {count: 3\nrouter: [\n": "line 2, column 7: while parsing a flow mapping, expected ',' or '}'",
+    "checkpoint: a: b\n": "line 1, column 14: mapping values are not allowed here",
+    "checkpoint: a\0\n": "unacceptable character #x0000: special characters are not allowed",
+}
+
+
+@pytest.mark.parametrize("text", BAD_YAML)
+def test_bad_yaml_is_one_line_with_its_place(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        load_deployment(path)
+    assert str(error.value).startswith(f"{path} is not valid YAML: {BAD_YAML[text]}")
+    assert "\n" not in str(error.value)
+
+
+def test_bad_yaml_in_an_override_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_deployment(written(tmp_path, "checkpoint: a\n"), ["shards=[1"])
+    assert str(error.value).startswith(
+        "'shards=[1' has a value that is not valid YAML: line 1, column 3: while parsing"
+    )
+    assert "\n" not in str(error.value)
 
 
 def test_a_file_that_is_not_there_names_an_example(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from checkpoint.errors import DroverError
 from cluster import launch
 from cluster.names import actor_names, app_name
 from cluster.teardown import serve_applications
+from tests.cluster.commands import START_S, marked_environment, write_deployment_file
 from tests.cluster.deployment import NAMESPACE, RAY, SharedRay, Silent, deployment_config
+from tests.command import drover_process
 from tests.processes import wait_until
 from tests.reference import Reference
 
@@ -87,3 +89,20 @@ def test_a_damaged_checkpoint_is_not_served(name: str, checkpoint: Path, tmp_pat
     copy = shutil.copytree(checkpoint, tmp_path / "damaged")
     damage(copy)
     assert message in start_fails(copy)
+
+
+def test_drover_serve_of_a_damaged_checkpoint_ends_with_one_line_and_no_process(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """The command in a process of its own; what it says of other damages is what the launcher says above."""
+    copy = shutil.copytree(checkpoint, tmp_path / "damaged")
+    truncate_weights(copy)
+    deployment_file = write_deployment_file(tmp_path / "deployment.yaml", copy)
+    with marked_environment() as environment:
+        failed = drover_process("serve", deployment_file, env=environment, timeout_s=START_S)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    *stages, last = failed.stderr.splitlines()
+    assert last.startswith("drover: error: ")
+    assert "model.safetensors" in last
+    assert "truncated" in last
+    assert [line for line in stages if not line.startswith("[")] == []

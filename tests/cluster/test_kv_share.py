@@ -17,8 +17,7 @@ from cluster.actors.specs import router_spec, shard_specs
 from cluster.config import DeploymentConfig
 from cluster.reports import ActorState, Phase
 from tests.cluster.deployment import KV_SHARE, NAMESPACE, SharedRay, Silent, deployment_config, router_stats
-from tests.loopback import PATIENCE_S
-from tests.processes import wait_until
+from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference
 
 

@@ -111,10 +111,13 @@ def test_a_running_cluster_that_is_not_there(deployment_file: Path, marked_envir
 
 
 def test_the_demo_chats_writes_and_leaves_nothing(marked_environment: dict[str, str]) -> None:
+    """It serves deploy/local.yaml with its own two shards; only the ports and the namespace differ."""
     done = drover_process("demo", "--max-tokens", "40", env=marked_environment, timeout_s=START_S)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "stopped, nothing left running")
     glossary = dict(line.split("\t") for line in (ROOT / "demo" / "glossary.tsv").read_text().splitlines())
     known = [glossary[term] for term in ("photosynthesis", "expert parallelism", "capital of France")]
+    assert "drover-demo is served on 127.0.0.1:" in done.stdout
+    assert "by 1 router and 2 shards" in done.stdout
     _, chat, texts = re.split(r"A chat.*|Texts continued.*", done.stdout)
     answers = re.findall(r"^> .*\n(.+)", chat, flags=re.MULTILINE)
     assert answers == [*known, "That word is not in my glossary."]

@@ -25,8 +25,7 @@ from router.errors import AlreadyExists
 from router.request import GenerationRequest, SamplingParams, TokenDelta
 from tests.cluster.deployment import NAMESPACE, SCOUT, SharedRay, actor, http_get, router_stats
 from tests.command import ROOT, drover, start
-from tests.loopback import PATIENCE_S
-from tests.processes import wait_until
+from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
 HELLO = list(prompt(6))

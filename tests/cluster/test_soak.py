@@ -16,7 +16,7 @@ import pytest
 from client import Client, DeadlineExceeded, ResourceExhausted
 from cluster.launch import Deployment
 from tests.cluster.deployment import SharedRay, pid_of, router_stats
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 from tests.reference import Reference, prompt
 
 SOAK_S = float(os.environ.get("SOAK_S", "600"))

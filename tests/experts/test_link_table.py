@@ -12,8 +12,8 @@ from experts.link_table import NOT_LINKED, LinkTable
 from experts.shard import ExpertShard
 from experts.slots import Slots
 from kernels.choose import choose_kernels
+from tests.processes import PATIENCE_S
 
-PATIENCE_S = 20.0
 KERNELS = choose_kernels(torch.device("cpu"), torch.float32, 1)
 
 

@@ -17,9 +17,9 @@ from experts.slots import Slots
 from experts.wire import WireFormat
 from kernels.choose import choose_kernels
 from tests.experts.test_process_group import join_both
+from tests.processes import PATIENCE_S
 
 CPU = torch.device("cpu")
-PATIENCE_S = 20.0
 KERNELS = choose_kernels(CPU, torch.float32, 1)
 LIVENESS = Liveness(heartbeat_s=0.1, silence_s=PATIENCE_S)
 WIRE = WireFormat(max_groups=2, max_rows=4, hidden_size=8, dtype=torch.float32)

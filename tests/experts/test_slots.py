@@ -13,10 +13,10 @@ from experts.shard import ExpertShard
 from experts.slots import HeldExpert, Slots
 from kernels.choose import choose_kernels
 from kernels.grouped_mlp import Expert
+from tests.processes import PATIENCE_S
 
 LAYER, EXPERTS, HIDDEN = 3, 8, 4
 ALL = range(EXPERTS)
-PATIENCE_S = 20.0
 KERNELS = choose_kernels(torch.device("cpu"), torch.float32, 1)
 
 

@@ -10,8 +10,7 @@ from frontend.delta_stream import DeltaStream, DeltaStreams
 from router.counts.requests import CANCELLED
 from router.errors import AlreadyExists, Unavailable
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
-
-PATIENCE_S = 20.0
+from tests.processes import PATIENCE_S
 
 
 class Sink:

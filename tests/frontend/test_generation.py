@@ -15,8 +15,8 @@ from router.errors import InvalidArgument, NotFound, Unavailable
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
 from tests.fake_router import BOS, EOS, LINE_TEMPLATE, VOCAB_SIZE, FakeRouter, byte_tokenizer, fails, says
 from tests.loopback import CARD
+from tests.processes import PATIENCE_S
 
-PATIENCE_S = 20.0
 HELLO = TextPrompt("Hi")
 
 

@@ -13,7 +13,7 @@ from client import Client, Delta
 from frontend.in_process.server import serve_checkpoint
 from protos.drover.v1 import inference_pb2 as pb
 from protos.drover.v1.inference_pb2_grpc import InferenceStub
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 from tests.reference import Reference, make_served_reference, prompt
 
 EOS = 300

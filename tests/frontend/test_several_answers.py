@@ -11,7 +11,8 @@ from router.errors import ResourceExhausted, Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta
 from router.sampling.noise import derived_seed
 from tests.fake_router import EOS, fails, says, says_then_waits
-from tests.loopback import PATIENCE_S, failure_of
+from tests.loopback import failure_of
+from tests.processes import PATIENCE_S
 
 
 def generate(stub, **sampling) -> list[pb.GenerateResponse]:

@@ -10,8 +10,7 @@ import torch
 from kernels.cores import Cores, set_compute_threads
 from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take
-
-PATIENCE_S = 60.0
+from tests.processes import PATIENCE_S
 
 
 @compiled()

@@ -6,7 +6,8 @@ import pytest
 from protos.drover.v1 import inference_pb2 as pb
 from protos.drover.v1 import inference_pb2_grpc
 from tests.fake_router import VOCAB_SIZE, FakeRouter
-from tests.loopback import PATIENCE_S, failure_of, serving
+from tests.loopback import failure_of, serving
+from tests.processes import PATIENCE_S
 
 CONTEXT_TOKENS = 1000
 MIB = 2**20

@@ -14,7 +14,8 @@ from frontend.grpc_api.server import INFERENCE, handlers_of
 from frontend.grpc_api.service import InferenceService
 from protos.drover.v1 import inference_pb2 as pb
 from tests.fake_router import FakeRouter, byte_tokenizer, says_then_waits
-from tests.loopback import CARD, PATIENCE_S
+from tests.loopback import CARD
+from tests.processes import PATIENCE_S
 
 ROOT = Path(__file__).parents[3]
 MAX_FRAMES = 5

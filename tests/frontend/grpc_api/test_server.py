@@ -20,7 +20,8 @@ from frontend.grpc_api.service import InferenceService
 from protos.drover.v1 import inference_pb2 as pb
 from protos.drover.v1 import inference_pb2_grpc
 from tests.fake_router import FakeRouter, byte_tokenizer
-from tests.loopback import CARD, PATIENCE_S, event_loop_thread, failure_of, serving
+from tests.loopback import CARD, event_loop_thread, failure_of, serving
+from tests.processes import PATIENCE_S
 
 INFERENCE = "drover.v1.Inference"
 Status = health_pb2.HealthCheckResponse

@@ -8,7 +8,8 @@ from protos.drover.v1 import inference_pb2_grpc
 from router.errors import ResourceExhausted, Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 from tests.fake_router import BOS, EOS, VOCAB_SIZE, FakeRouter, echoes, fails, says, says_then_waits
-from tests.loopback import CARD, PATIENCE_S, failure_of, serving
+from tests.loopback import CARD, failure_of, serving
+from tests.processes import PATIENCE_S
 
 CONTEXT_TOKENS = 1000
 

@@ -14,10 +14,10 @@ from router.errors import ResourceExhausted, Unavailable
 from router.model.llama4 import Model
 from router.request import FinishReason, GenerationRequest, TokenDelta
 from tests.local_model import load_model
+from tests.processes import PATIENCE_S
 from tests.reference import make_reference, prompt
 from tests.router.engines import alone, drawn, greedy, make_engine
 
-PATIENCE_S = 60.0
 ENDLESS = 400  # tokens, which take far longer than any test
 
 

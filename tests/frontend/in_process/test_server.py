@@ -17,7 +17,7 @@ from frontend.in_process.server import serve_checkpoint
 from router import local
 from router.kv_budget import KvBudget, NoRoom
 from tests.local_model import greedy, load_model
-from tests.loopback import PATIENCE_S
+from tests.processes import PATIENCE_S
 from tests.reference import VOCAB_SIZE, make_served_reference, prompt
 
 ENDLESS = 100_000  # tokens, which take far longer than any test

@@ -22,6 +22,7 @@ from kernels.choose import choose_kernels
 from kernels.grouped_mlp import grouped_mlp_reference
 from router.model.dispatch import Dispatcher, ShardUnavailable
 from router.model.routes import Routes
+from tests.processes import PATIENCE_S
 
 EXPERTS, HIDDEN, WIDTH = 8, 16, 12
 LAYER, OTHER_LAYER = 3, 5
@@ -326,7 +327,6 @@ def test_an_answer_that_comes_from_elsewhere_takes_its_parts_place() -> None:
 # Over a real link between two ends of one process.
 
 LIVENESS = Liveness(heartbeat_s=0.1, silence_s=20.0)
-PATIENCE_S = 60.0
 
 
 @pytest.fixture
