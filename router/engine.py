@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from router.counts.engine import EngineCounts
-from router.counts.requests import CANCELLED, EngineSnapshot, EngineStats
+from router.counts.requests import EngineSnapshot, EngineStats
 from router.errors import AlreadyExists, DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
 from router.model.dispatch import ShardUnavailable
 from router.model.llama4 import Model
@@ -95,7 +95,7 @@ class Engine:
             request.sampling, request.prompt_token_ids, self._eos_token_ids, request.made
         )
 
-    def cancel(self, request_id: str, ending: str = CANCELLED) -> None:
+    def cancel(self, request_id: str, ending: str) -> None:
         """Forget a request and free its memory; no delta follows. One that has just ended is ignored.
 
         ending: how it is counted, one of ENDINGS.

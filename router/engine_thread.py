@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kernels.cores import set_compute_threads
-from router.counts.requests import CANCELLED, EngineSnapshot, EngineStats
+from router.counts.requests import EngineSnapshot, EngineStats
 from router.engine import Engine
 from router.errors import AlreadyExists, ResourceExhausted, Unavailable
 from router.request import GenerationRequest, TokenDelta
@@ -71,7 +71,7 @@ class EngineThread:
         """
         self._post(_Arrival(request, time.perf_counter()))
 
-    def cancel(self, request_id: str, ending: str = CANCELLED) -> None:
+    def cancel(self, request_id: str, ending: str) -> None:
         """Forget a request within one step, and count it as `ending`. Deltas already made may still be delivered."""
         self._post(_Cancellation(request_id, ending))
 
