@@ -140,10 +140,14 @@ class RouterActor:
                 self._frontend_of[request.request_id] = frontend_id
                 self._engine.submit(request)
 
-    async def cancel(self, ending_of: Mapping[str, str]) -> None:
-        """Forget requests within one step; unknown ones are ignored. ending_of: how each is counted, by its id."""
+    async def cancel(self, frontend_id: str, ending_of: Mapping[str, str]) -> None:
+        """Forget this frontend's requests within one step; ids that it does not own are ignored.
+
+        ending_of: how each is counted, by its id.
+        """
         for request_id, ending in ending_of.items():
-            if self._frontend_of.pop(request_id, None) is not None and self._engine is not None:
+            if self._engine is not None and self._frontend_of.get(request_id) == frontend_id:
+                del self._frontend_of[request_id]
                 self._engine.cancel(request_id, ending)
 
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
@@ -207,7 +211,7 @@ class RouterActor:
                 open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
                 if open_requests:
                     logger.warning("%s has gone; its %d requests are cancelled", frontend_id, len(open_requests))
-                    await self.cancel(dict.fromkeys(open_requests, CANCELLED))
+                    await self.cancel(frontend_id, dict.fromkeys(open_requests, CANCELLED))
             await asyncio.sleep(1.0)
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
