@@ -19,7 +19,7 @@ from router.counts.requests import CANCELLED
 from router.engine_thread import EngineThread
 from router.errors import AlreadyExists
 from router.model.llama4 import Model
-from router.request import TokenDelta, request_limits
+from router.request import GenerationRequest, TokenDelta, request_limits
 from tests.cluster.deployment import deployment_config
 from tests.local_model import load_model
 from tests.reference import make_reference, prompt
@@ -47,6 +47,10 @@ class LocalRouter(RouterActor):
 
     async def wait_until_ready(self) -> None:
         while (await self.state()).phase is not Phase.READY:
+            await asyncio.sleep(0.01)
+
+    async def wait_until_free(self, request_id: str) -> None:
+        while request_id in self._frontend_of:
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
@@ -152,5 +156,42 @@ def test_only_the_owner_of_a_request_cancels_it(with_router: With, model: Model)
         metrics = await router.metrics()
         assert metrics.engine is not None
         assert metrics.engine.requests.ended[CANCELLED] == 1
+
+    with_router(test)
+
+
+async def ended_but_not_told(router: LocalRouter, request: GenerationRequest) -> None:
+    """Run a request until its last delta waits in the event loop's queue; the loop stands still meanwhile."""
+    await router.submit("mine", [request])
+    assert router.last_posted.wait(PATIENCE_S)
+
+
+def test_a_request_sent_again_before_its_last_delta_was_told_is_not_run_unseen(with_router: With, model: Model) -> None:
+    async def test(router: LocalRouter) -> None:
+        request, mine = greedy("x", prompt(9), 4), Reader(router, "mine")
+        await ended_but_not_told(router, request)
+        await router.submit("mine", [request])
+        assert tokens_of(await mine.read_to_end(), "x") == alone(model, request)
+        await router.submit("mine", [greedy("next", prompt(5), 1)])  # the engine has then begun all before it
+        await mine.read_to_end()
+        stats = (await router.stats()).engine
+        assert stats is not None
+        assert (stats.generated_tokens, stats.running, stats.waiting) == (5, 0, 0)
+
+    with_router(test)
+
+
+def test_a_cancelled_id_is_in_use_until_the_engine_has_no_more_deltas_of_it(with_router: With, model: Model) -> None:
+    async def test(router: LocalRouter) -> None:
+        request, again = greedy("x", prompt(9), 4), greedy("x", prompt(5), 6)
+        mine = Reader(router, "mine")
+        await ended_but_not_told(router, request)
+        await router.cancel("mine", {"x": CANCELLED})
+        await router.submit("mine", [again])
+        [refused] = await mine.read_to_end()
+        assert isinstance(refused.error, AlreadyExists)
+        await router.wait_until_free("x")
+        await router.submit("mine", [again])
+        assert tokens_of(await mine.read_to_end(), "x") == alone(model, again)
 
     with_router(test)
