@@ -1,6 +1,7 @@
 """A request as the router sees it, its limits, and the token deltas that answer it. Plain data, so it can travel."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -41,6 +42,10 @@ class SamplingParams:
     min_tokens: int = 0
     ignore_eos: bool = False
     prompt_logprobs: int | None = None
+
+    def ending_token_ids(self, eos_token_ids: Iterable[int]) -> frozenset[int]:
+        """The tokens that end a completion. eos_token_ids: the model's."""
+        return self.stop_token_ids if self.ignore_eos else self.stop_token_ids.union(eos_token_ids)
 
 
 @dataclass(frozen=True)
@@ -104,16 +109,18 @@ class TokenDelta:
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a router can take. max_context_tokens: prompt and completion together."""
+    """What a router can take. max_context_tokens: prompt and completion together. eos_token_ids: the model's."""
 
     vocab_size: int
     max_context_tokens: int
+    eos_token_ids: frozenset[int] = frozenset()
 
 
 def request_limits(config: ModelConfig, max_context_tokens: int | None = None) -> RequestLimits:
     """What a router of this model takes; max_context_tokens: prompt and completion; None means all its positions."""
     positions = config.max_position_embeddings
-    return RequestLimits(config.vocab_size, min(positions, max_context_tokens or positions))
+    eos_token_ids = frozenset(config.eos_token_ids)
+    return RequestLimits(config.vocab_size, min(positions, max_context_tokens or positions), eos_token_ids)
 
 
 def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
@@ -139,11 +146,7 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
         raise InvalidArgument(
             "min_tokens", f"is {sampling.min_tokens}; must be from 0 to max_tokens, {sampling.max_tokens}"
         )
-    _check_token_ids("made", request.made, limits.vocab_size)
-    if len(request.made) >= sampling.max_tokens:
-        raise InvalidArgument(
-            "made", f"has {len(request.made)} tokens; max_tokens is {sampling.max_tokens}, so nothing is left to make"
-        )
+    _check_made(request, limits)
     if request.timeout_s is not None and not 0.0 < request.timeout_s < math.inf:
         raise InvalidArgument("timeout_s", f"is {request.timeout_s:g}; must be above 0 and finite")
     _check_choice(sampling, limits)
@@ -159,6 +162,20 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
                 f"({sampling.prompt_logprobs} + 1) = {entries} log-probabilities, and at most "
                 f"{MAX_PROMPT_LOGPROB_ENTRIES} are returned",
             )
+
+
+def _check_made(request: GenerationRequest, limits: RequestLimits) -> None:
+    """Refuse a completion that has ended already, as far as its tokens tell: a stop string may have ended it, too."""
+    made, sampling = request.made, request.sampling
+    _check_token_ids("made", made, limits.vocab_size)
+    if len(made) >= sampling.max_tokens:
+        raise InvalidArgument(
+            "made", f"has {len(made)} tokens; max_tokens is {sampling.max_tokens}, so nothing is left to make"
+        )
+    ending = sampling.ending_token_ids(limits.eos_token_ids)
+    for index, token_id in enumerate(made):
+        if token_id in ending:
+            raise InvalidArgument("made", f"contains {token_id} at index {index}, which ends the completion")
 
 
 def _check_choice(sampling: SamplingParams, limits: RequestLimits) -> None:

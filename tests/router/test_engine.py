@@ -270,3 +270,4 @@ def test_stats_tell_who_runs_who_waits_and_what_memory_they_hold(model: Model) -
 def test_the_context_is_the_models_or_less(model: Model, configured: int | None, expected: int) -> None:
     limits = request_limits(model.config, configured)
     assert (limits.max_context_tokens, limits.vocab_size) == (expected, model.config.vocab_size)
+    assert limits.eos_token_ids == set(model.config.eos_token_ids) != set()
