@@ -38,14 +38,13 @@ class PromptRows:
 
 @dataclass(frozen=True)
 class StepInput:
-    """Everything that the model's part of a step needs: plain data that can travel to processes that follow.
+    """What the model computes in a step, as plain data that can travel: forward pass, KV cache, and rows of logits.
+
+    What it leaves out is drawing tokens from these logits. Sampling states stay with the engine, which hands them to
+    its own runner. A process that follows learns the drawn tokens from the next step's token_ids.
 
     token_ids: the spans' tokens, one span after the other.
     table_changes: (row of the block tables, its changed entries), to be made before the step.
-
-    Sampling states are not in it. A state grows with every token that its request has taken, and only the engine knows
-    which those are; it hands the states to its own runner. Ranks that follow need none: each computes its part of the
-    rows' logits, and learns the tokens that were drawn from the next step's token_ids.
     """
 
     token_ids: tuple[int, ...]
