@@ -49,7 +49,7 @@ def test_a_step_of_a_prompt_and_a_decoding_sequence() -> None:
     assert step.spans == (Span(row_a, 3, 1), Span(row_b, 0, 2))
     assert row_a != row_b
     assert step.sample == SampleRows(("a", "b"), rows=(0, 2), positions=(4, 2))
-    assert step.prompt == PromptRows((), (), ())
+    assert step.prompt == PromptRows((), (), (), (0, 0))
     [(row, entries)] = step.table_changes  # the third and fourth token of a lie in a block that it has
     assert row == row_b
     assert len(entries) == 1
@@ -71,7 +71,7 @@ def test_prompt_logprobs_are_read_at_the_token_before(
     a = request("a", range(100, 110), prompt_logprobs=2)
     scheduler = make_scheduler(max_step_tokens=4)
     scheduler.enqueue(a)
-    assert assembled(scheduler, a, told=told).prompt == PromptRows(rows, token_ids, (2,) * len(rows))
+    assert assembled(scheduler, a, told=told).prompt == PromptRows(rows, token_ids, (2,) * len(rows), (len(rows),))
 
 
 def test_the_last_piece_of_a_prompt_tells_no_logprobs_of_what_follows_it() -> None:
@@ -79,7 +79,7 @@ def test_the_last_piece_of_a_prompt_tells_no_logprobs_of_what_follows_it() -> No
     scheduler = make_scheduler()
     scheduler.enqueue(a)
     step = assembled(scheduler, a)
-    assert step.prompt == PromptRows((0, 1, 2), (101, 102, 103), (0, 0, 0))
+    assert step.prompt == PromptRows((0, 1, 2), (101, 102, 103), (0, 0, 0), (3,))
     assert step.sample.rows == (3,)
 
 
