@@ -53,10 +53,9 @@ class GenerationRequest:
     """One prompt to continue. request_id is unique among all requests of a server.
 
     timeout_s: how long its client waits, from now on; None means for ever.
-    made: tokens of the completion that another router has made and told already, none of which ended it. The
-    completion goes on after them as if this router had made them: they count for max_tokens, min_tokens and penalties,
-    and the noise is keyed by position. Log-probabilities of the prompt were told with the first token at the latest,
-    and are not told again.
+    made: the completion so far, if another router has begun it and told these tokens. None of them ended it. This
+    router continues as if it had made them: they count for max_tokens, min_tokens and penalties, and the noise is keyed
+    by position. The prompt's log-probabilities were told with the first token at the latest. They are not told again.
     """
 
     request_id: str
@@ -73,7 +72,7 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural log-probabilities at one place: the chosen token's, then (id, logprob) of the most likely ones."""
+    """Natural log-probabilities at one position: the chosen token's, then (id, logprob) of the most likely ones."""
 
     token_id: int
     logprob: float
@@ -89,8 +88,8 @@ class TokenDelta:
     prompt_logprobs: of the next positions of the prompt, in order; None for its first token, which nothing precedes.
     cached_tokens: prompt tokens that were not computed but taken from the prefix cache; with the completion's first
     token only.
-    first: place in the completion of the first of token_ids, those of GenerationRequest.made included. Whoever has
-    tokens from two routers can tell by it which are new.
+    first: the index of token_ids[0] in the completion. Tokens of GenerationRequest.made count, too. A reader of two
+    routers' deltas can tell by it which tokens are new.
     """
 
     request_id: str
