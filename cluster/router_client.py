@@ -79,7 +79,7 @@ class RayRouterClient:
                 if requests:
                     await router.submit.remote(self._frontend_id, requests)
                 if cancelled:
-                    await router.cancel.remote(cancelled)
+                    await router.cancel.remote(self._frontend_id, cancelled)
             except (Unavailable, ray.exceptions.RayError) as error:
                 self._fail(error)
                 self._to_cancel = cancelled | self._to_cancel  # again with the next mail: the router may still live

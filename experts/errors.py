@@ -1,9 +1,9 @@
 """What can go wrong between a router and an expert shard.
 
 LinkDown            no answer came; the shard may or may not have computed
-ShardRefused        the shard answered that it has no rows to give
+ShardRefused        the shard answered, but did not compute the rows
 ├── NotHeld         it does not hold an expert, or holds another version of its weights: route the rows anew
-└── ComputeFailed   it tried and failed; the same rows may well fail anywhere, so do not resend them for ever
+└── ComputeFailed   computing failed, and may fail on any shard: do not resend the rows for ever
 """
 
 from enum import IntEnum
@@ -21,7 +21,7 @@ class LinkDown(Exception):
 
 
 class ShardRefused(Exception):
-    """A shard answered with a reason in place of rows."""
+    """A shard answered that it did not compute the rows. code: why."""
 
     code: RefusalCode
 

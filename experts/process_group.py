@@ -1,11 +1,12 @@
 """The one file that knows torch.distributed: 2-rank process groups, and the store where their ends meet.
 
-`Pair` carries bytes through host memory (Gloo). `NcclRows` carries rows between two GPUs, beside a Pair that announces
+`Pair` carries bytes through host memory (Gloo). `NcclRows` carries rows between two GPUs. A Pair beside it announces
 them.
 
-Each (router, shard) pair has a group of its own instead of all being ranks of one world: then a dead or hung peer
-breaks one pair, and joining or leaving touches nobody else. What Gloo does, as measured with torch 2.13 and held by
-tests/experts/test_process_group.py:
+Each (router, shard) pair has a group of its own. In one world of all ranks, a dead or hung peer would block everybody.
+A pair that breaks, joins or leaves touches nobody else.
+
+How Gloo behaves, measured with torch 2.13 and checked by tests/experts/test_process_group.py:
 
 - a send completes only once the peer has posted a matching receive, so two ends that both send first never finish;
 - a message longer than the receive aborts the receiving *process*; a shorter one is taken silently;

@@ -98,7 +98,10 @@ class ShardServer:
                 pass  # that router is gone, and its rows with it
 
     def _answer(self, request: Message) -> Message:
-        assert request.x_ND is not None
+        if request.kind is not Kind.ROWS or request.x_ND is None:  # a defect of that router, which must hear of it
+            rows = 0 if request.x_ND is None else len(request.x_ND)
+            text = f"got {request.kind.name} with {rows} rows; a shard computes ROWS, at least one"
+            return Message(Kind.REFUSAL, request.sequence, code=RefusalCode.COMPUTE_FAILED, text=text)
         try:
             y_ND = self.shard.compute(
                 request.layer,

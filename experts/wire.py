@@ -28,6 +28,7 @@ from experts.errors import RefusalCode
 
 _HEADER_INTS = 8
 _GROUP_INTS = 3  # expert, version, rows
+_MAX_GROUP_INT = 2**31 - 1
 _ALIGN = 64  # bytes, so that rows start on a cache line
 
 
@@ -103,6 +104,11 @@ class WireFormat:
         header = (message.kind, message.sequence, message.layer, groups, rows, len(text), message.code or 0, 0)
         array[: 8 * _HEADER_INTS].view(np.int64)[:] = header
         if groups:
+            for field in ("experts", "versions", "counts"):
+                low, high = min(getattr(message, field)), max(getattr(message, field))
+                assert 0 <= low <= high <= _MAX_GROUP_INT, (
+                    f"{field} from {low} to {high}; the wire carries int32, from 0"
+                )
             of_groups = _groups(array, groups)
             of_groups[:, 0] = message.experts
             of_groups[:, 1] = message.versions

@@ -48,7 +48,8 @@ class DeltaStream:
     async def __anext__(self) -> TokenDelta:
         """The next delta. Raises a delta's error, such as ResourceExhausted or Unavailable (see router/errors.py).
 
-        Raises AlreadyExists if another stream runs a request of the same id.
+        Raises AlreadyExists if another stream runs a request of the same id, here or at another frontend. That one
+        goes on: closing this stream does not cancel it.
 
         If the reader is cancelled while it waits here, this closes the stream.
         """
@@ -65,6 +66,9 @@ class DeltaStream:
             delta = self._queue.popleft()
             if delta.request_id not in self._running:
                 continue  # it was cancelled after this was made
+            if isinstance(delta.error, AlreadyExists):
+                self._forget(delta.request_id)  # the id belongs to another request, which closing must not cancel
+                raise delta.error
             if delta.error is not None:
                 # Not forgotten: if the router only seemed to be down, closing the stream must still free the work.
                 raise delta.error

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 
 from router.counts.engine import EngineCounts
-from router.counts.requests import CANCELLED, EngineSnapshot, EngineStats
+from router.counts.requests import EngineSnapshot, EngineStats
 from router.errors import AlreadyExists, DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
 from router.model.dispatch import ShardUnavailable
 from router.model.llama4 import Model
@@ -18,7 +18,7 @@ from router.schedule.kv_layout import KvLayout
 from router.schedule.limits import SchedulerLimits
 from router.schedule.scheduler import Scheduler
 from router.schedule.sequence import Work
-from router.step import StepOutput, assemble, prompt_positions
+from router.step import StepOutput, assemble
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class Engine:
             request.sampling, request.prompt_token_ids, self._eos_token_ids, request.made
         )
 
-    def cancel(self, request_id: str, ending: str = CANCELLED) -> None:
+    def cancel(self, request_id: str, ending: str) -> None:
         """Forget a request and free its memory; no delta follows. One that has just ended is ignored.
 
         ending: how it is counted, one of ENDINGS.
@@ -112,10 +112,11 @@ class Engine:
             return expired
         self._counts.start_work(works)
         try:
-            output = self._run(works)
+            step = assemble(works, self._sampling)
+            output = self._runner.run(step, [self._sampling[request_id] for request_id in step.sample.request_ids])
         except Exception as error:
             return expired + self._fail_step(works, error)
-        deltas = self._postprocess(works, output)
+        deltas = self._postprocess(works, step.prompt.counts, output)
         self._scheduler.record_step(works, self._counts.end_step())
         return expired + deltas
 
@@ -123,18 +124,16 @@ class Engine:
         """End every request, waiting or running, with `error`."""
         return self._fail(self._scheduler.request_ids, error)
 
-    def _run(self, works: Sequence[Work]) -> StepOutput:
-        step = assemble(works, self._sampling)
-        return self._runner.run(step, [self._sampling[request_id] for request_id in step.sample.request_ids])
+    def _postprocess(self, works: Sequence[Work], prompt_counts: Sequence[int], output: StepOutput) -> list[TokenDelta]:
+        """Take the step's tokens, and tell each request what it has got.
 
-    def _postprocess(self, works: Sequence[Work], output: StepOutput) -> list[TokenDelta]:
-        """Take the step's tokens, and tell each request what it has got."""
+        prompt_counts: how many of output.prompt_logprobs are each work's.
+        """
         self._counts.work_done(works)
         sampled, prompt_logprobs = iter(output.sampled), iter(output.prompt_logprobs)
         deltas = []
-        for work in works:
-            asked = prompt_positions(work, self._sampling[work.sequence.request.request_id])
-            told = tuple(islice(prompt_logprobs, len(asked)))
+        for work, count in zip(works, prompt_counts, strict=True):
+            told = tuple(islice(prompt_logprobs, count))
             delta = self._advance(work, next(sampled) if work.samples else None, told)
             if delta is not None:
                 deltas.append(delta)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kernels.cores import set_compute_threads
-from router.counts.requests import CANCELLED, EngineSnapshot, EngineStats
+from router.counts.requests import EngineSnapshot, EngineStats
 from router.engine import Engine
 from router.errors import AlreadyExists, ResourceExhausted, Unavailable
 from router.request import GenerationRequest, TokenDelta
@@ -27,10 +27,11 @@ class _Arrival:
 
 @dataclass(frozen=True)
 class _Cancellation:
-    """See Engine.cancel."""
+    """See EngineThread.cancel."""
 
     request_id: str
     ending: str
+    on_forgotten: Callable[[str], None]
 
 
 _Mail = _Arrival | _Cancellation
@@ -71,9 +72,15 @@ class EngineThread:
         """
         self._post(_Arrival(request, time.perf_counter()))
 
-    def cancel(self, request_id: str, ending: str = CANCELLED) -> None:
-        """Forget a request within one step, and count it as `ending`. Deltas already made may still be delivered."""
-        self._post(_Cancellation(request_id, ending))
+    def cancel(
+        self, request_id: str, ending: str, on_forgotten: Callable[[str], None] = lambda request_id: None
+    ) -> None:
+        """Forget a request within one step, and count it as `ending`. Deltas already made may still be delivered.
+
+        on_forgotten: called with the id in the engine's thread, after all of the request's deltas were delivered.
+        A stopping engine does not call it.
+        """
+        self._post(_Cancellation(request_id, ending, on_forgotten))
 
     def stop(self, timeout_s: float) -> bool:
         """End after the step at hand; whether it ended in time. Requests that are left end as unavailable."""
@@ -125,6 +132,9 @@ class EngineThread:
             deltas += self._engine.step()
             if deltas:
                 self._deliver(deltas)
+            for item in mail:
+                if isinstance(item, _Cancellation):
+                    item.on_forgotten(item.request_id)
 
     def _handle(self, mail: Sequence[_Mail]) -> list[TokenDelta]:
         """Tell the engine of it. The deltas are of requests that it refuses."""

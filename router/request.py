@@ -1,6 +1,7 @@
 """A request as the router sees it, its limits, and the token deltas that answer it. Plain data, so it can travel."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -42,16 +43,19 @@ class SamplingParams:
     ignore_eos: bool = False
     prompt_logprobs: int | None = None
 
+    def ending_token_ids(self, eos_token_ids: Iterable[int]) -> frozenset[int]:
+        """The tokens that end a completion. eos_token_ids: the model's."""
+        return self.stop_token_ids if self.ignore_eos else self.stop_token_ids.union(eos_token_ids)
+
 
 @dataclass(frozen=True)
 class GenerationRequest:
     """One prompt to continue. request_id is unique among all requests of a server.
 
     timeout_s: how long its client waits, from now on; None means for ever.
-    made: tokens of the completion that another router has made and told already, none of which ended it. The
-    completion goes on after them as if this router had made them: they count for max_tokens, min_tokens and penalties,
-    and the noise is keyed by position. Log-probabilities of the prompt were told with the first token at the latest,
-    and are not told again.
+    made: the completion so far, if another router has begun it and told these tokens. None of them ended it. This
+    router continues as if it had made them: they count for max_tokens, min_tokens and penalties, and the noise is keyed
+    by position. The prompt's log-probabilities were told with the first token at the latest. They are not told again.
     """
 
     request_id: str
@@ -68,7 +72,7 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural log-probabilities at one place: the chosen token's, then (id, logprob) of the most likely ones."""
+    """Natural log-probabilities at one position: the chosen token's, then (id, logprob) of the most likely ones."""
 
     token_id: int
     logprob: float
@@ -84,8 +88,8 @@ class TokenDelta:
     prompt_logprobs: of the next positions of the prompt, in order; None for its first token, which nothing precedes.
     cached_tokens: prompt tokens that were not computed but taken from the prefix cache; with the completion's first
     token only.
-    first: place in the completion of the first of token_ids, those of GenerationRequest.made included. Whoever has
-    tokens from two routers can tell by it which are new.
+    first: the index of token_ids[0] in the completion. Tokens of GenerationRequest.made count, too. A reader of two
+    routers' deltas can tell by it which tokens are new.
     """
 
     request_id: str
@@ -104,16 +108,18 @@ class TokenDelta:
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a router can take. max_context_tokens: prompt and completion together."""
+    """What a router can take. max_context_tokens: prompt and completion together. eos_token_ids: the model's."""
 
     vocab_size: int
     max_context_tokens: int
+    eos_token_ids: frozenset[int] = frozenset()
 
 
 def request_limits(config: ModelConfig, max_context_tokens: int | None = None) -> RequestLimits:
     """What a router of this model takes; max_context_tokens: prompt and completion; None means all its positions."""
     positions = config.max_position_embeddings
-    return RequestLimits(config.vocab_size, min(positions, max_context_tokens or positions))
+    eos_token_ids = frozenset(config.eos_token_ids)
+    return RequestLimits(config.vocab_size, min(positions, max_context_tokens or positions), eos_token_ids)
 
 
 def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
@@ -139,11 +145,7 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
         raise InvalidArgument(
             "min_tokens", f"is {sampling.min_tokens}; must be from 0 to max_tokens, {sampling.max_tokens}"
         )
-    _check_token_ids("made", request.made, limits.vocab_size)
-    if len(request.made) >= sampling.max_tokens:
-        raise InvalidArgument(
-            "made", f"has {len(request.made)} tokens; max_tokens is {sampling.max_tokens}, so nothing is left to make"
-        )
+    _check_made(request, limits)
     if request.timeout_s is not None and not 0.0 < request.timeout_s < math.inf:
         raise InvalidArgument("timeout_s", f"is {request.timeout_s:g}; must be above 0 and finite")
     _check_choice(sampling, limits)
@@ -159,6 +161,20 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
                 f"({sampling.prompt_logprobs} + 1) = {entries} log-probabilities, and at most "
                 f"{MAX_PROMPT_LOGPROB_ENTRIES} are returned",
             )
+
+
+def _check_made(request: GenerationRequest, limits: RequestLimits) -> None:
+    """Refuse a completion that has ended already, as far as its tokens tell: a stop string may have ended it, too."""
+    made, sampling = request.made, request.sampling
+    _check_token_ids("made", made, limits.vocab_size)
+    if len(made) >= sampling.max_tokens:
+        raise InvalidArgument(
+            "made", f"has {len(made)} tokens; max_tokens is {sampling.max_tokens}, so nothing is left to make"
+        )
+    ending = sampling.ending_token_ids(limits.eos_token_ids)
+    for index, token_id in enumerate(made):
+        if token_id in ending:
+            raise InvalidArgument("made", f"contains {token_id} at index {index}, which ends the completion")
 
 
 def _check_choice(sampling: SamplingParams, limits: RequestLimits) -> None:

@@ -44,13 +44,17 @@ class LocalRunner:
         self._cache = model.new_cache(layout, num_units, max_sequences)
 
     def run(self, step: StepInput, states: Sequence[SamplingState]) -> StepOutput:
-        for row, entries in step.table_changes:
-            self._cache.assign(row, entries)
-        x_RD = self._model.forward(step.token_ids, step.spans, self._cache, step.sample.rows + step.prompt.rows)
+        x_RD = self.forward(step)
         self._model.clock.mark(("sample", time.perf_counter()))
         sampling = len(step.sample.rows)
         sampled = sample(self._model.logits(x_RD[:sampling]), states, step.sample.positions) if sampling else []
         return StepOutput(sampled, self._prompt_logprobs(x_RD[sampling:], step.prompt))
+
+    def forward(self, step: StepInput) -> torch.Tensor:
+        """x_RD of step.sample's rows, then of step.prompt's, as Model.forward returns them. Fills the KV cache."""
+        for row, entries in step.table_changes:
+            self._cache.assign(row, entries)
+        return self._model.forward(step.token_ids, step.spans, self._cache, step.sample.rows + step.prompt.rows)
 
     def _prompt_logprobs(self, x_RD: torch.Tensor, prompt: PromptRows) -> list[TokenLogprobs]:
         entries: list[TokenLogprobs] = []

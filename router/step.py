@@ -28,24 +28,24 @@ class PromptRows:
     """Prompt positions whose log-probabilities were asked for.
 
     rows: indices into the step's tokens, each of the token before such a position. token_ids: the tokens at these
-    positions. tops: how many of the most likely alternatives each wants.
+    positions. tops: how many of the most likely alternatives each wants. counts: how many of the rows are each span's.
     """
 
     rows: tuple[int, ...]
     token_ids: tuple[int, ...]
     tops: tuple[int, ...]
+    counts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class StepInput:
-    """Everything that the model's part of a step needs: plain data that can travel to processes that follow.
+    """What the model computes in a step, as plain data that can travel: forward pass, KV cache, and rows of logits.
+
+    What it leaves out is drawing tokens from these logits. Sampling states stay with the engine, which hands them to
+    its own runner. A process that follows learns the drawn tokens from the next step's token_ids.
 
     token_ids: the spans' tokens, one span after the other.
     table_changes: (row of the block tables, its changed entries), to be made before the step.
-
-    Sampling states are not in it. A state grows with every token that its request has taken, and only the engine knows
-    which those are; it hands the states to its own runner. Ranks that follow need none: each computes its part of the
-    rows' logits, and learns the tokens that were drawn from the next step's token_ids.
     """
 
     token_ids: tuple[int, ...]
@@ -73,9 +73,11 @@ def assemble(works: Sequence[Work], states: Mapping[str, SamplingState]) -> Step
     prompt_rows: list[int] = []
     prompt_ids: list[int] = []
     tops: list[int] = []
+    counts: list[int] = []
     for work in works:
         sequence, request = work.sequence, work.sequence.request
-        asked, top = prompt_positions(work, states[request.request_id]), request.sampling.prompt_logprobs
+        asked, top = _prompt_positions(work, states[request.request_id]), request.sampling.prompt_logprobs
+        counts.append(len(asked))
         if asked and top is not None:
             prompt_rows += [len(token_ids) + position - 1 - work.first for position in asked]
             prompt_ids += request.prompt_token_ids[asked.start : asked.stop]
@@ -93,11 +95,11 @@ def assemble(works: Sequence[Work], states: Mapping[str, SamplingState]) -> Step
         tuple(spans),
         tuple(changes),
         SampleRows(tuple(sampling), tuple(rows), tuple(positions)),
-        PromptRows(tuple(prompt_rows), tuple(prompt_ids), tuple(tops)),
+        PromptRows(tuple(prompt_rows), tuple(prompt_ids), tuple(tops), tuple(counts)),
     )
 
 
-def prompt_positions(work: Work, state: SamplingState) -> range:
+def _prompt_positions(work: Work, state: SamplingState) -> range:
     """The prompt's positions whose log-probabilities `work` is the first to tell; position 0 has none."""
     request = work.sequence.request
     if request.sampling.prompt_logprobs is None:

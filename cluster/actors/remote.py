@@ -41,8 +41,8 @@ class RemoteRouter:
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         await self._router.submit(frontend_id, requests)
 
-    async def cancel(self, ending_of: Mapping[str, str]) -> None:
-        await self._router.cancel(ending_of)
+    async def cancel(self, frontend_id: str, ending_of: Mapping[str, str]) -> None:
+        await self._router.cancel(frontend_id, ending_of)
 
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         return await self._router.pull(frontend_id, receipt)

@@ -97,7 +97,8 @@ class RouterActor:
         self._engine: EngineThread | None = None
         self._outboxes: dict[str, _Outbox] = {}
         self._batch_numbers = itertools.count(secrets.randbits(62))
-        self._frontend_of: dict[str, str] = {}
+        # None: it was cancelled, but the engine may still have deltas of it. Until then its id stays in use.
+        self._frontend_of: dict[str, str | None] = {}
         self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -127,7 +128,8 @@ class RouterActor:
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing.
 
-        A frontend that sends a request again goes on getting its deltas; another frontend is refused the same id.
+        An id is in use until its last delta has reached the outbox, or the engine has forgotten it. Meanwhile a
+        frontend that sends its request again goes on getting the first one's deltas. Others are refused the id.
         """
         self._start_watching()
         outbox = self._outbox(frontend_id)
@@ -136,15 +138,19 @@ class RouterActor:
             if error is not None:
                 outbox.deltas.append(TokenDelta(request.request_id, error=error))
                 outbox.filled.set()
-            elif self._engine is not None:
+            elif self._engine is not None and request.request_id not in self._frontend_of:
                 self._frontend_of[request.request_id] = frontend_id
                 self._engine.submit(request)
 
-    async def cancel(self, ending_of: Mapping[str, str]) -> None:
-        """Forget requests within one step; unknown ones are ignored. ending_of: how each is counted, by its id."""
+    async def cancel(self, frontend_id: str, ending_of: Mapping[str, str]) -> None:
+        """Forget this frontend's requests within one step; ids that it does not own are ignored.
+
+        ending_of: how each is counted, by its id.
+        """
         for request_id, ending in ending_of.items():
-            if self._frontend_of.pop(request_id, None) is not None and self._engine is not None:
-                self._engine.cancel(request_id, ending)
+            if self._engine is not None and self._frontend_of.get(request_id) == frontend_id:
+                self._frontend_of[request_id] = None
+                self._engine.cancel(request_id, ending, self._forgotten)
 
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
@@ -172,7 +178,10 @@ class RouterActor:
     def _refusal(self, frontend_id: str, request_id: str) -> RequestError | None:
         if self._engine is None:
             return Unavailable(f"{self._spec.name} is {self._progress.state().summary}")
-        if self._frontend_of.get(request_id, frontend_id) != frontend_id:
+        owner = self._frontend_of.get(request_id, frontend_id)
+        if owner is None:
+            return AlreadyExists(f"request {request_id} was cancelled and has not ended yet")
+        if owner != frontend_id:
             return AlreadyExists(f"request {request_id} of another frontend is under way already")
         return None
 
@@ -207,13 +216,18 @@ class RouterActor:
                 open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
                 if open_requests:
                     logger.warning("%s has gone; its %d requests are cancelled", frontend_id, len(open_requests))
-                    await self.cancel(dict.fromkeys(open_requests, CANCELLED))
+                    await self.cancel(frontend_id, dict.fromkeys(open_requests, CANCELLED))
             await asyncio.sleep(1.0)
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
         # In the engine's thread. A request reaches the engine through `submit`, which has set the loop.
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._put_into_outboxes, deltas)
+
+    def _forgotten(self, request_id: str) -> None:
+        # In the engine's thread. It comes to the loop after every delta of the request.
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._frontend_of.pop, request_id, None)
 
     def _put_into_outboxes(self, deltas: Sequence[TokenDelta]) -> None:
         for delta in deltas:

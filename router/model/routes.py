@@ -1,6 +1,6 @@
-"""Which shard is asked for each expert: a placement, as far as its shards are alive, in the order of the rows.
+"""Which living shard computes each expert, and the order in which rows are sorted for the shards.
 
-Legend: E experts, R the same in the order of rows.
+Legend: E experts. A rank is an expert's position in that order.
 """
 
 from collections.abc import Sequence, Set
@@ -14,8 +14,8 @@ from experts.placement import Placement
 class Routes:
     """One LayerRoutes for each MoE layer. Never changed: a new placement or set of living shards makes a new one.
 
-    alive: the shards that can be reached. The first living shard that a placement names for an expert is asked; if
-    none lives, the first one named, so that the error tells who is missing.
+    alive: the shards that can be reached. An expert's rows go to the first living shard of its list in the placement.
+    If none lives, they go to the first of the list, so that the error names it.
     """
 
     def __init__(self, placement: Placement, alive: Set[int]) -> None:
@@ -27,7 +27,7 @@ class Routes:
 
 
 class ShardRoutes(NamedTuple):
-    """What one shard is asked for in one layer. ranks: of `experts`. versions: of their weights."""
+    """The experts that one shard computes in one layer. ranks: of `experts`. versions: of their weights."""
 
     shard: int
     ranks: slice
@@ -38,8 +38,8 @@ class ShardRoutes(NamedTuple):
 class LayerRoutes:
     """The experts of one layer, ranked by (shard, expert): rows in that order are contiguous for shard and expert.
 
-    num_ranks: as many as experts. rank_E: each expert's rank, for torch; rank_of_expert: the same for numpy.
-    shards: in the order of their ranks.
+    num_ranks: the number of experts. rank_E: each expert's rank. rank_of_expert: the same memory as a numpy array.
+    shards: in ascending order of their ranks.
     """
 
     def __init__(self, shard_of_expert: Sequence[int], version_of_expert: Sequence[int]) -> None:

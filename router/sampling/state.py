@@ -38,7 +38,7 @@ class SamplingState:
         self.biases = array("d", [bias for _, bias in params.logit_bias])
         self.ending_ids = array("q")
         if params.min_tokens:
-            self.ending_ids.extend(ending_token_ids(params, eos_token_ids))
+            self.ending_ids.extend(params.ending_token_ids(eos_token_ids))
         self.seen_ids = array("q")
         self._seen: set[int] = set()
         self._repeats_cost = params.repetition_penalty != 1.0
@@ -68,8 +68,3 @@ class SamplingState:
                 self.made_ids.append(token_id)
                 self.made_counts.append(0.0)
             self.made_counts[index] += 1.0
-
-
-def ending_token_ids(params: SamplingParams, eos_token_ids: Iterable[int]) -> frozenset[int]:
-    """The tokens that end the text of a request with these parameters."""
-    return params.stop_token_ids if params.ignore_eos else params.stop_token_ids.union(eos_token_ids)

@@ -10,11 +10,12 @@ from router.schedule.block_table import BlockTable, PrefixKeys, TableEntry
 class SequenceState:
     """A request that waits or runs.
 
-    number: order of arrival. token_ids: prompt and completion so far. computed: how many of them
-    are in the KV cache.
-    table_row: its row of the KV cache's block tables, and blocks: its blocks; only while it runs,
-    else -1 and None.
-    cached_tokens: prompt tokens found in the prefix cache at its first start.
+    number: order of arrival, from 1.
+    token_ids: prompt and completion so far.
+    computed: how many of token_ids are in the KV cache.
+    table_row: the sequence's row of the KV cache's block tables; -1 while it waits.
+    blocks: its KV blocks; None while it waits.
+    cached_tokens: prompt tokens found in the prefix cache when it first started; None before.
     awaited: key of a block that another sequence is computing. This one starts once that block is
     published.
     """

@@ -11,8 +11,9 @@ import ray
 
 from checkpoint.tensors import Checkpoint
 from cluster import launch
-from cluster.actors.router import RouterActor, RouterSpec
-from cluster.actors.shard import ShardActor, ShardSpec
+from cluster.actors.remote import RemoteRouter, RemoteShard
+from cluster.actors.router import RouterSpec
+from cluster.actors.shard import ShardSpec
 from cluster.actors.specs import router_spec, shard_specs
 from cluster.config import DeploymentConfig
 from cluster.reports import ActorState, Phase
@@ -49,7 +50,7 @@ def state_of(router: Any) -> ActorState:
 
 def test_the_router_waits_for_its_shards_and_says_so(directory: Path) -> None:
     config, checkpoint = config_of(directory, kv_share=KV_SHARE), Checkpoint.open(directory)
-    router = create(RouterActor, router_spec(config, checkpoint))
+    router = create(RemoteRouter, router_spec(config, checkpoint))
     waiting = ", waiting for shard-0: there is no such actor; shard-1: there is no such actor"
     wait_until(lambda: state_of(router).summary.endswith(waiting))
     assert (state_of(router).phase, router_stats().engine) == (Phase.LOADING, None)
@@ -57,7 +58,7 @@ def test_the_router_waits_for_its_shards_and_says_so(directory: Path) -> None:
         launch._wait_for_weights({"router-0": router}, Silent(), time.monotonic() + 1.0)
 
     for spec in shard_specs(config, checkpoint):
-        create(ShardActor, spec)
+        create(RemoteShard, spec)
     wait_until(lambda: state_of(router).summary == "ready")
     engine = router_stats().engine
     assert engine is not None
@@ -66,5 +67,5 @@ def test_the_router_waits_for_its_shards_and_says_so(directory: Path) -> None:
 
 def test_with_bytes_it_waits_for_nobody(directory: Path) -> None:
     config = config_of(directory, kv_bytes=2**20)
-    router = create(RouterActor, router_spec(config, Checkpoint.open(directory)))
+    router = create(RemoteRouter, router_spec(config, Checkpoint.open(directory)))
     wait_until(lambda: state_of(router).phase is Phase.READY)

@@ -1,20 +1,22 @@
 """Every thread of a shard is supervised: one that cannot compute does not look alive."""
 
+import queue
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 
-from experts.endpoint import Liveness
-from experts.errors import LinkDown
+from experts.endpoint import Endpoint, Liveness
+from experts.errors import LinkDown, RefusalCode
 from experts.group_link import GroupLink
 from experts.link import ExpertRows
 from experts.process_group import LinkStore
 from experts.shard import ExpertShard
 from experts.shard_server import ShardServer
 from experts.slots import Slots
-from experts.wire import WireFormat
+from experts.wire import Kind, Message, WireFormat
 from kernels.choose import choose_kernels
 from tests.experts.test_process_group import join_both
 from tests.processes import PATIENCE_S
@@ -30,6 +32,41 @@ class OverflowingShard(ExpertShard):
 
     def compute(self, *args: Any) -> torch.Tensor:
         return torch.zeros(WIRE.max_rows + 1, WIRE.hidden_size)
+
+
+class EchoingShard(ExpertShard):
+    """Answers with the rows that it got."""
+
+    def compute(
+        self, layer: int, experts: Sequence[int], versions: Sequence[int], counts: Sequence[int], x_ND: torch.Tensor
+    ) -> torch.Tensor:
+        return x_ND
+
+
+BAD_MESSAGES = {
+    "no rows": (Message(Kind.ROWS, 1, 1, [0], [1], [0]), "got ROWS with 0 rows"),
+    "an answer": (Message(Kind.RESULT, 1, x_ND=torch.zeros(2, 8)), "got RESULT with 2 rows"),
+}
+
+
+@pytest.mark.parametrize(("message", "fault"), BAD_MESSAGES.values(), ids=BAD_MESSAGES)
+def test_a_message_that_makes_no_sense_is_refused_and_costs_nobody_else(message: Message, fault: str) -> None:
+    server = ShardServer(EchoingShard(Slots(), KERNELS), CPU)
+    (bad_end, bad_shard_end), (good_end, good_shard_end) = (join_both(LinkStore("127.0.0.1"), name) for name in "bg")
+    server.serve(bad_shard_end, WIRE, LIVENESS, "bad")
+    server.serve(good_shard_end, WIRE, LIVENESS, "good")
+    answers: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    bad = Endpoint(bad_end, WIRE, LIVENESS, answers.put, lambda reason: None, "bad")
+    good = GroupLink(good_end, WIRE, LIVENESS, PATIENCE_S, CPU, "good")
+    bad.send(message)
+    x_ND = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(good.request(ExpertRows(1, [0], [1], [2], x_ND)).wait(), x_ND)
+    answer = answers.get(timeout=PATIENCE_S)
+    assert (answer.kind, answer.sequence, answer.code) == (Kind.REFUSAL, 1, RefusalCode.COMPUTE_FAILED)
+    assert fault in answer.text
+    bad.close()
+    good.close()
+    server.close()
 
 
 def test_when_the_computing_thread_ends_all_links_end_and_the_process_hears_of_it() -> None:

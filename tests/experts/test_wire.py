@@ -1,5 +1,8 @@
 """Messages survive the wire, and what does not fit is caught before it is sent."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -125,3 +128,12 @@ def test_too_many_experts_are_a_defect_of_the_sender() -> None:
     message = Message(Kind.ROWS, experts=range(6), versions=[1] * 6, counts=[1] * 6, x_ND=rows(6))
     with pytest.raises(AssertionError, match="6 experts for a link of 5"):
         WIRE.pack(message, WIRE.new_buffer())
+
+
+@pytest.mark.parametrize("field", ["experts", "versions", "counts"])
+@pytest.mark.parametrize("number", [-1, 2**31, 2**63])
+def test_numbers_beyond_what_the_wire_carries_are_a_defect_of_the_sender(field: str, number: int) -> None:
+    message = Message(Kind.ROWS, experts=[1], versions=[1], counts=[1], x_ND=rows(1))
+    beyond: dict[str, Any] = {field: [number]}
+    with pytest.raises(AssertionError, match=f"{field} from {number} to {number}; the wire carries int32"):
+        WIRE.pack(replace(message, **beyond), WIRE.new_buffer())

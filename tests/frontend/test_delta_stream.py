@@ -188,3 +188,17 @@ def test_an_id_in_use_is_refused_and_the_stream_that_has_it_goes_on() -> None:
         assert (sink.submitted, sink.cancelled) == (["a"], {})
 
     with_streams(test)
+
+
+def test_an_id_that_the_router_refuses_is_not_cancelled_for_the_one_that_has_it() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        stream = new(streams, "a", "b")
+        reading = await begun(stream)
+        streams.deliver([TokenDelta("a", error=AlreadyExists("request a of another frontend is under way already"))])
+        with pytest.raises(AlreadyExists, match="of another frontend"):
+            await reading
+        stream.close(CANCELLED)
+        assert sink.cancelled == {"b": CANCELLED}
+        assert not streams.any_running
+
+    with_streams(test)

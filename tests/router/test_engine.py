@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from router.counts.requests import CANCELLED
 from router.errors import ResourceExhausted
 from router.model.llama4 import Model
 from router.request import FinishReason, GenerationRequest, request_limits
@@ -121,7 +122,7 @@ def test_cancelling_frees_memory_at_once_and_no_delta_follows(model: Model) -> N
     engine = make_engine(model)
     engine.submit(greedy("a", prompt(5)))
     engine.step()
-    engine.cancel("a")
+    engine.cancel("a", CANCELLED)
     assert engine.stats.kv_bytes_used == 0
     assert engine.step() == []
 
@@ -134,7 +135,7 @@ def test_cancelling_one_request_leaves_the_others_tokens_alone(
     for request in COMPANY:
         engine.submit(request)
     deltas = engine.step()
-    engine.cancel(cancelled.request_id)
+    engine.cancel(cancelled.request_id, CANCELLED)
     deltas += run_to_end(engine)
     assert all(tokens_of(deltas, other.request_id) == greedy_tokens[other.request_id] for other in others)
 
@@ -143,8 +144,8 @@ def test_cancelling_what_is_unknown_or_over_is_ignored(model: Model) -> None:
     engine = make_engine(model)
     engine.submit(greedy("a", prompt(5), max_tokens=1))
     run_to_end(engine)
-    engine.cancel("a")
-    engine.cancel("never heard of")
+    engine.cancel("a", CANCELLED)
+    engine.cancel("never heard of", CANCELLED)
     assert engine.stats.kv_bytes_used == 0
 
 
@@ -269,3 +270,4 @@ def test_stats_tell_who_runs_who_waits_and_what_memory_they_hold(model: Model) -
 def test_the_context_is_the_models_or_less(model: Model, configured: int | None, expected: int) -> None:
     limits = request_limits(model.config, configured)
     assert (limits.max_context_tokens, limits.vocab_size) == (expected, model.config.vocab_size)
+    assert limits.eos_token_ids == set(model.config.eos_token_ids) != set()

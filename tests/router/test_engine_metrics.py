@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from router.counts.requests import EngineSnapshot
+from router.counts.requests import CANCELLED, EngineSnapshot
 from router.engine import Engine
 from router.errors import DeadlineExceeded, ResourceExhausted, Unavailable
 from router.model.llama4 import Model
@@ -82,7 +82,7 @@ def test_each_way_to_end_is_told_apart(own_model: Model) -> None:
     with pytest.raises(ResourceExhausted):
         engine.submit(greedy("refused", prompt(5)))
     engine.step()
-    engine.cancel("leaves")
+    engine.cancel("leaves", CANCELLED)
     engine.cancel("has its stop string", "stop")
     clock.now_s += 2.0
     assert isinstance(engine.step()[0].error, DeadlineExceeded)

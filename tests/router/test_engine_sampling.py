@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from router.counts.requests import CANCELLED
 from router.errors import Unavailable
 from router.model.llama4 import Model
 from router.request import FinishReason, TokenDelta, TokenLogprobs
@@ -122,8 +123,8 @@ def test_nothing_is_remembered_of_requests_that_are_over(model: Model) -> None:
         engine.submit(greedy(name, prompt(5), max_tokens=2 if name == "finishes" else 100, repetition_penalty=1.1))
     for _ in range(3):
         engine.step()
-    engine.cancel("is cancelled")
-    engine.cancel("waits and is cancelled")
+    engine.cancel("is cancelled", CANCELLED)
+    engine.cancel("waits and is cancelled", CANCELLED)
     engine.step()
     assert set(engine._sampling) == {"fails", "waits and fails"}
     engine.fail_all(Unavailable("a test said so"))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.engine_thread import EngineThread
 from router.errors import ResourceExhausted, Unavailable
@@ -112,7 +113,7 @@ def test_many_threads_may_submit_at_once(start: Start, outbox: Outbox, model: Mo
 def test_a_cancelled_request_makes_no_further_step(start: Start, outbox: Outbox) -> None:
     thread = start()
     close_gate_during(outbox, thread, greedy("cancelled", prompt(9), ENDLESS))
-    thread.cancel("cancelled")
+    thread.cancel("cancelled", CANCELLED)
     thread.submit(greedy("next", prompt(5), 2))
     outbox.gate.set()
     deltas = outbox.read_end_of("next")
@@ -123,7 +124,7 @@ def test_a_cancelled_request_frees_its_memory(start: Start, outbox: Outbox) -> N
     thread = start()
     close_gate_during(outbox, thread, greedy("cancelled", prompt(9), ENDLESS))
     held = thread.stats.kv_bytes_used
-    thread.cancel("cancelled")
+    thread.cancel("cancelled", CANCELLED)
     thread.submit(greedy("next", prompt(5), 2))
     outbox.gate.set()
     outbox.read_end_of("next")
@@ -135,7 +136,7 @@ def test_a_request_cancelled_before_it_starts_never_runs(start: Start, outbox: O
     thread = start()
     close_gate_during(outbox, thread, greedy("first", prompt(9), 2))
     thread.submit(greedy("cancelled", prompt(5)))
-    thread.cancel("cancelled")
+    thread.cancel("cancelled", CANCELLED)
     thread.submit(greedy("next", prompt(5), 2))
     outbox.gate.set()
     deltas = outbox.read_end_of("first", "next")
@@ -200,7 +201,7 @@ def test_a_stopped_engine_refuses_as_unavailable(start: Start, outbox: Outbox) -
     thread = start()
     assert thread.stop(PATIENCE_S)
     thread.submit(greedy("late", prompt(9)))
-    thread.cancel("late")
+    thread.cancel("late", CANCELLED)
     [delta] = outbox.read_all()
     assert str(delta.error) == "the router is stopping"
 

@@ -186,3 +186,25 @@ def test_a_timeout_is_any_time_from_now(timeout_s: float | None) -> None:
 def test_a_timeout_that_is_no_time_is_refused(timeout_s: float) -> None:
     with pytest.raises(InvalidArgument, match=r"^timeout_s: is .*; must be above 0 and finite"):
         check_request(GenerationRequest("id", (1,), SamplingParams(max_tokens=5), timeout_s), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"stop_token_ids": frozenset({7})}, "made: contains 7 at index 1, which ends the completion"),
+        ({"stop_token_ids": frozenset({7}), "ignore_eos": True}, "made: contains 7 at index 1"),
+        ({"stop_token_ids": frozenset({9})}, "made: contains 4 at index 2"),
+        ({"stop_token_ids": frozenset({9}), "ignore_eos": True}, None),
+    ],
+    ids=["stop token", "stop token without end tokens", "end token", "ignored end token"],
+)
+def test_what_was_made_has_not_ended(sampling: dict[str, Any], message: str | None) -> None:
+    limits = replace(LIMITS, eos_token_ids=frozenset({4, 8}))
+    request = GenerationRequest("id", (4, 7), SamplingParams(max_tokens=5, **sampling), made=(3, 7, 4))
+    if message is None:
+        check_request(request, limits)
+        return
+    with pytest.raises(InvalidArgument) as error:
+        check_request(request, limits)
+    assert error.value.field == "made"
+    assert str(error.value).startswith(message)

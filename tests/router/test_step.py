@@ -1,9 +1,10 @@
 """A step as data, by hand; and a process that follows it from that data alone."""
 
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
+import torch
 
 from router.model.kv_cache import Span
 from router.model.llama4 import Model
@@ -12,7 +13,7 @@ from router.runner import LocalRunner
 from router.sampling.state import SamplingState
 from router.schedule.kv_layout import KvLayout
 from router.schedule.scheduler import Scheduler
-from router.step import PromptRows, SampleRows, StepInput, StepOutput, assemble
+from router.step import PromptRows, SampleRows, StepInput, assemble
 from tests.local_model import load_model
 from tests.reference import Reference, prompt
 from tests.router.engines import (
@@ -48,7 +49,7 @@ def test_a_step_of_a_prompt_and_a_decoding_sequence() -> None:
     assert step.spans == (Span(row_a, 3, 1), Span(row_b, 0, 2))
     assert row_a != row_b
     assert step.sample == SampleRows(("a", "b"), rows=(0, 2), positions=(4, 2))
-    assert step.prompt == PromptRows((), (), ())
+    assert step.prompt == PromptRows((), (), (), (0, 0))
     [(row, entries)] = step.table_changes  # the third and fourth token of a lie in a block that it has
     assert row == row_b
     assert len(entries) == 1
@@ -70,7 +71,7 @@ def test_prompt_logprobs_are_read_at_the_token_before(
     a = request("a", range(100, 110), prompt_logprobs=2)
     scheduler = make_scheduler(max_step_tokens=4)
     scheduler.enqueue(a)
-    assert assembled(scheduler, a, told=told).prompt == PromptRows(rows, token_ids, (2,) * len(rows))
+    assert assembled(scheduler, a, told=told).prompt == PromptRows(rows, token_ids, (2,) * len(rows), (len(rows),))
 
 
 def test_the_last_piece_of_a_prompt_tells_no_logprobs_of_what_follows_it() -> None:
@@ -78,27 +79,27 @@ def test_the_last_piece_of_a_prompt_tells_no_logprobs_of_what_follows_it() -> No
     scheduler = make_scheduler()
     scheduler.enqueue(a)
     step = assembled(scheduler, a)
-    assert step.prompt == PromptRows((0, 1, 2), (101, 102, 103), (0, 0, 0))
+    assert step.prompt == PromptRows((0, 1, 2), (101, 102, 103), (0, 0, 0), (3,))
     assert step.sample.rows == (3,)
 
 
-class FollowedRunner:
-    """Runs each step here, and again on a follower that has nothing but the step's bytes; both must agree."""
+class FollowedRunner(LocalRunner):
+    """Runs each step here, and its forward pass again on a follower, which has nothing but the step's bytes."""
 
     follower: Model
 
     def __init__(self, model: Model, layout: KvLayout, num_units: int, max_sequences: int) -> None:
-        self._leading = LocalRunner(model, layout, num_units, max_sequences)
+        super().__init__(model, layout, num_units, max_sequences)
         self._following = LocalRunner(self.follower, layout, num_units, max_sequences)
         self.steps = 0
 
-    def run(self, step: StepInput, states: Sequence[SamplingState]) -> StepOutput:
-        received = pickle.loads(pickle.dumps(step))
-        assert received == step
-        output = self._leading.run(step, states)
-        assert self._following.run(received, states) == output
+    def forward(self, step: StepInput) -> torch.Tensor:
+        x_RD = super().forward(step)
+        followed_RD = self._following.forward(pickle.loads(pickle.dumps(step)))
+        assert torch.equal(followed_RD, x_RD)
+        assert torch.equal(self.follower.logits(followed_RD), self._model.logits(x_RD))
         self.steps += 1
-        return output
+        return x_RD
 
 
 @pytest.fixture
@@ -110,7 +111,10 @@ def follower(reference: Reference) -> Iterator[None]:
 
 @pytest.mark.usefixtures("follower")
 def test_a_gang_can_follow_from_steps_alone(model: Model, greedy_tokens: dict[str, list[int]]) -> None:
-    """Prompts in pieces, prefixes found, requests that give way: block tables and tokens travel with the steps."""
+    """Prompts in pieces, prefixes found, requests that give way: block tables and tokens travel with the steps.
+
+    A hidden state of a decoded token reads all keys and values before it, so equal ones need an equal KV cache.
+    """
     engine = make_engine(model, max_step_tokens=13, max_running=4, kv_positions=120, make_runner=FollowedRunner)
     for each in COMPANY:
         engine.submit(each)

@@ -10,7 +10,7 @@ import pytest
 from frontend.in_process.router import InProcessRouter
 from router.counts.requests import CANCELLED
 from router.engine import Engine
-from router.errors import ResourceExhausted, Unavailable
+from router.errors import AlreadyExists, ResourceExhausted, Unavailable
 from router.model.llama4 import Model
 from router.request import FinishReason, GenerationRequest, TokenDelta
 from tests.local_model import load_model
@@ -143,6 +143,22 @@ def test_closing_one_stream_leaves_the_others_alone(model: Model) -> None:
             return await staying
 
     assert tokens_in(run(test())) == alone(model, greedy("stays", prompt(5), 20))
+
+
+def test_an_id_in_use_is_refused_and_the_request_that_has_it_goes_on(model: Model) -> None:
+    request = greedy("a", prompt(9), 20)
+
+    async def test() -> list[TokenDelta]:
+        async with serving(make_engine(model)) as router:
+            stream = router.generate([request])
+            first = await anext(stream)
+            refused = router.generate([request])
+            with pytest.raises(AlreadyExists, match="under way already"):
+                await anext(refused)
+            refused.close(CANCELLED)
+            return [first, *[delta async for delta in stream]]
+
+    assert tokens_in(run(test())) == alone(model, request)
 
 
 def test_a_stream_that_was_never_read_costs_nothing(model: Model) -> None:

@@ -1,0 +1,197 @@
+"""Who owns a request's id at a router: the actor and its clients in this process, over a real engine, without Ray."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from checkpoint.tensors import Checkpoint
+from cluster.actors.router import RouterActor, RouterSpec
+from cluster.actors.specs import router_spec
+from cluster.reports import Phase
+from cluster.router_client import RayRouterClient
+from frontend.delta_stream import DeltaStream
+from router.counts.requests import CANCELLED
+from router.engine_thread import EngineThread
+from router.errors import AlreadyExists
+from router.model.llama4 import Model
+from router.request import GenerationRequest, TokenDelta, request_limits
+from tests.cluster.deployment import deployment_config
+from tests.local_model import load_model
+from tests.reference import make_reference, prompt
+from tests.router.engines import alone, greedy, make_engine, tokens_of
+
+PATIENCE_S = 60.0
+ENDLESS = 400  # tokens, which take far longer than any test
+
+
+class LocalRouter(RouterActor):
+    """A RouterActor that holds all experts itself. `last_posted`: the engine has posted a last delta to the loop."""
+
+    def __init__(self, spec: RouterSpec, model: Model) -> None:
+        self.model = model
+        self.last_posted = threading.Event()
+        super().__init__(spec)
+
+    def _load(self) -> None:
+        self._engine = EngineThread(make_engine(self.model), self._deliver)
+
+    def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
+        super()._deliver(deltas)
+        if any(delta.is_last for delta in deltas):
+            self.last_posted.set()
+
+    async def wait_until_ready(self) -> None:
+        while (await self.state()).phase is not Phase.READY:
+            await asyncio.sleep(0.01)
+
+    async def wait_until_free(self, request_id: str) -> None:
+        while request_id in self._frontend_of:
+            await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        assert self._engine is not None
+        assert self._engine.stop(PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_reference(tmp_path_factory.mktemp("scout"), "scout").directory
+
+
+@pytest.fixture(scope="module")
+def model(directory: Path) -> Model:
+    return load_model(directory)
+
+
+@pytest.fixture
+def with_router(directory: Path, model: Model) -> "With":
+    spec = router_spec(deployment_config(directory, engine={"kv_bytes": 2**20}), Checkpoint.open(directory))
+
+    def run(test: Callable[[LocalRouter], Awaitable[None]]) -> None:
+        async def bounded() -> None:
+            router = LocalRouter(spec, model)
+            await router.wait_until_ready()
+            try:
+                await test(router)
+            finally:
+                router.close()
+
+        asyncio.run(asyncio.wait_for(bounded(), PATIENCE_S))
+
+    return run
+
+
+With = Callable[[Callable[[LocalRouter], Awaitable[None]]], None]
+
+
+class Remotely:
+    """A method as Ray offers it: the call runs by itself, and its answer is awaited."""
+
+    def __init__(self, method: Callable[..., Coroutine[Any, Any, Any]]) -> None:
+        self._method = method
+
+    def remote(self, *args: Any) -> "asyncio.Task[Any]":
+        return asyncio.create_task(self._method(*args))
+
+
+def client_of(router: LocalRouter) -> RayRouterClient:
+    client = RayRouterClient("router-0", "namespace", request_limits(router.model.config))
+    methods = {name: Remotely(getattr(router, name)) for name in ("submit", "cancel", "pull")}
+    client._router = SimpleNamespace(**methods)
+    return client
+
+
+async def read_all(stream: DeltaStream) -> list[TokenDelta]:
+    return [delta async for delta in stream]
+
+
+class Reader:
+    """Pulls a frontend's deltas by hand."""
+
+    def __init__(self, router: LocalRouter, frontend_id: str) -> None:
+        self._router, self._frontend_id = router, frontend_id
+        self._receipt = -1
+
+    async def read_to_end(self) -> list[TokenDelta]:
+        """The deltas up to a batch that ends a request."""
+        deltas: list[TokenDelta] = []
+        while not (deltas and deltas[-1].is_last):
+            batch = await self._router.pull(self._frontend_id, self._receipt)
+            if batch.number != self._receipt:
+                self._receipt = batch.number
+                deltas += batch.deltas
+        return deltas
+
+
+def test_a_frontend_that_is_refused_an_id_leaves_the_owners_request_alone(with_router: With, model: Model) -> None:
+    async def test(router: LocalRouter) -> None:
+        request = greedy("x", prompt(9), 200)
+        owner, other = client_of(router), client_of(router)
+        stream = owner.generate([request])
+        first = await anext(stream)
+        refused = other.generate([request])
+        with pytest.raises(AlreadyExists, match="of another frontend"):
+            await anext(refused)
+        refused.close(CANCELLED)
+        assert tokens_of([first, *await read_all(stream)], "x") == alone(model, request)
+
+    with_router(test)
+
+
+def test_only_the_owner_of_a_request_cancels_it(with_router: With, model: Model) -> None:
+    async def test(router: LocalRouter) -> None:
+        request, mine = greedy("x", prompt(9), 20), Reader(router, "mine")
+        await router.submit("mine", [request])
+        await router.cancel("another's", {"x": CANCELLED})
+        assert tokens_of(await mine.read_to_end(), "x") == alone(model, request)
+        await router.submit("mine", [greedy("endless", prompt(9), ENDLESS)])
+        await router.cancel("mine", {"endless": CANCELLED})
+        await router.submit("mine", [greedy("next", prompt(5), 1)])  # the engine reads its mail in order
+        await mine.read_to_end()
+        metrics = await router.metrics()
+        assert metrics.engine is not None
+        assert metrics.engine.requests.ended[CANCELLED] == 1
+
+    with_router(test)
+
+
+async def ended_but_not_told(router: LocalRouter, request: GenerationRequest) -> None:
+    """Run a request until its last delta waits in the event loop's queue; the loop stands still meanwhile."""
+    await router.submit("mine", [request])
+    assert router.last_posted.wait(PATIENCE_S)
+
+
+def test_a_request_sent_again_before_its_last_delta_was_told_is_not_run_unseen(with_router: With, model: Model) -> None:
+    async def test(router: LocalRouter) -> None:
+        request, mine = greedy("x", prompt(9), 4), Reader(router, "mine")
+        await ended_but_not_told(router, request)
+        await router.submit("mine", [request])
+        assert tokens_of(await mine.read_to_end(), "x") == alone(model, request)
+        await router.submit("mine", [greedy("next", prompt(5), 1)])  # the engine has then begun all before it
+        await mine.read_to_end()
+        stats = (await router.stats()).engine
+        assert stats is not None
+        assert (stats.generated_tokens, stats.running, stats.waiting) == (5, 0, 0)
+
+    with_router(test)
+
+
+def test_a_cancelled_id_is_in_use_until_the_engine_has_no_more_deltas_of_it(with_router: With, model: Model) -> None:
+    async def test(router: LocalRouter) -> None:
+        request, again = greedy("x", prompt(9), 4), greedy("x", prompt(5), 6)
+        mine = Reader(router, "mine")
+        await ended_but_not_told(router, request)
+        await router.cancel("mine", {"x": CANCELLED})
+        await router.submit("mine", [again])
+        [refused] = await mine.read_to_end()
+        assert isinstance(refused.error, AlreadyExists)
+        await router.wait_until_free("x")
+        await router.submit("mine", [again])
+        assert tokens_of(await mine.read_to_end(), "x") == alone(model, again)
+
+    with_router(test)
