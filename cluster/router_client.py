@@ -31,7 +31,7 @@ class RayRouterClient:
         self._streams = DeltaStreams(self)
         self._receipt = -1  # no batch has this number
         self._puller: asyncio.Task[None] | None = None
-        self._to_submit: list[GenerationRequest] = []
+        self._to_submit: dict[str, GenerationRequest] = {}
         self._to_cancel: dict[str, str] = {}  # request id -> how its end is counted
         self._mailer: asyncio.Task[None] | None = None
         self._router: ray.actor.ActorHandle | None = None
@@ -55,31 +55,35 @@ class RayRouterClient:
 
     def submit(self, request: GenerationRequest) -> None:
         """Send a request with the next mail, and pull until it has ended."""
-        self._to_submit.append(request)
+        self._to_submit[request.request_id] = request
         self._mail()
         if self._puller is None or self._puller.done():
             self._puller = asyncio.create_task(self._pull_while_running())
 
     def cancel(self, request_id: str, ending: str) -> None:
-        """Send a cancellation with the next mail."""
-        self._to_cancel[request_id] = ending
-        self._mail()
+        """Send a cancellation with the next mail, or withdraw a request that was not sent yet."""
+        if self._to_submit.pop(request_id, None) is None:
+            self._to_cancel[request_id] = ending
+            self._mail()
 
     def _mail(self) -> None:
         if self._mailer is None or self._mailer.done():
             self._mailer = asyncio.create_task(self._send_mail())
 
     async def _send_mail(self) -> None:
-        """Send all mail. What is posted while a call is under way goes with the next one."""
+        """Send all mail. What is posted while a call is under way goes with the next one.
+
+        Cancellations go first: an id among both was cancelled before it was used again.
+        """
         while self._to_submit or self._to_cancel:
-            requests, self._to_submit = self._to_submit, []
+            requests, self._to_submit = self._to_submit, {}
             cancelled, self._to_cancel = self._to_cancel, {}
             try:
                 router = self._handle()
-                if requests:
-                    await router.submit.remote(self._frontend_id, requests)
                 if cancelled:
                     await router.cancel.remote(self._frontend_id, cancelled)
+                if requests:
+                    await router.submit.remote(self._frontend_id, list(requests.values()))
             except (Unavailable, ray.exceptions.RayError) as error:
                 self._fail(error)
                 self._to_cancel = cancelled | self._to_cancel  # again with the next mail: the router may still live

@@ -143,6 +143,37 @@ def test_a_frontend_that_is_refused_an_id_leaves_the_owners_request_alone(with_r
     with_router(test)
 
 
+def test_an_id_that_is_used_again_as_soon_as_it_is_cancelled_does_not_hang(with_router: With, model: Model) -> None:
+    async def test(router: LocalRouter) -> None:
+        again, client = greedy("x", prompt(5), 6), client_of(router)
+        stream = client.generate([greedy("x", prompt(9), ENDLESS)])
+        await anext(stream)
+        stream.close(CANCELLED)
+        try:
+            deltas = await read_all(client.generate([again]))
+        except AlreadyExists:  # the engine has not read the cancellation yet
+            await router.wait_until_free("x")
+            deltas = await read_all(client.generate([again]))
+        assert tokens_of(deltas, "x") == alone(model, again)
+
+    with_router(test)
+
+
+def test_a_request_that_is_cancelled_before_it_was_sent_never_runs(with_router: With) -> None:
+    async def test(router: LocalRouter) -> None:
+        client = client_of(router)
+        stream = client.generate([greedy("withdrawn", prompt(9), ENDLESS)])
+        reading = asyncio.create_task(anext(stream, None))
+        asyncio.get_running_loop().call_soon(stream.close, CANCELLED)  # before the mail, which the reader posts
+        assert await reading is None
+        await read_all(client.generate([greedy("next", prompt(5), 1)]))
+        stats = (await router.stats()).engine
+        assert stats is not None
+        assert (stats.prompt_tokens, stats.running) == (5, 0)
+
+    with_router(test)
+
+
 def test_only_the_owner_of_a_request_cancels_it(with_router: With, model: Model) -> None:
     async def test(router: LocalRouter) -> None:
         request, mine = greedy("x", prompt(9), 20), Reader(router, "mine")
