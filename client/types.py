@@ -61,7 +61,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class PromptLogprob:
-    """The log-probability of a prompt token (None for the first), and the most likely tokens there."""
+    """The log-probability of a prompt token (None for the first), and the most likely tokens
+    there."""
 
     token_id: int
     logprob: float | None

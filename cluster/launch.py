@@ -266,7 +266,10 @@ def _unready_reason(router: Any) -> str:
 
 
 def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint) -> None:
-    """Open the gRPC and HTTP ports. Until the router is ready, calls get UNAVAILABLE and health says NOT_SERVING."""
+    """Open the gRPC and HTTP ports.
+
+    Until the router is ready, calls get UNAVAILABLE and health says NOT_SERVING.
+    """
     frontend = config.frontend
     serve.start(
         http_options=HTTPOptions(host=frontend.host, port=frontend.http_port),

@@ -18,7 +18,8 @@ RAY_TIMEOUT_S = 6.0
 
 
 async def page_in_time(model_name: str, router_name: str, shard_names: Sequence[str], namespace: str) -> bytes:
-    """`read_page` without blocking the event loop, and within RAY_TIMEOUT_S even if Ray's head is away."""
+    """`read_page` without blocking the event loop, and within RAY_TIMEOUT_S even if Ray's head is
+    away."""
     reading = asyncio.to_thread(read_page, model_name, router_name, shard_names, namespace)
     try:
         return await asyncio.wait_for(reading, RAY_TIMEOUT_S)
@@ -31,7 +32,11 @@ async def page_in_time(model_name: str, router_name: str, shard_names: Sequence[
 def read_page(
     model_name: str, router_name: str, shard_names: Sequence[str], namespace: str, timeout_s: float = TIMEOUT_S
 ) -> bytes:
-    """The page. If the router is not on it, its first line says why. Takes about timeout_s at most, whoever is down."""
+    """The page.
+
+    If the router is not on it, its first line says why. Takes about timeout_s at most, whoever is
+    down.
+    """
     answers = _ask([(router_name, "metrics"), *((name, "stats") for name in shard_names)], namespace, timeout_s)
     counted: RouterMetrics | None = answers.get(router_name)
     down = frozenset(counted.down) if counted else frozenset()
@@ -52,7 +57,10 @@ def _comment(text: str) -> bytes:
 
 
 def _ask(calls: Sequence[tuple[str, str]], namespace: str, timeout_s: float) -> dict[str, Any]:
-    """What each actor's method returned, by the actor's name. Actors that fail or are late are left out."""
+    """What each actor's method returned, by the actor's name.
+
+    Actors that fail or are late are left out.
+    """
     deadline_s = time.monotonic() + timeout_s
     asked = {}
     for name, method in calls:

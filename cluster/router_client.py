@@ -19,7 +19,9 @@ READINESS_TIMEOUT_S = 5.0
 
 
 class RayRouterClient:
-    """A RouterClient over Ray. While requests run, one pull is always under way. All streams end if the router dies.
+    """A RouterClient over Ray.
+
+    While requests run, one pull is always under way. All streams end if the router dies.
 
     `submit` and `cancel` are for the streams that `generate` makes.
     """

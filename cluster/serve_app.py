@@ -1,7 +1,8 @@
 """The frontend as an ordinary Ray Serve application.
 
-HAProxy, which Serve runs, takes each gRPC call straight to a replica. The replica calls the deployment's method that
-has the RPC's name. All else is in frontend/: the same services run in one process without Ray.
+HAProxy, which Serve runs, takes each gRPC call straight to a replica. The replica calls the
+deployment's method that has the RPC's name. All else is in frontend/: the same services run in one
+process without Ray.
 """
 
 from collections.abc import AsyncGenerator
@@ -38,7 +39,10 @@ GRPC_SERVICER_FUNCTIONS = (
 
 @dataclass(frozen=True)
 class FrontendSpec:
-    """What a frontend replica serves, and where its router is. shard_names: by shard number, for their metrics."""
+    """What a frontend replica serves, and where its router is.
+
+    shard_names: by shard number, for their metrics.
+    """
 
     model_name: str
     checkpoint: Path
@@ -99,12 +103,14 @@ class Frontend:
             return Response("only GET\n", 405, {"Allow": "GET, HEAD"}, media_type="text/plain")
         spec = self._spec
         page = await page_in_time(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
-        # Also without a router: Prometheus drops a page with another status, and with it who is up and who is not.
+        # Also without a router: Prometheus drops a page with another status, and with it who is up
+        # and who is not.
         return Response(page, headers={"Content-Type": CONTENT_TYPE})
 
 
 def build(spec: FrontendSpec, replicas: int) -> serve.Application:
-    """The application of one model: `replicas` frontends, none of which reserves a CPU (they wait, mostly)."""
+    """The application of one model: `replicas` frontends, none of which reserves a CPU (they wait,
+    mostly)."""
     deployment = serve.deployment(
         Frontend,
         num_replicas=replicas,
@@ -112,7 +118,8 @@ def build(spec: FrontendSpec, replicas: int) -> serve.Application:
         graceful_shutdown_timeout_s=5,
         ray_actor_options={
             "num_cpus": 0,
-            # A leaving replica stays reachable for so long, for HAProxy to notice; Serve's 30 s delay every stop.
+            # A leaving replica stays reachable for so long, for HAProxy to notice; Serve's 30 s
+            # delay every stop.
             "runtime_env": {"env_vars": {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}},
         },
     )

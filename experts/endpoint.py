@@ -1,8 +1,8 @@
 """One end of a link between processes: framed messages, a heartbeat, and the decision that the peer is dead.
 
-A thread that does nothing else always has a receive posted. So no send waits for a busy peer, and sends that cross
-cannot deadlock. Another thread sends heartbeats and never computes. A peer that was silent for silence_s is dead;
-one that is merely slow still sends heartbeats.
+A thread that does nothing else always has a receive posted. So no send waits for a busy peer, and
+sends that cross cannot deadlock. Another thread sends heartbeats and never computes. A peer that
+was silent for silence_s is dead; one that is merely slow still sends heartbeats.
 """
 
 import logging
@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Liveness:
-    """heartbeat_s: time between heartbeats. silence_s: after so long without a message, the peer is dead."""
+    """heartbeat_s: time between heartbeats.
+
+    silence_s: after so long without a message, the peer is dead.
+    """
 
     heartbeat_s: float
     silence_s: float
@@ -30,8 +33,8 @@ class Liveness:
 class Endpoint:
     """Sends messages, and calls on_message for each that arrives, except heartbeats.
 
-    Both callbacks run in the receiving thread, so on_message must return fast. on_down is called once, with the
-    reason, when either end has ended the link.
+    Both callbacks run in the receiving thread, so on_message must return fast. on_down is called
+    once, with the reason, when either end has ended the link.
     """
 
     def __init__(
@@ -78,7 +81,10 @@ class Endpoint:
                 raise LinkDown(self.down_reason) from None
 
     def close(self) -> None:
-        """End the link, at both ends, and this end's threads. Not to be called from on_message or on_down."""
+        """End the link, at both ends, and this end's threads.
+
+        Not to be called from on_message or on_down.
+        """
         self._end("closed")
         self._close_channels()
         for thread in self._threads:

@@ -17,7 +17,10 @@ class RefusalCode(IntEnum):
 
 
 class LinkDown(Exception):
-    """No answer came over the link to a shard: it died, went silent, or took too long. The message says which."""
+    """No answer came over the link to a shard: it died, went silent, or took too long.
+
+    The message says which.
+    """
 
 
 class ShardRefused(Exception):
@@ -33,7 +36,8 @@ class NotHeld(ShardRefused):
 
 
 class ComputeFailed(ShardRefused):
-    """The shard holds the experts, but computing with them failed: a defect, or memory that ran out."""
+    """The shard holds the experts, but computing with them failed: a defect, or memory that ran
+    out."""
 
     code = RefusalCode.COMPUTE_FAILED
 

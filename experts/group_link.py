@@ -14,9 +14,12 @@ from experts.wire import Kind, Message, WireFormat
 
 
 class GroupLink:
-    """Sends requests and matches replies to them by sequence number. A reply that nobody holds any more is dropped.
+    """Sends requests and matches replies to them by sequence number.
 
-    reply_deadline_s: how long a living shard may take for one request. Missing it does not end the link.
+    A reply that nobody holds any more is dropped.
+
+    reply_deadline_s: how long a living shard may take for one request. Missing it does not end the
+    link.
     """
 
     def __init__(

@@ -54,7 +54,10 @@ class Link(Protocol):
 
 
 class LocalLink:
-    """A shard in the same process, which computes within `request`. The comparison for links between processes."""
+    """A shard in the same process, which computes within `request`.
+
+    The comparison for links between processes.
+    """
 
     down_reason = None
 

@@ -13,7 +13,8 @@ NOT_LINKED = "not linked yet"
 class LinkTable:
     """shard -> link, for the shards that have one; for the others, why not.
 
-    Any thread may change it, and any may read it. Reading takes no lock: a change replaces the mapping as a whole.
+    Any thread may change it, and any may read it. Reading takes no lock: a change replaces the
+    mapping as a whole.
     """
 
     def __init__(self, links: Mapping[int, Link] | None = None) -> None:
@@ -38,7 +39,10 @@ class LinkTable:
         return self._reasons.get(shard, NOT_LINKED) if link is None else link.down_reason
 
     def replace(self, shard: int, link: Link) -> None:
-        """Reach the shard by `link` from now on, whether it had another or none. The old one is not closed."""
+        """Reach the shard by `link` from now on, whether it had another or none.
+
+        The old one is not closed.
+        """
         with self._changed:
             self._set({**self._links, shard: link})
 
@@ -52,7 +56,8 @@ class LinkTable:
     def wait_for_change(self, seen: int, deadline_s: float) -> bool:
         """Return once num_changes is no longer `seen`; False if time.monotonic reaches deadline_s before.
 
-        Read num_changes first, then look whether a wait is needed, then wait: no change can be missed.
+        Read num_changes first, then look whether a wait is needed, then wait: no change can be
+        missed.
         """
         with self._changed:
             return self._changed.wait_for(lambda: self.num_changes != seen, max(0.0, deadline_s - time.monotonic()))

@@ -1,4 +1,7 @@
-"""Which shards hold which experts, and at which version. Pure data; a change is a new object with a higher epoch."""
+"""Which shards hold which experts, and at which version.
+
+Pure data; a change is a new object with a higher epoch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +17,8 @@ Slot = tuple[int, int]
 class Placement:
     """(layer, expert) -> shards, and the version of the weights that these must compute with.
 
-    epoch: grows with every change; only a controller and its routers compare epochs, shards never see them.
+    epoch: grows with every change; only a controller and its routers compare epochs, shards never
+    see them.
     num_shards: shards are numbered from 0.
     shards_of: for each MoE layer, for each expert, the shards that hold it.
     versions_of: for each MoE layer, for each expert, the version of its weights.
@@ -26,7 +30,8 @@ class Placement:
     versions_of: Mapping[int, tuple[int, ...]]
 
     def slots_of(self, shard: int) -> dict[Slot, int]:
-        """What `shard` holds: the version of each slot's weights, layer by layer, experts in ascending order."""
+        """What `shard` holds: the version of each slot's weights, layer by layer, experts in
+        ascending order."""
         return {
             (layer, expert): self.versions_of[layer][expert]
             for layer, by_expert in self.shards_of.items()
@@ -52,7 +57,8 @@ def even_placement(
 ) -> Placement:
     """Each expert once, in contiguous blocks that differ by at most one expert.
 
-    Contiguous, so that a shard reads one range of each fused tensor: 5 experts on 2 shards are 0 0 0 1 1.
+    Contiguous, so that a shard reads one range of each fused tensor: 5 experts on 2 shards are 0 0
+    0 1 1.
     """
     assert 1 <= num_shards <= num_experts, f"{num_shards} shards for {num_experts} experts"
     by_expert = tuple((expert * num_shards // num_experts,) for expert in range(num_experts))

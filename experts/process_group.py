@@ -1,16 +1,18 @@
 """The one file that knows torch.distributed: 2-rank process groups, and the store where their ends meet.
 
-`Pair` carries bytes through host memory (Gloo). `NcclRows` carries rows between two GPUs. A Pair beside it announces
-them.
+`Pair` carries bytes through host memory (Gloo). `NcclRows` carries rows between two GPUs. A Pair
+beside it announces them.
 
-Each (router, shard) pair has a group of its own. In one world of all ranks, a dead or hung peer would block everybody.
-A pair that breaks, joins or leaves touches nobody else.
+Each (router, shard) pair has a group of its own. In one world of all ranks, a dead or hung peer
+would block everybody. A pair that breaks, joins or leaves touches nobody else.
 
 How Gloo behaves, measured with torch 2.13 and checked by tests/experts/test_process_group.py:
 
-- a send completes only once the peer has posted a matching receive, so two ends that both send first never finish;
+- a send completes only once the peer has posted a matching receive, so two ends that both send
+first never finish;
 - a message longer than the receive aborts the receiving *process*; a shorter one is taken silently;
-- one wait that misses its deadline closes the pair for good, and wakes every other wait on it, at both ends;
+- one wait that misses its deadline closes the pair for good, and wakes every other wait on it, at
+both ends;
 - nothing else wakes a blocked wait, so a missed wait is also how a pair is closed on purpose;
 - joining an absent peer blocks until the store's timeout.
 """
@@ -36,12 +38,16 @@ class Work(Protocol):
     """A send or receive under way."""
 
     def wait(self, timeout_s: float) -> None:
-        """Return when it is done. Raises ConnectionError, after which the pair is closed, if that takes too long."""
+        """Return when it is done.
+
+        Raises ConnectionError, after which the pair is closed, if that takes too long.
+        """
         ...
 
 
 class LinkStore:
-    """Where the two ends of a link find each other; hosted by the router, so that it dies with its links."""
+    """Where the two ends of a link find each other; hosted by the router, so that it dies with its
+    links."""
 
     def __init__(self, host: str) -> None:
         self.host = host
@@ -84,7 +90,8 @@ class Pair:
         self._peer = 1 - rank
 
     def post_receive(self, buffer: torch.Tensor) -> Work:
-        """Let the peer's next message fill the front of `buffer` (uint8); it must not be longer than the buffer."""
+        """Let the peer's next message fill the front of `buffer` (uint8); it must not be longer
+        than the buffer."""
         return _start(lambda: self._group.recv([buffer], self._peer, _DATA_TAG))
 
     def send(self, message: torch.Tensor, timeout_s: float) -> None:
@@ -101,7 +108,10 @@ class Pair:
 
 
 class RowChannel(Protocol):
-    """Carries a message's rows beside the Pair that carries its header. Legend: N rows, D model width."""
+    """Carries a message's rows beside the Pair that carries its header.
+
+    Legend: N rows, D model width.
+    """
 
     def send(self, x_ND: torch.Tensor) -> None:
         """Send rows whose number the peer learns from the header."""
@@ -115,13 +125,16 @@ class RowChannel(Protocol):
 
 
 class NcclRows:
-    """Rows between two GPUs over a communicator and a stream of the link's own. Never run: no machine here has a GPU.
+    """Rows between two GPUs over a communicator and a stream of the link's own.
 
-    Written to NCCL's documented rules: the receive is posted only after the header told its size, so sizes always
-    match and an idle link has no kernel waiting; nothing is allocated in a step; the first, slow exchange happens at
-    construction; a deadline is kept by polling an event, and a miss aborts the communicator from a helper thread,
-    because aborting may block. Links do not wait for each other: each has one communicator, used in one direction at a
-    time, so their sends need no common group call.
+    Never run: no machine here has a GPU.
+
+    Written to NCCL's documented rules: the receive is posted only after the header told its size,
+    so sizes always match and an idle link has no kernel waiting; nothing is allocated in a step;
+    the first, slow exchange happens at construction; a deadline is kept by polling an event, and a
+    miss aborts the communicator from a helper thread, because aborting may block. Links do not
+    wait for each other: each has one communicator, used in one direction at a time, so their sends
+    need no common group call.
     """
 
     def __init__(
@@ -136,7 +149,8 @@ class NcclRows:
         dtype: torch.dtype,
         timeout_s: float,
     ) -> None:
-        # By default torch ends the whole process when a communicator fails; here a failure concerns one link.
+        # By default torch ends the whole process when a communicator fails; here a failure
+        # concerns one link.
         os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
         timeout = datetime.timedelta(seconds=timeout_s)
         self._stream = torch.cuda.Stream(device)
@@ -215,5 +229,6 @@ def _gloo_device(bind_host: str) -> object:
 
 
 def _first_line(error: Exception) -> str:
-    # Gloo's messages carry source locations, stack traces and advice; what happened ends the first line.
+    # Gloo's messages carry source locations, stack traces and advice; what happened ends the first
+    # line.
     return str(error).splitlines()[0].split("] ")[-1].split(". This is typically")[0]

@@ -1,4 +1,6 @@
-"""An expert shard: the weights of some experts of every MoE layer, and what they compute. Knows no transport.
+"""An expert shard: the weights of some experts of every MoE layer, and what they compute.
+
+Knows no transport.
 
 Legend: N rows, D model width, F expert width.
 """
@@ -15,7 +17,10 @@ from kernels.kernels import Kernels
 
 
 class ExpertShard:
-    """Slots, and computing with them. That is a pure function: any request may be repeated, here or elsewhere."""
+    """Slots, and computing with them.
+
+    That is a pure function: any request may be repeated, here or elsewhere.
+    """
 
     def __init__(self, slots: Slots, kernels: Kernels) -> None:
         """slots: may change while the shard computes. kernels: which made the experts in them."""
@@ -33,9 +38,12 @@ class ExpertShard:
         counts: Sequence[int],
         x_ND: torch.Tensor,
     ) -> torch.Tensor:
-        """y_ND for rows sorted by expert: counts[i] rows for experts[i]. Scores are already applied to x_ND.
+        """y_ND for rows sorted by expert: counts[i] rows for experts[i].
 
-        versions: of the experts' weights. Raises NotHeld rather than compute with an expert or a version not asked for.
+        Scores are already applied to x_ND.
+
+        versions: of the experts' weights. Raises NotHeld rather than compute with an expert or a
+        version not asked for.
         """
         y_ND = self.kernels.grouped_mlp(x_ND, self.slots.experts(layer, experts, versions), counts)
         self.rows_computed += len(x_ND)
@@ -61,7 +69,8 @@ def load_shard(
     """Read exactly these slots' experts and lay them out for `kernels`.
 
     Reads expert by expert, so that a shard never holds a layer twice.
-    versions: of the weights that the checkpoint has for each slot. on_bytes: called with each piece's size.
+    versions: of the weights that the checkpoint has for each slot. on_bytes: called with each
+    piece's size.
     """
     names, held = TensorNames(checkpoint.config), dict[Slot, HeldExpert]()
     for (layer, expert), version in versions.items():

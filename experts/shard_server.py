@@ -1,4 +1,6 @@
-"""Serves one shard to any number of routers. One thread computes their requests in the order of arrival.
+"""Serves one shard to any number of routers.
+
+One thread computes their requests in the order of arrival.
 
 It never waits for a fuller batch, and drops the requests of routers whose link has ended.
 """
@@ -23,8 +25,8 @@ logger = logging.getLogger(__name__)
 class ShardServer:
     """The links of one shard and the thread that computes for them.
 
-    Heartbeats come from other threads, so a shard whose computing thread has ended would look alive for ever. If a
-    defect ends that thread, it calls on_crash, and then closes all links.
+    Heartbeats come from other threads, so a shard whose computing thread has ended would look
+    alive for ever. If a defect ends that thread, it calls on_crash, and then closes all links.
     """
 
     def __init__(self, shard: ExpertShard, device: torch.device, on_crash: Callable[[], None] = lambda: None) -> None:

@@ -20,9 +20,9 @@ class HeldExpert:
 class Slots:
     """(layer, expert) -> its weights and their version; changed by any thread while others look experts up.
 
-    Each change replaces the mapping as a whole. So a look-up sees all of a change or nothing of it, and never waits.
-    What a look-up has returned stays valid: the memory of an expert that was let go is freed once the computations
-    that use it have ended.
+    Each change replaces the mapping as a whole. So a look-up sees all of a change or nothing of
+    it, and never waits. What a look-up has returned stays valid: the memory of an expert that was
+    let go is freed once the computations that use it have ended.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,20 @@ class Slots:
         self._change_lock = threading.Lock()  # between changes; look-ups do not take it
 
     def change(self, hold: Mapping[Slot, HeldExpert], let_go: Iterable[Slot] = ()) -> None:
-        """Let go of some slots and hold others, in one change. `hold` wins where a slot is in both."""
+        """Let go of some slots and hold others, in one change.
+
+        `hold` wins where a slot is in both.
+        """
         with self._change_lock:
             gone = set(let_go)
             kept = {slot: held for slot, held in self._held.items() if slot not in gone}
             self._held = kept | dict(hold)
 
     def experts(self, layer: int, experts: Sequence[int], versions: Sequence[int]) -> list[Expert]:
-        """The weights of a layer's `experts` at just these versions, of one moment. Raises NotHeld."""
+        """The weights of a layer's `experts` at just these versions, of one moment.
+
+        Raises NotHeld.
+        """
         held_now, found = self._held, []
         for expert, version in zip(experts, versions, strict=True):
             held = held_now.get((layer, expert))

@@ -45,7 +45,8 @@ class Kind(IntEnum):
 class Message:
     """One message. sequence: a reply carries that of its request.
 
-    experts, versions, counts: of the groups of rows, one entry each. code: of a refusal, and only there.
+    experts, versions, counts: of the groups of rows, one entry each. code: of a refusal, and only
+    there.
     """
 
     kind: Kind
@@ -61,9 +62,12 @@ class Message:
 
 @dataclass(frozen=True)
 class WireFormat:
-    """What both ends of a link must agree on. max_rows: rows in one message; max_groups: experts in one message.
+    """What both ends of a link must agree on.
 
-    rows_inline: rows are part of the message; otherwise it only tells how many travel beside it, in a RowChannel.
+    max_rows: rows in one message; max_groups: experts in one message.
+
+    rows_inline: rows are part of the message; otherwise it only tells how many travel beside it,
+    in a RowChannel.
     """
 
     max_groups: int
@@ -92,7 +96,8 @@ class WireFormat:
     def pack(self, message: Message, buffer: torch.Tensor) -> torch.Tensor:
         """Write `message` to the front of `buffer` and return that front, ready to send.
 
-        A message that does not fit is a defect of the sender, and would abort the receiver's process: it is asserted.
+        A message that does not fit is a defect of the sender, and would abort the receiver's
+        process: it is asserted.
         """
         x_ND = message.x_ND
         rows = 0 if x_ND is None else len(x_ND)
@@ -123,7 +128,8 @@ class WireFormat:
         return buffer[:end]
 
     def unpack(self, buffer: torch.Tensor) -> Message:
-        """Read the message at the front of `buffer`; inline rows are copied, so the buffer may be reused."""
+        """Read the message at the front of `buffer`; inline rows are copied, so the buffer may be
+        reused."""
         array = buffer.numpy()
         kind, sequence, layer, groups, rows, text_bytes, code, _ = array[: 8 * _HEADER_INTS].view(np.int64).tolist()
         experts, versions, counts = _groups(array, groups).T.tolist()

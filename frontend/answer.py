@@ -1,4 +1,5 @@
-"""One answer on its way out: from the router's token deltas to what a client sees, whatever protocol it speaks."""
+"""One answer on its way out: from the router's token deltas to what a client sees, whatever
+protocol it speaks."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLog
 
 @dataclass(frozen=True)
 class PromptLogprob:
-    """How likely a token of the prompt was. logprob: None for the first token, which nothing precedes.
+    """How likely a token of the prompt was.
+
+    logprob: None for the first token, which nothing precedes.
 
     top: (token id, logprob) of the most likely tokens in its place.
     """
@@ -36,10 +39,13 @@ class Usage:
 class AnswerDelta:
     """What is new of one answer.
 
-    request_id: of the whole call, the same for all of its answers. index: which answer, from 0 to n - 1.
-    text: whole characters. token_ids: come together with their text. logprobs: one per token, if asked for.
-    finish_reason, usage: in an answer's last delta only. stop_string or stop_token_id: what ended the text; a stop
-    token is the last of token_ids, and neither is part of text. prompt_logprobs: the prompt's next tokens, in order.
+    request_id: of the whole call, the same for all of its answers. index: which answer, from 0 to
+    n - 1.
+    text: whole characters. token_ids: come together with their text. logprobs: one per token, if
+    asked for.
+    finish_reason, usage: in an answer's last delta only. stop_string or stop_token_id: what ended
+    the text; a stop token is the last of token_ids, and neither is part of text. prompt_logprobs:
+    the prompt's next tokens, in order.
     """
 
     request_id: str
@@ -55,7 +61,10 @@ class AnswerDelta:
 
 
 class _HeldToken(NamedTuple):
-    """A token that waits for its text. end: length in characters that the answer's text must reach to release it."""
+    """A token that waits for its text.
+
+    end: length in characters that the answer's text must reach to release it.
+    """
 
     token_id: int
     logprob: TokenLogprobs | None
@@ -83,8 +92,8 @@ class Answer:
     def take(self, delta: TokenDelta) -> AnswerDelta | None:
         """What the delta adds to the answer, if anything can be shown already.
 
-        The token that ended the text is not part of it. If a stop string ends the text, the rest of the delta is
-        dropped, and the caller must cancel the request.
+        The token that ended the text is not part of it. If a stop string ends the text, the rest
+        of the delta is dropped, and the caller must cancel the request.
         """
         assert delta.first == self._completion_tokens, f"token {delta.first} follows {self._completion_tokens} tokens"
         self._cached_tokens += delta.cached_tokens
@@ -140,7 +149,8 @@ class Answer:
         return self._matcher.match(text, may_stop=late_enough)
 
     def _release_tokens(self) -> tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]:
-        """The held tokens whose text is shown, and their logprobs; all of them once the answer has finished."""
+        """The held tokens whose text is shown, and their logprobs; all of them once the answer has
+        finished."""
         shown_chars = self._chars - self._matcher.held_chars
         token_ids, logprobs = [], []
         while self._held and (self.finished or self._held[0].end <= shown_chars):

@@ -16,7 +16,8 @@ MAX_ANSWERS = 16
 class AnswerParams:
     """Each field means what inference.proto says of the field of the same name; one that is left out is None.
 
-    n, stop and timeout_s are about answers, text and the client. The others are the router's SamplingParams.
+    n, stop and timeout_s are about answers, text and the client. The others are the router's
+    SamplingParams.
     """
 
     n: int | None = None
@@ -58,8 +59,9 @@ class AnswerParams:
     def sampling(self, default: SamplingParams, room_tokens: int) -> SamplingParams:
         """What the router is told; `check_request` judges it.
 
-        default: for the fields left out, but for max_tokens and seed. room_tokens: how many the context still holds.
-        The seed is drawn here and not in the router, so that another router can continue with the same tokens.
+        default: for the fields left out, but for max_tokens and seed. room_tokens: how many the
+        context still holds. The seed is drawn here and not in the router, so that another router
+        can continue with the same tokens.
         """
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         given.setdefault("max_tokens", min(default.max_tokens, room_tokens))

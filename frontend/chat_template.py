@@ -1,8 +1,9 @@
 """Conversations to token ids, with the checkpoint's own chat template.
 
-The template is a Jinja program written for Hugging Face's `apply_chat_template`, and gets here what it gets there. It
-writes special tokens by name into one long text, between the contents of the messages. What looks like a special
-token *inside* a content must stay text, or a user could end a turn and speak as the system:
+The template is a Jinja program written for Hugging Face's `apply_chat_template`, and gets here
+what it gets there. It writes special tokens by name into one long text, between the contents of
+the messages. What looks like a special token *inside* a content must stay text, or a user could
+end a turn and speak as the system:
 
 1. Render the conversation. This is the text that the model shall read.
 2. In the contents, replace the first letter of every special token's name by a stand-in: a private-use character that
@@ -11,10 +12,12 @@ token *inside* a content must stay text, or a user could end a turn and speak as
 3. Every special token in the second text was written by the template. Split the text there, put the first letters back
    into the pieces between, and encode these as plain text.
 
-The pieces between special tokens are always encoded whole. So the ids are those of the plain rendering, except that a
-name in a content is text. If no content holds such a name, step 1 is enough.
+The pieces between special tokens are always encoded whole. So the ids are those of the plain
+rendering, except that a name in a content is text. If no content holds such a name, step 1 is
+enough.
 
-Known limit: a template that itself writes the first part of a special token's name right before a content.
+Known limit: a template that itself writes the first part of a special token's name right before a
+content.
 """
 
 import json
@@ -45,7 +48,10 @@ class ChatTemplate:
     """One checkpoint's chat template. It never changes, so threads may share it."""
 
     def __init__(self, source: str, special_names: dict[str, str] | None = None) -> None:
-        """source: the Jinja program. special_names: variables for it, such as eos_token. Raises TemplateSyntaxError."""
+        """source: the Jinja program.
+
+        special_names: variables for it, such as eos_token. Raises TemplateSyntaxError.
+        """
         self._template = _environment().from_string(source)
         self._special_names = special_names or {}
 
@@ -53,9 +59,10 @@ class ChatTemplate:
     def open(cls, directory: Path) -> "ChatTemplate | None":
         """A checkpoint's template; None where it has none.
 
-        It is chat_template.jinja, or else `chat_template` in tokenizer_config.json or in chat_template.json (which is
-        where transformers used to put that of models that take images). Where that lists several templates by name,
-        the one called "default" is it. Raises CheckpointError when a file is damaged.
+        It is chat_template.jinja, or else `chat_template` in tokenizer_config.json or in
+        chat_template.json (which is where transformers used to put that of models that take
+        images). Where that lists several templates by name, the one called "default" is it. Raises
+        CheckpointError when a file is damaged.
         """
         config_path = directory / "tokenizer_config.json"
         config = read_json_object(config_path) if config_path.exists() else {}
@@ -73,7 +80,8 @@ class ChatTemplate:
     def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
         """The prompt that lets the model answer a conversation, whose oldest message is first.
 
-        Raises InvalidArgument when there is no message, a role is unknown or the template refuses the conversation.
+        Raises InvalidArgument when there is no message, a role is unknown or the template refuses
+        the conversation.
         """
         _check(messages)
         now = datetime.now()  # one instant for both renderings
@@ -183,7 +191,8 @@ def _to_json(
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as Hugging Face sets it up for chat templates (transformers 5.23, `utils/chat_template_utils.py`)."""
+    """Jinja as Hugging Face sets it up for chat templates (transformers 5.23,
+    `utils/chat_template_utils.py`)."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlocks]
     )

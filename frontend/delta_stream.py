@@ -1,7 +1,7 @@
 """The deltas of a call's requests as one stream, whichever router makes them.
 
-A router's deltas arrive mixed. `DeltaStreams` sorts them by request; each `DeltaStream` queues those of one call. Both
-live on one event loop.
+A router's deltas arrive mixed. `DeltaStreams` sorts them by request; each `DeltaStream` queues
+those of one call. Both live on one event loop.
 """
 
 import asyncio
@@ -15,27 +15,35 @@ from router.request import GenerationRequest, TokenDelta
 
 
 class RequestSink(Protocol):
-    """The way to a router. Neither method waits, so that a stream can be closed where nothing may be awaited."""
+    """The way to a router.
+
+    Neither method waits, so that a stream can be closed where nothing may be awaited.
+    """
 
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request. A refusal comes as a delta with an error."""
         ...
 
     def cancel(self, request_id: str, ending: str) -> None:
-        """Free a request's work within one step. ending: how it is counted, see `DeltaStream.cancel`."""
+        """Free a request's work within one step.
+
+        ending: how it is counted, see `DeltaStream.cancel`.
+        """
         ...
 
 
 class DeltaStream:
     """The deltas of one or several requests in the order of their arrival; it ends when all requests have ended.
 
-    The requests are submitted when the first delta is asked for. Whoever reads the stream must close it.
+    The requests are submitted when the first delta is asked for. Whoever reads the stream must
+    close it.
     """
 
     def __init__(
         self, requests: Sequence[GenerationRequest], sink: RequestSink, stream_of: dict[str, "DeltaStream"]
     ) -> None:
-        """stream_of: by request id, which stream gets the deltas; this one enters its requests while they run."""
+        """stream_of: by request id, which stream gets the deltas; this one enters its requests
+        while they run."""
         self._unsubmitted = tuple(requests)
         self._sink, self._stream_of = sink, stream_of
         self._running: set[str] = set()
@@ -46,10 +54,12 @@ class DeltaStream:
         return self
 
     async def __anext__(self) -> TokenDelta:
-        """The next delta. Raises a delta's error, such as ResourceExhausted or Unavailable (see router/errors.py).
+        """The next delta.
 
-        Raises AlreadyExists if another stream runs a request of the same id, here or at another frontend. That one
-        goes on: closing this stream does not cancel it.
+        Raises a delta's error, such as ResourceExhausted or Unavailable (see router/errors.py).
+
+        Raises AlreadyExists if another stream runs a request of the same id, here or at another
+        frontend. That one goes on: closing this stream does not cancel it.
 
         If the reader is cancelled while it waits here, this closes the stream.
         """
@@ -70,7 +80,8 @@ class DeltaStream:
                 self._forget(delta.request_id)  # the id belongs to another request, which closing must not cancel
                 raise delta.error
             if delta.error is not None:
-                # Not forgotten: if the router only seemed to be down, closing the stream must still free the work.
+                # Not forgotten: if the router only seemed to be down, closing the stream must
+                # still free the work.
                 raise delta.error
             if delta.is_last:
                 self._forget(delta.request_id)
@@ -85,15 +96,18 @@ class DeltaStream:
     def cancel(self, request_id: str, ending: str) -> None:
         """End one request: no delta of it follows, and the router frees its work within one step.
 
-        ending: why, as the router shall count it, one of router/counts/requests.py's ENDINGS. A request that has ended
-        by itself stays counted as it was.
+        ending: why, as the router shall count it, one of router/counts/requests.py's ENDINGS. A
+        request that has ended by itself stays counted as it was.
         """
         if request_id in self._running:
             self._forget(request_id)
             self._sink.cancel(request_id, ending)
 
     def close(self, ending: str) -> None:
-        """Cancel every request that has not ended. May be called at any time, again, and while a reader waits."""
+        """Cancel every request that has not ended.
+
+        May be called at any time, again, and while a reader waits.
+        """
         self._unsubmitted = ()
         for request_id in tuple(self._running):
             self.cancel(request_id, ending)
@@ -129,7 +143,8 @@ class DeltaStreams:
         return DeltaStream(requests, self._sink, self._stream_of)
 
     def deliver(self, deltas: Iterable[TokenDelta]) -> None:
-        """Hand each delta to its stream; those of requests that have ended or were cancelled are dropped."""
+        """Hand each delta to its stream; those of requests that have ended or were cancelled are
+        dropped."""
         for delta in deltas:
             stream = self._stream_of.get(delta.request_id)
             if stream is not None:

@@ -9,11 +9,12 @@ from checkpoint.tokenizer import Tokenizer
 class IncrementalDetokenizer:
     """Decodes one stream of tokens piece by piece; each token costs the same, however long the stream.
 
-    All pieces together are `tokenizer.decode` of all tokens, wherever the stream is cut. A character whose bytes are
-    spread over tokens comes with the last of them. Bytes that are no valid UTF-8 become U+FFFD.
+    All pieces together are `tokenizer.decode` of all tokens, wherever the stream is cut. A
+    character whose bytes are spread over tokens comes with the last of them. Bytes that are no
+    valid UTF-8 become U+FFFD.
 
-    skip_special: leave special tokens out, so that a chat's text does not end in `<|eot|>`; if false, their names
-    appear.
+    skip_special: leave special tokens out, so that a chat's text does not end in `<|eot|>`; if
+    false, their names appear.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
@@ -31,5 +32,6 @@ class IncrementalDetokenizer:
         return bool(self._decoder.getstate()[0])
 
     def flush(self) -> str:
-        """The rest, once no token follows: U+FFFD if the last character is incomplete, otherwise nothing."""
+        """The rest, once no token follows: U+FFFD if the last character is incomplete, otherwise
+        nothing."""
         return self._decoder.decode(b"", final=True)

@@ -1,8 +1,8 @@
 """From a prompt and parameters to answers, for every protocol: plain data in, plain data out.
 
-A protocol's edge (grpc_api/) translates its messages and names its fields; all else that protocols share is here.
-Errors are those of router/errors.py. They name bare fields: "max_tokens", "stop[2]", "messages[0].content"; an edge
-adds the path that its clients know.
+A protocol's edge (grpc_api/) translates its messages and names its fields; all else that protocols
+share is here. Errors are those of router/errors.py. They name bare fields: "max_tokens",
+"stop[2]", "messages[0].content"; an edge adds the path that its clients know.
 """
 
 import asyncio
@@ -23,7 +23,8 @@ from router.errors import InvalidArgument, NotFound
 from router.request import FinishReason, GenerationRequest, RequestLimits, SamplingParams, check_request
 from router.sampling.noise import derived_seed
 
-# A longer text is tokenized in a thread, so that it does not hold up everybody's streams. 16 KiB take about 5 ms.
+# A longer text is tokenized in a thread, so that it does not hold up everybody's streams. 16 KiB
+# take about 5 ms.
 LARGE_TEXT_BYTES = 16_384
 
 Result = TypeVar("Result")
@@ -31,7 +32,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class TextPrompt:
-    """Text to continue. The beginning-of-text token is put in front; names of special tokens stay text."""
+    """Text to continue.
+
+    The beginning-of-text token is put in front; names of special tokens stay text.
+    """
 
     text: str
 
@@ -45,7 +49,10 @@ class TokenPrompt:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation to answer, oldest message first. Needs a chat template: see `Generation.has_chat_template`."""
+    """A conversation to answer, oldest message first.
+
+    Needs a chat template: see `Generation.has_chat_template`.
+    """
 
     messages: Sequence[Message]
 
@@ -96,8 +103,8 @@ class Generation:
     async def answer(self, prompt: Prompt, params: AnswerParams) -> AsyncGenerator[AnswerDelta, None]:
         """The deltas of all answers as they are made, mixed; each answer's last one has a finish_reason.
 
-        Closing or cancelling this at any point frees the router's work within one step. The first answer that fails
-        ends all. Raises RequestError.
+        Closing or cancelling this at any point frees the router's work within one step. The first
+        answer that fails ends all. Raises RequestError.
         """
         limits = await self._router.limits()
         token_ids = tuple(await self._token_ids(prompt, limits))
@@ -123,7 +130,10 @@ class Generation:
     def _requests(
         self, token_ids: tuple[int, ...], params: AnswerParams, limits: RequestLimits
     ) -> list[GenerationRequest]:
-        """One request for each answer, the first one's id being the call's. Raises InvalidArgument."""
+        """One request for each answer, the first one's id being the call's.
+
+        Raises InvalidArgument.
+        """
         n = params.num_answers()
         sampling = params.sampling(self.card.default_sampling, limits.max_context_tokens - len(token_ids))
         params.check_stop()
@@ -137,7 +147,10 @@ class Generation:
         return [first, *others]
 
     async def _token_ids(self, prompt: Prompt, limits: RequestLimits) -> Sequence[int]:
-        """The prompt as the model reads it. Refuses what cannot fit before it takes the time to tokenize it."""
+        """The prompt as the model reads it.
+
+        Refuses what cannot fit before it takes the time to tokenize it.
+        """
         match prompt:
             case TokenPrompt(token_ids):
                 _check_fits("token_ids", len(token_ids), limits)
@@ -163,14 +176,18 @@ class Generation:
         return await _in_thread_if_large(text_bytes, lambda: template.encode(messages, self._tokenizer))
 
     def _check_text_fits(self, field: str, text: str, limits: RequestLimits) -> int:
-        """The text's size in bytes. Raises InvalidArgument if a text of this size cannot fit into the context."""
+        """The text's size in bytes.
+
+        Raises InvalidArgument if a text of this size cannot fit into the context.
+        """
         text_bytes = _utf8_bytes(text)
         _check_fits(field, text_bytes // self._tokenizer.max_token_bytes, limits)
         return text_bytes
 
 
 def _sampling_of_answer(first: SamplingParams, index: int) -> SamplingParams:
-    """Sampling of a further answer: with a seed of its own, and without the prompt's logprobs, which come once."""
+    """Sampling of a further answer: with a seed of its own, and without the prompt's logprobs,
+    which come once."""
     return replace(first, seed=derived_seed(first.seed, index), prompt_logprobs=None)
 
 

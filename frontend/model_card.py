@@ -14,7 +14,8 @@ DEFAULT_SAMPLING = SamplingParams(max_tokens=DEFAULT_MAX_TOKENS)
 class ModelCard:
     """The model's name, size and dtype. Its tokenizer and the router's limits tell the rest.
 
-    default_sampling: for the fields that a request leaves out. Its seed is not used: every request draws one.
+    default_sampling: for the fields that a request leaves out. Its seed is not used: every request
+    draws one.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """What a frontend needs of a router.
 
-Implemented over Ray by `cluster/router_client.py`, and within one process by `frontend/in_process/router.py`.
+Implemented over Ray by `cluster/router_client.py`, and within one process by
+`frontend/in_process/router.py`.
 """
 
 from collections.abc import Sequence
@@ -29,5 +30,8 @@ class RouterClient(Protocol):
         ...
 
     def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
-        """The deltas of the requests, which `check_request` has passed. The caller closes the stream."""
+        """The deltas of the requests, which `check_request` has passed.
+
+        The caller closes the stream.
+        """
         ...

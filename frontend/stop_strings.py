@@ -1,7 +1,7 @@
 """Finds stop strings in streamed text, and holds back what may be the beginning of one.
 
-All strings are looked for at once, one step per character, however they overlap: the automaton of Aho and Corasick
-(1975).
+All strings are looked for at once, one step per character, however they overlap: the automaton of
+Aho and Corasick (1975).
 """
 
 from collections import deque
@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 @dataclass
 class _Node:
-    """A node of the trie of all stop strings. The path from the root spells a beginning of one of them.
+    """A node of the trie of all stop strings.
+
+    The path from the root spells a beginning of one of them.
 
     fallback: the node of the path's longest proper suffix that is in the trie ("failure link").
     stop: the longest stop string that is a suffix of the path.
@@ -34,7 +36,8 @@ class StopStrings:
             for letter in stop:
                 node = node.next.setdefault(letter, _Node())
             node.stop = stop
-        # Breadth first: a node's fallback is nearer to the root, and therefore finished before the node.
+        # Breadth first: a node's fallback is nearer to the root, and therefore finished before the
+        # node.
         unfinished = deque((child, letter, self.root, 1) for letter, child in self.root.next.items())
         while unfinished:
             node, letter, parent, depth = unfinished.popleft()
@@ -53,7 +56,8 @@ class StopStrings:
 class StopMatcher:
     """Reads one text in pieces. The result does not depend on where the text is cut.
 
-    The stop string that is complete first ends the text; of those complete at the same character, the longest.
+    The stop string that is complete first ends the text; of those complete at the same character,
+    the longest.
     """
 
     def __init__(self, stops: StopStrings) -> None:
@@ -69,8 +73,9 @@ class StopMatcher:
     def match(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         """Read the next piece: (text that no stop string can take back, the stop string that `text` completes).
 
-        The returned text ends before the stop string, and no piece may follow one. may_stop: if false, stop strings
-        that `text` completes do not count. Held back is the longest suffix that a stop string continues, no more.
+        The returned text ends before the stop string, and no piece may follow one. may_stop: if
+        false, stop strings that `text` completes do not count. Held back is the longest suffix
+        that a stop string continues, no more.
         """
         whole, first_new, node = self._held + text, len(self._held), self._node
         for position, letter in enumerate(text, first_new):

@@ -19,7 +19,8 @@ Deliver = Callable[[Sequence[TokenDelta]], None]
 
 @dataclass(frozen=True)
 class _Arrival:
-    """arrived_s: by time.perf_counter; a request may wait for a step to end before the engine sees it."""
+    """arrived_s: by time.perf_counter; a request may wait for a step to end before the engine sees
+    it."""
 
     request: GenerationRequest
     arrived_s: float
@@ -38,7 +39,9 @@ _Mail = _Arrival | _Cancellation
 
 
 class EngineThread:
-    """The engine's only caller. Mail is read between steps, so a cancellation takes effect within one step.
+    """The engine's only caller.
+
+    Mail is read between steps, so a cancellation takes effect within one step.
 
     deliver: called in the engine's thread with each step's deltas; it must not block.
     on_crash: called in the engine's thread when a defect has ended it, after every request was told.
@@ -67,23 +70,28 @@ class EngineThread:
     def submit(self, request: GenerationRequest) -> None:
         """Queue a request that `check_request` has passed; a refusal is delivered as its last delta.
 
-        A request whose id is under way is not queued again. Deltas are told apart by id alone, so whoever listens goes
-        on getting those of the first.
+        A request whose id is under way is not queued again. Deltas are told apart by id alone, so
+        whoever listens goes on getting those of the first.
         """
         self._post(_Arrival(request, time.perf_counter()))
 
     def cancel(
         self, request_id: str, ending: str, on_forgotten: Callable[[str], None] = lambda request_id: None
     ) -> None:
-        """Forget a request within one step, and count it as `ending`. Deltas already made may still be delivered.
+        """Forget a request within one step, and count it as `ending`.
 
-        on_forgotten: called with the id in the engine's thread, after all of the request's deltas were delivered.
-        A stopping engine does not call it.
+        Deltas already made may still be delivered.
+
+        on_forgotten: called with the id in the engine's thread, after all of the request's deltas
+        were delivered. A stopping engine does not call it.
         """
         self._post(_Cancellation(request_id, ending, on_forgotten))
 
     def stop(self, timeout_s: float) -> bool:
-        """End after the step at hand; whether it ended in time. Requests that are left end as unavailable."""
+        """End after the step at hand; whether it ended in time.
+
+        Requests that are left end as unavailable.
+        """
         with self._mail_arrived:
             self._stopping = True
             self._mail_arrived.notify()

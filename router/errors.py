@@ -29,7 +29,8 @@ class InvalidArgument(RequestError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type["InvalidArgument"], tuple[str, str]]:
-        # Errors cross processes inside deltas; the default would call the constructor with the joined text alone.
+        # Errors cross processes inside deltas; the default would call the constructor with the
+        # joined text alone.
         return type(self), (self.field, self.reason)
 
 

@@ -1,4 +1,7 @@
-"""A request as the router sees it, its limits, and the token deltas that answer it. Plain data, so it can travel."""
+"""A request as the router sees it, its limits, and the token deltas that answer it.
+
+Plain data, so it can travel.
+"""
 
 import math
 from collections.abc import Iterable
@@ -13,18 +16,22 @@ MAX_TEMPERATURE = 100.0
 MAX_PENALTY = 2.0  # of presence and frequency, either sign
 MAX_BIAS = 100.0  # either sign
 MAX_BIASED_TOKENS = 1024
-# Log-probabilities of a prompt, the tokens' own and the alternatives together: about 100 MB of Python objects.
+# Log-probabilities of a prompt, the tokens' own and the alternatives together: about 100 MB of
+# Python objects.
 MAX_PROMPT_LOGPROB_ENTRIES = 2**20
 DEFAULT_MAX_TOKENS = 256
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to choose each token. Fields are those of `SamplingParams` in inference.proto, defaults resolved.
+    """How to choose each token.
 
-    top_k 0 keeps all tokens. logprobs None returns none; n returns the chosen token's and the n most likely ones'.
-    prompt_logprobs is the same for the prompt's tokens. logit_bias: (token id, bias) pairs, each token once.
-    What is about text or about several answers (stop, n) is for the frontend alone.
+    Fields are those of `SamplingParams` in inference.proto, defaults resolved.
+
+    top_k 0 keeps all tokens. logprobs None returns none; n returns the chosen token's and the n
+    most likely ones'. prompt_logprobs is the same for the prompt's tokens. logit_bias: (token id,
+    bias) pairs, each token once. What is about text or about several answers (stop, n) is for the
+    frontend alone.
     """
 
     max_tokens: int
@@ -53,9 +60,10 @@ class GenerationRequest:
     """One prompt to continue. request_id is unique among all requests of a server.
 
     timeout_s: how long its client waits, from now on; None means for ever.
-    made: the completion so far, if another router has begun it and told these tokens. None of them ended it. This
-    router continues as if it had made them: they count for max_tokens, min_tokens and penalties, and the noise is keyed
-    by position. The prompt's log-probabilities were told with the first token at the latest. They are not told again.
+    made: the completion so far, if another router has begun it and told these tokens. None of them
+    ended it. This router continues as if it had made them: they count for max_tokens, min_tokens
+    and penalties, and the noise is keyed by position. The prompt's log-probabilities were told
+    with the first token at the latest. They are not told again.
     """
 
     request_id: str
@@ -72,7 +80,8 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Natural log-probabilities at one position: the chosen token's, then (id, logprob) of the most likely ones."""
+    """Natural log-probabilities at one position: the chosen token's, then (id, logprob) of the
+    most likely ones."""
 
     token_id: int
     logprob: float
@@ -83,13 +92,15 @@ class TokenLogprobs:
 class TokenDelta:
     """What one step added to one request.
 
-    token_ids and logprobs have the same length (logprobs is empty unless asked for). The last delta of a request has
-    either finish_reason or error set; an error is an instance of RequestError.
-    prompt_logprobs: of the next positions of the prompt, in order; None for its first token, which nothing precedes.
-    cached_tokens: prompt tokens that were not computed but taken from the prefix cache; with the completion's first
-    token only.
-    first: the index of token_ids[0] in the completion. Tokens of GenerationRequest.made count, too. A reader of two
-    routers' deltas can tell by it which tokens are new.
+    token_ids and logprobs have the same length (logprobs is empty unless asked for). The last
+    delta of a request has either finish_reason or error set; an error is an instance of
+    RequestError.
+    prompt_logprobs: of the next positions of the prompt, in order; None for its first token, which
+    nothing precedes.
+    cached_tokens: prompt tokens that were not computed but taken from the prefix cache; with the
+    completion's first token only.
+    first: the index of token_ids[0] in the completion. Tokens of GenerationRequest.made count,
+    too. A reader of two routers' deltas can tell by it which tokens are new.
     """
 
     request_id: str
@@ -108,7 +119,10 @@ class TokenDelta:
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a router can take. max_context_tokens: prompt and completion together. eos_token_ids: the model's."""
+    """What a router can take.
+
+    max_context_tokens: prompt and completion together. eos_token_ids: the model's.
+    """
 
     vocab_size: int
     max_context_tokens: int
@@ -116,7 +130,8 @@ class RequestLimits:
 
 
 def request_limits(config: ModelConfig, max_context_tokens: int | None = None) -> RequestLimits:
-    """What a router of this model takes; max_context_tokens: prompt and completion; None means all its positions."""
+    """What a router of this model takes; max_context_tokens: prompt and completion; None means all
+    its positions."""
     positions = config.max_position_embeddings
     eos_token_ids = frozenset(config.eos_token_ids)
     return RequestLimits(config.vocab_size, min(positions, max_context_tokens or positions), eos_token_ids)
@@ -164,7 +179,8 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
 
 
 def _check_made(request: GenerationRequest, limits: RequestLimits) -> None:
-    """Refuse a completion that has ended already, as far as its tokens tell: a stop string may have ended it, too."""
+    """Refuse a completion that has ended already, as far as its tokens tell: a stop string may
+    have ended it, too."""
     made, sampling = request.made, request.sampling
     _check_token_ids("made", made, limits.vocab_size)
     if len(made) >= sampling.max_tokens:

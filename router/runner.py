@@ -25,9 +25,12 @@ class Runner(Protocol):
     """Owns a model and its KV cache."""
 
     def run(self, step: StepInput, states: Sequence[SamplingState]) -> StepOutput:
-        """Compute a step. states: of step.sample's requests, in that order; they are read, not changed.
+        """Compute a step.
 
-        Raises ShardUnavailable. The keys and values of a step that failed are worthless, those of others are not.
+        states: of step.sample's requests, in that order; they are read, not changed.
+
+        Raises ShardUnavailable. The keys and values of a step that failed are worthless, those of
+        others are not.
         """
         ...
 
@@ -51,7 +54,10 @@ class LocalRunner:
         return StepOutput(sampled, self._prompt_logprobs(x_RD[sampling:], step.prompt))
 
     def forward(self, step: StepInput) -> torch.Tensor:
-        """x_RD of step.sample's rows, then of step.prompt's, as Model.forward returns them. Fills the KV cache."""
+        """x_RD of step.sample's rows, then of step.prompt's, as Model.forward returns them.
+
+        Fills the KV cache.
+        """
         for row, entries in step.table_changes:
             self._cache.assign(row, entries)
         return self._model.forward(step.token_ids, step.spans, self._cache, step.sample.rows + step.prompt.rows)

@@ -15,7 +15,8 @@ from router.schedule.sequence import Work
 class SampleRows:
     """Where new tokens come from, one entry per sampling request.
 
-    rows: indices into the step's tokens. positions: of the new tokens in their sequences, prompt included.
+    rows: indices into the step's tokens. positions: of the new tokens in their sequences, prompt
+    included.
     """
 
     request_ids: tuple[str, ...]
@@ -27,8 +28,9 @@ class SampleRows:
 class PromptRows:
     """Prompt positions whose log-probabilities were asked for.
 
-    rows: indices into the step's tokens, each of the token before such a position. token_ids: the tokens at these
-    positions. tops: how many of the most likely alternatives each wants. counts: how many of the rows are each span's.
+    rows: indices into the step's tokens, each of the token before such a position. token_ids: the
+    tokens at these positions. tops: how many of the most likely alternatives each wants. counts:
+    how many of the rows are each span's.
     """
 
     rows: tuple[int, ...]
@@ -41,8 +43,9 @@ class PromptRows:
 class StepInput:
     """What the model computes in a step, as plain data that can travel: forward pass, KV cache, and rows of logits.
 
-    What it leaves out is drawing tokens from these logits. Sampling states stay with the engine, which hands them to
-    its own runner. A process that follows learns the drawn tokens from the next step's token_ids.
+    What it leaves out is drawing tokens from these logits. Sampling states stay with the engine,
+    which hands them to its own runner. A process that follows learns the drawn tokens from the
+    next step's token_ids.
 
     token_ids: the spans' tokens, one span after the other.
     table_changes: (row of the block tables, its changed entries), to be made before the step.
@@ -57,7 +60,10 @@ class StepInput:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """sampled: one token per entry of StepInput.sample. prompt_logprobs: one entry per row of StepInput.prompt."""
+    """sampled: one token per entry of StepInput.sample.
+
+    prompt_logprobs: one entry per row of StepInput.prompt.
+    """
 
     sampled: Sequence[SampledToken]
     prompt_logprobs: Sequence[TokenLogprobs]
@@ -100,7 +106,8 @@ def assemble(works: Sequence[Work], states: Mapping[str, SamplingState]) -> Step
 
 
 def _prompt_positions(work: Work, state: SamplingState) -> range:
-    """The prompt's positions whose log-probabilities `work` is the first to tell; position 0 has none."""
+    """The prompt's positions whose log-probabilities `work` is the first to tell; position 0 has
+    none."""
     request = work.sequence.request
     if request.sampling.prompt_logprobs is None:
         return range(0)

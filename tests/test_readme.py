@@ -1,7 +1,6 @@
 """The documents: their tree names every source file, their links lead somewhere, and their commands exist."""
 
 import argparse
-import importlib
 import re
 import shlex
 import subprocess
@@ -78,8 +77,8 @@ def calls_of(program: list[str]) -> list[list[str]]:
 def drover_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("drover")
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for command in COMMANDS:
-        importlib.import_module(f"cli.{command}").add_parser(subparsers)
+    for command in COMMANDS.values():
+        command.add_parser(subparsers)
     return parser
 
 

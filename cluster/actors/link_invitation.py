@@ -14,8 +14,8 @@ from experts.wire import WireFormat
 class LinkInvitation:
     """The store where the ends meet, the link's name, and what both must agree on.
 
-    liveness: how the shard judges the router. timeout_s: how long to wait for the other end. Rows that are not part of
-    the messages (wire.rows_inline) go over NCCL.
+    liveness: how the shard judges the router. timeout_s: how long to wait for the other end. Rows
+    that are not part of the messages (wire.rows_inline) go over NCCL.
     """
 
     store_host: str

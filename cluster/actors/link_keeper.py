@@ -27,7 +27,10 @@ JOIN_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """router_liveness, shard_liveness: how each end judges the other. reply_deadline_s: see GroupLink."""
+    """router_liveness, shard_liveness: how each end judges the other.
+
+    reply_deadline_s: see GroupLink.
+    """
 
     wire: WireFormat
     router_liveness: Liveness

@@ -40,7 +40,8 @@ class LoadProgress:
             self._done += count
 
     def wait(self, wait: Callable[[], None], waits_for: Callable[[], str]) -> None:
-        """Call `wait`; until it returns, states say what is waited for, as `waits_for` tells it then."""
+        """Call `wait`; until it returns, states say what is waited for, as `waits_for` tells it
+        then."""
         with self._lock:
             self._waits_for = waits_for
         wait()

@@ -1,8 +1,8 @@
 """A router as a Ray actor: the model without its experts, the engine, and links to every shard.
 
-Frontends talk to it in batches: `submit` and `cancel` carry many requests, and `pull` answers with everything that was
-made for one frontend since its last pull. One call costs about 0.9 ms whatever it carries; a call per token would
-cost more than the token.
+Frontends talk to it in batches: `submit` and `cancel` carry many requests, and `pull` answers with
+everything that was made for one frontend since its last pull. One call costs about 0.9 ms whatever
+it carries; a call per token would cost more than the token.
 """
 
 import asyncio
@@ -50,8 +50,9 @@ LONG_POLL_S = 1.0
 class RouterSpec:
     """What a router actor is to run.
 
-    shard_names: actor names, by shard number. limits: all but kv_bytes, which follows from kv_budget once the weights
-    are loaded. If the budget is a share of free memory, the shards must have loaded theirs, too.
+    shard_names: actor names, by shard number. limits: all but kv_bytes, which follows from
+    kv_budget once the weights are loaded. If the budget is a share of free memory, the shards must
+    have loaded theirs, too.
     """
 
     name: str
@@ -73,7 +74,8 @@ class RouterSpec:
 class _Outbox:
     """Deltas that one frontend has not pulled yet, and the last batch, kept until its receipt has come.
 
-    pulls: how many there were. Only the newest may take deltas: the caller of an older one has given up.
+    pulls: how many there were. Only the newest may take deltas: the caller of an older one has
+    given up.
     heard_s: when the frontend last called.
     """
 
@@ -97,7 +99,8 @@ class RouterActor:
         self._engine: EngineThread | None = None
         self._outboxes: dict[str, _Outbox] = {}
         self._batch_numbers = itertools.count(secrets.randbits(62))
-        # None: it was cancelled, but the engine may still have deltas of it. Until then its id stays in use.
+        # None: it was cancelled, but the engine may still have deltas of it. Until then its id
+        # stays in use.
         self._frontend_of: dict[str, str | None] = {}
         self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -128,8 +131,9 @@ class RouterActor:
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing.
 
-        An id is in use until its last delta has reached the outbox, or the engine has forgotten it. Meanwhile a
-        frontend that sends its request again goes on getting the first one's deltas. Others are refused the id.
+        An id is in use until its last delta has reached the outbox, or the engine has forgotten
+        it. Meanwhile a frontend that sends its request again goes on getting the first one's
+        deltas. Others are refused the id.
         """
         self._start_watching()
         outbox = self._outbox(frontend_id)
@@ -155,8 +159,9 @@ class RouterActor:
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
 
-        If `receipt` is not the last batch's number, that batch was lost on the way, or this is a new outbox: the last
-        batch comes (again), at once. If nothing was made, it comes too, and its number says that it is known.
+        If `receipt` is not the last batch's number, that batch was lost on the way, or this is a
+        new outbox: the last batch comes (again), at once. If nothing was made, it comes too, and
+        its number says that it is known.
         """
         self._start_watching()
         outbox = self._outbox(frontend_id)
@@ -220,7 +225,8 @@ class RouterActor:
             await asyncio.sleep(1.0)
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
-        # In the engine's thread. A request reaches the engine through `submit`, which has set the loop.
+        # In the engine's thread. A request reaches the engine through `submit`, which has set the
+        # loop.
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._put_into_outboxes, deltas)
 

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 class ShardSpec:
     """What a shard actor is to hold.
 
-    slots: (layer, expert) -> version of its weights. threads: None means an equal share of its machine's cores.
+    slots: (layer, expert) -> version of its weights. threads: None means an equal share of its
+    machine's cores.
     neighbours: how many shards share that machine, this one included.
     """
 
@@ -42,7 +43,10 @@ class ShardSpec:
 
 
 class ShardActor:
-    """Loads in a thread of its own, so that `state` answers meanwhile. Threaded: calls run side by side."""
+    """Loads in a thread of its own, so that `state` answers meanwhile.
+
+    Threaded: calls run side by side.
+    """
 
     def __init__(self, spec: ShardSpec) -> None:
         self._threads = spec.threads or share_of_cores(spec.neighbours)
@@ -62,7 +66,10 @@ class ShardActor:
         return ShardStats(len(shard.slots), shard.rows_computed, self._server.link_names)
 
     def join(self, invitation: LinkInvitation) -> None:
-        """Form this shard's end of a link; returns once both ends have met. Raises DroverError, ConnectionError."""
+        """Form this shard's end of a link; returns once both ends have met.
+
+        Raises DroverError, ConnectionError.
+        """
         if self._server is None:
             raise DroverError(f"{self._spec.name} is not ready: {self.state().summary}")
         pair, rows = invitation.accept(SHARD_RANK, torch.device(self._spec.device))

@@ -14,7 +14,8 @@ from experts.placement import Placement, even_placement
 from experts.wire import WireFormat
 from router.schedule.limits import SchedulerLimits
 
-# A shard is more patient than a router: a router that is merely stalled would otherwise lose all its links at once.
+# A shard is more patient than a router: a router that is merely stalled would otherwise lose all
+# its links at once.
 SHARD_PATIENCE = 10.0
 
 

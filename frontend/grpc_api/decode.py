@@ -1,8 +1,10 @@
-"""Requests from bytes. Bytes that are no valid request become a value that says why, not an exception.
+"""Requests from bytes.
 
-An exception in a request deserializer reaches the client as INTERNAL "Exception deserializing request!", which blames
-the server and hides the field. So a deserializer made here never raises; `frontend/grpc_api/server.py` answers a
-MalformedRequest with INVALID_ARGUMENT.
+Bytes that are no valid request become a value that says why, not an exception.
+
+An exception in a request deserializer reaches the client as INTERNAL "Exception deserializing
+request!", which blames the server and hides the field. So a deserializer made here never raises;
+`frontend/grpc_api/server.py` answers a MalformedRequest with INVALID_ARGUMENT.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,8 @@ LENGTH_DELIMITED = 2  # the wire type of strings, bytes, messages and packed num
 class MalformedRequest:
     """Stands for a request that could not be read.
 
-    field: path of the field at fault, as errors name it, or the message's type where no field can be named.
+    field: path of the field at fault, as errors name it, or the message's type where no field can
+    be named.
     """
 
     field: str
@@ -45,8 +48,8 @@ def decoder(request_class: type[Message]) -> Callable[[bytes], Message | Malform
 def _fault_in(raw: bytes, descriptor: Any, path: str = "") -> MalformedRequest | None:
     """The first field of the message `raw` that cannot be read; None where every field looks right.
 
-    descriptor: of the message's type. The message is read as an Empty: protobuf then keeps every field as unchecked
-    bytes, and each can be looked at on its own.
+    descriptor: of the message's type. The message is read as an Empty: protobuf then keeps every
+    field as unchecked bytes, and each can be looked at on its own.
     """
     try:
         fields = UnknownFieldSet(Empty.FromString(raw))
@@ -73,7 +76,8 @@ def _fault_in(raw: bytes, descriptor: Any, path: str = "") -> MalformedRequest |
 
 
 def _join(path: str, field: FieldDescriptor, index: int) -> str:
-    """The name that Drover's errors give a field: oneof members behind their oneof, repeated ones with their index."""
+    """The name that Drover's errors give a field: oneof members behind their oneof, repeated ones
+    with their index."""
     oneof = field.containing_oneof
     name = f"{oneof.name}.{field.name}" if oneof is not None and not oneof.name.startswith("_") else field.name
     if field.is_repeated:

@@ -19,7 +19,8 @@ _Status = health_pb2.HealthCheckResponse
 class HealthService:
     """The standard's methods, under its names.
 
-    poll_interval_s: how often Watch looks for a change; nothing tells a frontend that a router became ready.
+    poll_interval_s: how often Watch looks for a change; nothing tells a frontend that a router
+    became ready.
     """
 
     def __init__(self, router_client: RouterClient, *, poll_interval_s: float = 0.5) -> None:
@@ -35,7 +36,8 @@ class HealthService:
     async def Watch(
         self, request: health_pb2.HealthCheckRequest
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
-        """The service's status now and after each change; never ends by itself, not even for an unknown service."""
+        """The service's status now and after each change; never ends by itself, not even for an
+        unknown service."""
         told = None
         while True:
             status = await self._status(request.service)

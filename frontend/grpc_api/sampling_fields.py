@@ -1,4 +1,5 @@
-"""Field names and sampling fields of drover.v1, translated from and to those of frontend/generation.py."""
+"""Field names and sampling fields of drover.v1, translated from and to those of
+frontend/generation.py."""
 
 from typing import Any
 
@@ -10,7 +11,8 @@ _PROMPT = tuple(field.name for field in pb.GenerateRequest.DESCRIPTOR.oneofs_by_
 
 
 def wire_path(field: str) -> str:
-    """The path in GenerateRequest or ChatRequest of a field that an error names: "sampling.stop[2]" for "stop[2]"."""
+    """The path in GenerateRequest or ChatRequest of a field that an error names:
+    "sampling.stop[2]" for "stop[2]"."""
     name = field.partition("[")[0]
     if name in _SAMPLING:
         return f"sampling.{field}"

@@ -1,8 +1,8 @@
 """Puts the services on a gRPC server: one in this process, or Ray Serve's.
 
-Both use the same registration, whose deserializers never raise, and the same `answer_unary` and `answer_stream`, which
-turn errors into statuses. These two are called by the handlers of `serve_in_process` here, and by the methods of a
-Serve deployment there.
+Both use the same registration, whose deserializers never raise, and the same `answer_unary` and
+`answer_stream`, which turn errors into statuses. These two are called by the handlers of
+`serve_in_process` here, and by the methods of a Serve deployment there.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -25,7 +25,8 @@ from frontend.grpc_api.status import metadata_of, status_of
 from protos.drover.v1 import inference_pb2
 from router.errors import InvalidArgument
 
-# Large enough for any context as text. At gRPC's default of 4 MiB, a long prompt would fail with a puzzling status.
+# Large enough for any context as text. At gRPC's default of 4 MiB, a long prompt would fail with a
+# puzzling status.
 MAX_REQUEST_BYTES = 256 * 2**20
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
@@ -35,11 +36,15 @@ Response = TypeVar("Response", bound=Message)
 
 
 class CallFailed(Exception):
-    """A call failed and its context has the status; the text is that status's message. Crosses processes."""
+    """A call failed and its context has the status; the text is that status's message.
+
+    Crosses processes.
+    """
 
 
 class StatusContext(Protocol):
-    """The part of a call's context that grpc.aio.ServicerContext and Ray's RayServegRPCContext share."""
+    """The part of a call's context that grpc.aio.ServicerContext and Ray's RayServegRPCContext
+    share."""
 
     def set_code(self, code: grpc.StatusCode, /) -> None: ...
 
@@ -72,9 +77,9 @@ async def answer_stream(
 ) -> AsyncGenerator[Response, None]:
     """The responses of `method`; if it fails, the status is set on `context` and CallFailed raised.
 
-    The exception is needed: in Ray Serve's Python proxy a stream's status travels only with messages and exceptions. A
-    status that is set after the last message would be lost, and the client would see OK. Cancellation passes through.
-    Closing this generator closes the method's.
+    The exception is needed: in Ray Serve's Python proxy a stream's status travels only with
+    messages and exceptions. A status that is set after the last message would be lost, and the
+    client would see OK. Cancellation passes through. Closing this generator closes the method's.
     """
     try:
         async with aclosing(method(_well_formed(request))) as responses:
@@ -108,7 +113,8 @@ async def serve_in_process(
 ) -> AsyncIterator[str]:
     """Serve both services, and reflection, from this event loop; gives the address, "host:port".
 
-    port 0 takes any free one. On leaving, running calls get `grace_s` to end before they are cancelled.
+    port 0 takes any free one. On leaving, running calls get `grace_s` to end before they are
+    cancelled.
     Raises DroverError if the port is taken.
     """
     options = [
@@ -137,8 +143,9 @@ async def serve_in_process(
 def _add_service(descriptor: ServiceDescriptor, servicer: Any, server: grpc.aio.Server) -> None:
     """Register the attributes of `servicer` that have the names of the service's methods.
 
-    The deserializers never raise: a handler may get a MalformedRequest. `answer_unary` and `answer_stream` refuse it.
-    Ray Serve passes a mock servicer. It replaces the behaviours and serializers, but keeps the deserializers.
+    The deserializers never raise: a handler may get a MalformedRequest. `answer_unary` and
+    `answer_stream` refuse it. Ray Serve passes a mock servicer. It replaces the behaviours and
+    serializers, but keeps the deserializers.
     """
     rpc_handlers = {}
     for method in descriptor.methods:
@@ -153,7 +160,8 @@ def _add_service(descriptor: ServiceDescriptor, servicer: Any, server: grpc.aio.
 
 
 def handlers_of(descriptor: ServiceDescriptor, service: object) -> SimpleNamespace:
-    """The methods of `service` as grpc.aio calls them: with a context, and statuses instead of errors."""
+    """The methods of `service` as grpc.aio calls them: with a context, and statuses instead of
+    errors."""
 
     def unary(method: Callable[[Any], Awaitable[Message]], response_class: type[Message]) -> Any:
         async def handle(request: Message | MalformedRequest, context: Any) -> Message:
@@ -162,7 +170,8 @@ def handlers_of(descriptor: ServiceDescriptor, service: object) -> SimpleNamespa
         return handle
 
     def stream(method: Callable[[Any], AsyncGenerator[Message, None]]) -> Any:
-        # Writes by itself rather than yield: a cancelled call then unwinds at once, wherever it waits.
+        # Writes by itself rather than yield: a cancelled call then unwinds at once, wherever it
+        # waits.
         async def handle(request: Message | MalformedRequest, context: Any) -> None:
             try:
                 async with aclosing(answer_stream(method, request, context)) as responses:

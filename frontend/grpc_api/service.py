@@ -1,7 +1,9 @@
-"""drover.v1.Inference: protobuf to and from frontend/generation.py. Knows neither gRPC's servers nor Ray.
+"""drover.v1.Inference: protobuf to and from frontend/generation.py.
 
-Every method takes one request and returns, or streams, its responses; it fails with an error of router/errors.py,
-which `frontend/grpc_api/server.py` turns into a status.
+Knows neither gRPC's servers nor Ray.
+
+Every method takes one request and returns, or streams, its responses; it fails with an error of
+router/errors.py, which `frontend/grpc_api/server.py` turns into a status.
 """
 
 from collections.abc import AsyncGenerator

@@ -10,7 +10,8 @@ from router.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotF
 
 logger = logging.getLogger(__name__)
 
-# A status travels in HTTP/2 trailers, which peers limit to 8 KiB, and there each byte may become three (%XX).
+# A status travels in HTTP/2 trailers, which peers limit to 8 KiB, and there each byte may become
+# three (%XX).
 MAX_DETAILS_BYTES = 2_000
 
 _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
@@ -27,8 +28,9 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
 def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
     """The status code and message with which a call that failed with `error` ends.
 
-    An error that is no DroverError is a fault of the program: it is logged with its traceback, and the client learns
-    only its type. CancelledError, KeyboardInterrupt and the like are raised again.
+    An error that is no DroverError is a fault of the program: it is logged with its traceback, and
+    the client learns only its type. CancelledError, KeyboardInterrupt and the like are raised
+    again.
     """
     if not isinstance(error, Exception):
         raise error
@@ -40,7 +42,8 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
 
 
 def metadata_of(error: BaseException) -> tuple[tuple[str, str], ...]:
-    """Trailing metadata of a call that failed with `error`: when to try again, as gRPC's retry design (A6) has it."""
+    """Trailing metadata of a call that failed with `error`: when to try again, as gRPC's retry
+    design (A6) has it."""
     if isinstance(error, ResourceExhausted) and error.retry_after_s is not None:
         return (("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1e3))),)
     return ()

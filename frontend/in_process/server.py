@@ -44,9 +44,9 @@ def serve_checkpoint(
 ) -> Iterator[str]:
     """Load a Llama 4 directory and serve it from a thread of its own; gives the address, "127.0.0.1:port".
 
-    However the block ends, also before it began, the server, the engine and the thread have then stopped, after the
-    step or the read at hand; calls that still run are cancelled.
-    The model has the directory's name. threads: of torch, in the whole process; none leaves them as they are.
+    However the block ends, also before it began, the server, the engine and the thread have then
+    stopped, after the step or the read at hand; calls that still run are cancelled. The model has
+    the directory's name. threads: of torch, in the whole process; none leaves them as they are.
     Raises CheckpointError, NoRoom, DroverError.
     """
     address: Future[str] = Future()
@@ -86,7 +86,8 @@ async def _serve(
     try:
         card = ModelCard.of(directory.resolve().name, checkpoint.config, checkpoint.config.dtype)
         service = InferenceService(Generation(card, tokenizer, chat_template, router))
-        # Not without grace: grpc prints a traceback if a call that its client has just cancelled is cancelled twice.
+        # Not without grace: grpc prints a traceback if a call that its client has just cancelled
+        # is cancelled twice.
         async with serve_in_process(service, HealthService(router)) as served_at:
             address.set_result(served_at)
             await asyncio.wrap_future(leaving)

@@ -1,4 +1,7 @@
-"""What a deployment has counted, as one page for Prometheus. What is on it is in frontend/metrics/catalogue.py."""
+"""What a deployment has counted, as one page for Prometheus.
+
+What is on it is in frontend/metrics/catalogue.py.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -38,7 +41,8 @@ class ShardReport:
 
 
 def render(model_name: str, routers: Sequence[RouterReport], shards: Sequence[ShardReport]) -> bytes:
-    """The page, in Prometheus' text format; a part that is away has its `drover_up` at 0 and nothing else."""
+    """The page, in Prometheus' text format; a part that is away has its `drover_up` at 0 and
+    nothing else."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Deployment(model_name, routers, shards))
     return generate_latest(registry)

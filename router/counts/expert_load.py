@@ -77,7 +77,8 @@ class ExpertLoad:
         # A bare deque.append: counts are added after the step. Within it, each addition takes 5 us
         # with cold caches.
         self.count: Callable[[tuple[int, Counts, Counts]], None] = self._step.append
-        """count((layer, tokens, rank_E)): a step's tokens; those of expert e are tokens[rank_E[e]]."""
+        """count((layer, tokens, rank_E)): a step's tokens; those of expert e are
+        tokens[rank_E[e]]."""
         self._counted_s = clock()
         # (time, recent load at that time, totals included in it), replaced as one object.
         self._folded = (clock(), np.zeros(self.tokens_LE.shape), self.tokens_LE.copy())

@@ -34,7 +34,8 @@ class BlockPool:
 
     @property
     def available_units(self) -> int:
-        """Units that can be allocated now: free ones, and those of cached blocks, which are evicted."""
+        """Units that can be allocated now: free ones, and those of cached blocks, which are
+        evicted."""
         return len(self._free) + self._cached_units
 
     @property

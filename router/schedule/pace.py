@@ -93,7 +93,8 @@ class PrefillPace:
         self._pieces.append((prompt_tokens, seconds))
 
     def _fit(self) -> tuple[float, float]:
-        """(decode time, time per prompt token) in seconds: a median, and total time / total tokens."""
+        """(decode time, time per prompt token) in seconds: a median, and total time / total
+        tokens."""
         decode_s = median_low(self._decode_s)
         # A lucky step may be shorter than decoding alone. Prompts are not free: a piece takes at
         # least 1/32 of it.
