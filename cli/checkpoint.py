@@ -247,7 +247,7 @@ def _count(number: int) -> str:
 
 
 def _rope_scaling(text: str) -> RopeScaling | tuple[()]:
-    """An argparse type. "none" gives (): None means that the flag was not given."""
+    """An argparse type. "none" gives (): None: the flag was not given."""
     if text == "none":
         return ()
     try:

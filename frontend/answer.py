@@ -18,7 +18,7 @@ class PromptLogprob:
 
     logprob: None for the first token, which nothing precedes.
 
-    top: (token id, logprob) of the most likely tokens in its place.
+    top: (token id, logprob) of the most likely tokens at its position.
     """
 
     token_id: int

@@ -34,8 +34,8 @@ class Engine:
         layout: KvLayout | None = None,
         make_runner: MakeRunner = LocalRunner,
     ) -> None:
-        """max_context_tokens: prompt and completion together; None means all positions that the model has.
-        layout: of the KV cache; None means the model's. make_runner: who computes the steps."""
+        """max_context_tokens: prompt and completion together; None: all positions that the model has.
+        layout: of the KV cache; None: the model's. make_runner: who computes the steps."""
         self.request_limits = request_limits(model.config, max_context_tokens)
         self.threads = model.threads
         self._eos_token_ids = frozenset(model.config.eos_token_ids)
@@ -82,7 +82,7 @@ class Engine:
     def submit(self, request: GenerationRequest, arrived_s: float | None = None) -> None:
         """Queue a request that `check_request` has passed. Raises ResourceExhausted, AlreadyExists.
 
-        arrived_s: when it came, by time.perf_counter; None means now.
+        arrived_s: when it came, by time.perf_counter; None: now.
         """
         try:
             self._scheduler.enqueue(request)

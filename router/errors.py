@@ -45,7 +45,7 @@ class AlreadyExists(RequestError):
 class ResourceExhausted(RequestError):
     """The waiting queue is full, or the request needs more than the server has.
 
-    retry_after_s: when it may be worth trying again; None means never.
+    retry_after_s: when it may be worth trying again; None: never.
     """
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:

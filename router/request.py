@@ -59,7 +59,7 @@ class SamplingParams:
 class GenerationRequest:
     """One prompt to continue. request_id is unique among all requests of a server.
 
-    timeout_s: how long its client waits, from now on; None means for ever.
+    timeout_s: how long its client waits, from now on; None: for ever.
     made: the completion so far, if another router has begun it and told these tokens. None of them
     ended it. This router continues as if it had made them: they count for max_tokens, min_tokens
     and penalties, and the noise is keyed by position. The prompt's log-probabilities were told
@@ -130,8 +130,10 @@ class RequestLimits:
 
 
 def request_limits(config: ModelConfig, max_context_tokens: int | None = None) -> RequestLimits:
-    """What a router of this model takes; max_context_tokens: prompt and completion; None means all
-    its positions."""
+    """What a router of this model takes.
+
+    max_context_tokens: prompt and completion together; by default all positions that the model has.
+    """
     positions = config.max_position_embeddings
     eos_token_ids = frozenset(config.eos_token_ids)
     return RequestLimits(config.vocab_size, min(positions, max_context_tokens or positions), eos_token_ids)

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 class ShardSpec:
     """What a shard actor is to hold.
 
-    slots: (layer, expert) -> version of its weights. threads: None means an equal share of its
+    slots: (layer, expert) -> version of its weights. threads: None gives an equal share of its
     machine's cores.
     neighbours: how many shards share that machine, this one included.
     """

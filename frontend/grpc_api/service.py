@@ -101,8 +101,8 @@ def _response(delta: AnswerDelta) -> pb.GenerateResponse:
     )
     for entry in delta.logprobs:
         response.logprobs.add(token_id=entry.token_id, logprob=entry.logprob, top=_alternatives(entry.top))
-    for place in delta.prompt_logprobs:
-        response.prompt_logprobs.add(token_id=place.token_id, logprob=place.logprob, top=_alternatives(place.top))
+    for told in delta.prompt_logprobs:
+        response.prompt_logprobs.add(token_id=told.token_id, logprob=told.logprob, top=_alternatives(told.top))
     if delta.finish_reason is not None:
         response.finish_reason = _FINISH_REASONS[delta.finish_reason]
     if delta.stop_string is not None:

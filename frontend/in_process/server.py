@@ -42,12 +42,12 @@ class _Left(Exception):
 def serve_checkpoint(
     directory: Path, *, threads: int | None = None, kv_budget: KvBudget = DEFAULT_BUDGET
 ) -> Iterator[str]:
-    """Load a Llama 4 directory and serve it from a thread of its own; gives the address, "127.0.0.1:port".
+    """Load a Llama 4 directory and serve it from a thread of its own. Gives the address, "127.0.0.1:port".
 
-    However the block ends, also before it began, the server, the engine and the thread have then
-    stopped, after the step or the read at hand; calls that still run are cancelled. The model has
-    the directory's name. threads: of torch, in the whole process; none leaves them as they are.
-    Raises CheckpointError, NoRoom, DroverError.
+    When the block ends, the thread finishes its step or read, cancels the calls that still run,
+    and stops. So it does if an exception comes while weights are read. The model has the
+    directory's name. threads: of torch, in the whole process; None keeps them as they are. Raises
+    CheckpointError, NoRoom, DroverError.
     """
     address: Future[str] = Future()
     leaving: Future[None] = Future()
