@@ -29,6 +29,22 @@ before = peak()
 assert fp16_scale(weight)
 print(peak() - before)
 """
+# Prints how many bytes of memory, other than of files, 128 packed weights take for each number.
+BYTES_PER_WEIGHT = """
+import re
+import torch
+from pathlib import Path
+from kernels.packed_linear import Fp16Linear, pack_without_bf16_products
+taken = lambda: 1024 * int(re.search(r"Anonymous: *([0-9]+)", Path("/proc/self/smaps_rollup").read_text())[1])
+weight = torch.full((512, 1024), 0.02, dtype=torch.bfloat16)
+def pack():
+    linear = pack_without_bf16_products(weight)
+    assert isinstance(linear, Fp16Linear)
+    return linear
+first, before = pack(), taken()
+linears = [pack() for _ in range(128)]
+print((taken() - before) / (128 * 512 * 1024))
+"""
 needs_fbgemm = pytest.mark.skipif(not Fp16Linear.is_available(), reason="torch packs nothing with FBGEMM here")
 
 
@@ -123,6 +139,15 @@ def test_looking_for_a_scale_takes_little_memory_whatever_the_size() -> None:
         [sys.executable, "-c", PEAK_OF_FP16_SCALE], check=True, capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert int(done.stdout) < 64 * 2**20
+
+
+@needs_fbgemm
+def test_packing_many_weights_takes_two_bytes_a_weight() -> None:
+    """Temporary copies in fp32 would leave holes between the packed weights: 4 bytes a weight in all."""
+    done = subprocess.run(
+        [sys.executable, "-c", BYTES_PER_WEIGHT], check=True, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert 2 <= float(done.stdout) < 3.3
 
 
 @needs_fbgemm
