@@ -1,9 +1,10 @@
 """Sends each token to the shards that hold its experts, and puts the answers back in order.
 
-`dispatch` returns a handle; only `combine` consumes it. Between the two the router is free to compute.
+`dispatch` returns a handle; only `combine` consumes it. Between the two the router is free to
+compute.
 
-Legend: T tokens, D model width, E experts, R the same in the order of rows, A experts chosen per token, N = T * A rows
-on their way to experts.
+Legend: T tokens, D model width, E experts, R the same in the order of rows, A experts chosen per
+token, N = T * A rows on their way to experts.
 """
 
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ class ShardUnavailable(Exception):
 
 
 class Part(NamedTuple):
-    """Rows that one shard was asked for. The message is all it takes to ask it again, or another shard.
+    """Rows that one shard was asked for.
+
+    The message is all it takes to ask it again, or another shard.
 
     rows: which of the sorted rows these are.
     """
@@ -40,7 +43,8 @@ class Part(NamedTuple):
 class DispatchHandle(NamedTuple):
     """Rows under way, and how to undo the sorting.
 
-    parts: in the order of the sorted rows, all of which they cover. unsort_N: the sorted row of (token, choice) n.
+    parts: in the order of the sorted rows, all of which they cover. unsort_N: the sorted row of
+    (token, choice) n.
     """
 
     parts: Sequence[Part]
@@ -67,7 +71,8 @@ class Dispatcher:
     ) -> DispatchHandle:
         """Send every token, scaled by its score, to each of its experts. Raises ShardUnavailable.
 
-        Llama 4 applies the score to the expert's input: shared(x) + sum over chosen experts of expert(score * x).
+        Llama 4 applies the score to the expert's input: shared(x) + sum over chosen experts of
+        expert(score * x).
         """
         if self._routes.alive is not self._links.alive:
             self._routes = Routes(self._placement, self._links.alive)
@@ -98,7 +103,10 @@ class Dispatcher:
         return DispatchHandle(parts, unsort_N, expert_TA.shape[1])
 
     def combine(self, handle: DispatchHandle) -> torch.Tensor:
-        """y_TD: the sum of each token's experts. Waits for the shards, part by part; raises ShardUnavailable."""
+        """y_TD: the sum of each token's experts.
+
+        Waits for the shards, part by part; raises ShardUnavailable.
+        """
         y_ND = torch.cat([self._wait(part) for part in handle.parts])[handle.unsort_N]
         return y_ND.view(-1, handle.experts_per_token, y_ND.shape[-1]).sum(dim=1)
 

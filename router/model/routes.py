@@ -12,10 +12,13 @@ from experts.placement import Placement
 
 
 class Routes:
-    """One LayerRoutes for each MoE layer. Never changed: a new placement or set of living shards makes a new one.
+    """One LayerRoutes for each MoE layer.
 
-    alive: the shards that can be reached. An expert's rows go to the first living shard of its list in the placement.
-    If none lives, they go to the first of the list, so that the error names it.
+    Never changed: a new placement or set of living shards makes a new one.
+
+    alive: the shards that can be reached. An expert's rows go to the first living shard of its
+    list in the placement. If none lives, they go to the first of the list, so that the error names
+    it.
     """
 
     def __init__(self, placement: Placement, alive: Set[int]) -> None:
@@ -27,7 +30,10 @@ class Routes:
 
 
 class ShardRoutes(NamedTuple):
-    """The experts that one shard computes in one layer. ranks: of `experts`. versions: of their weights."""
+    """The experts that one shard computes in one layer.
+
+    ranks: of `experts`. versions: of their weights.
+    """
 
     shard: int
     ranks: slice
@@ -38,7 +44,8 @@ class ShardRoutes(NamedTuple):
 class LayerRoutes:
     """The experts of one layer, ranked by (shard, expert): rows in that order are contiguous for shard and expert.
 
-    num_ranks: the number of experts. rank_E: each expert's rank. rank_of_expert: the same memory as a numpy array.
+    num_ranks: the number of experts. rank_E: each expert's rank. rank_of_expert: the same memory
+    as a numpy array.
     shards: in ascending order of their ranks.
     """
 
