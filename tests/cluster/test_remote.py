@@ -1,26 +1,29 @@
 """The actors as Ray knows them have just the methods of the classes behind them."""
 
+import ast
 import inspect
-from typing import Any
 
 import pytest
 
-from cluster.actors.link_invitation import LinkInvitation
 from cluster.actors.remote import RemoteRouter, RemoteShard
-from cluster.actors.router import RouterActor, RouterSpec
-from cluster.actors.shard import ShardActor, ShardSpec
-
-# remote.py imports these for type checkers alone.
-TYPES = {cls.__name__: cls for cls in (LinkInvitation, RouterSpec, ShardSpec)}
+from cluster.actors.router import RouterActor
+from cluster.actors.shard import ShardActor
 
 
-def methods(cls: type) -> dict[str, tuple[inspect.Signature, bool]]:
-    """The public methods and the constructor: signatures, and whether calls are awaited."""
-    found: dict[str, Any] = dict(inspect.getmembers(cls, inspect.isfunction))
+def methods(cls: type) -> dict[str, tuple[str, ...]]:
+    """The public methods and the constructor: whether they are awaited, and their signatures.
+
+    Read from the source, because Ray changes the signatures of a class that became an actor.
+    remote.py quotes the types that it imports for type checkers alone.
+    """
+    [definition] = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(definition, ast.ClassDef)
     return {
-        name: (inspect.signature(method, eval_str=True, locals=TYPES), inspect.iscoroutinefunction(method))
-        for name, method in found.items()
-        if name == "__init__" or not name.startswith("_")
+        node.name: (type(node).__name__, *(ast.unparse(part).replace("'", "") for part in (node.args, node.returns)))
+        for node in definition.body
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.returns is not None
+        and (node.name == "__init__" or not node.name.startswith("_"))
     }
 
 
