@@ -66,7 +66,11 @@ def measure_deaths(work: Path, say: Callable[[str], None]) -> list[dict[str, Any
                 deaths[victim].append(asyncio.run(asyncio.wait_for(dying, LIMIT_S)))
             except asyncio.TimeoutError:
                 raise BenchError(f"{victim}: nobody answered again within {LIMIT_S:.0f} s") from None
-            say(f"  {victim}: {deaths[victim][-1]}")
+            death = deaths[victim][-1]
+            say(
+                f"  {victim}: streams ended after {death.streams_ended_s:.2f} s ({', '.join(death.statuses)}), "
+                f"nobody was answered for {death.silent_s:.2f} s"
+            )
     return [summary(victim, deaths[victim]) for victim in VICTIMS]
 
 
