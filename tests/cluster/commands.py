@@ -1,6 +1,8 @@
 """`drover serve` in processes of its own, for tests: a deployment file, and nothing left running afterwards."""
 
 import os
+import signal
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from cluster.free_ports import free_ports
+from tests.command import Screen
 from tests.processes import processes_with, wait_until
 
 NAMESPACE = "drover-lifecycle"
@@ -35,6 +38,18 @@ def write_deployment_file(path: Path, checkpoint: Path) -> Path:
     }
     path.write_text(yaml.safe_dump(raw))
     return path
+
+
+def assert_ends_cleanly(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """A signal stops a `drover serve` once it serves: it says so, exits with 0, and leaves no trace on stderr."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    screen = Screen(process.stdout.fileno())
+    screen.read_until(b"Ctrl-C", START_S)
+    process.send_signal(number)
+    screen.read_until(b"stopped", START_S)
+    assert process.wait(START_S) == 0
+    assert b"Traceback" not in process.stderr.read()
 
 
 def address_in(deployment_file: Path) -> str:

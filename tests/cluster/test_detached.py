@@ -18,6 +18,7 @@ from tests.cluster.commands import (
     NAMESPACE,
     START_S,
     address_in,
+    assert_ends_cleanly,
     marked_environment,
     other_ports,
     write_deployment_file,
@@ -119,12 +120,5 @@ def test_ctrl_c_while_serving_removes_the_deployment_alone(deployment_file: Path
     environment, address = ray_cluster.environment, ray_cluster.address
     on_cluster = ("--set", f"ray.address={address}", *ONE_SHARD)
     with start("serve", str(deployment_file), *on_cluster, env=environment) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        screen = Screen(process.stdout.fileno())
-        screen.read_until(b"Ctrl-C", START_S)
-        process.send_signal(signal.SIGINT)
-        screen.read_until(b"stopped", START_S)
-        assert process.wait(START_S) == 0
-        assert b"Traceback" not in process.stderr.read()
+        assert_ends_cleanly(process, signal.SIGINT)
     assert nothing_runs(ray_cluster)

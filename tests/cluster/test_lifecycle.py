@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.test_imports import MODEL
 from tests.cluster import commands
-from tests.cluster.commands import NAMESPACE, START_S, address_in, write_deployment_file
+from tests.cluster.commands import NAMESPACE, START_S, address_in, assert_ends_cleanly, write_deployment_file
 from tests.command import ROOT, RUN_COMMAND, Screen, Watched, drover, drover_process, start, watched
 from tests.reference import Reference
 
@@ -63,14 +63,7 @@ def test_a_termination_while_serving_stops_everything(
 ) -> None:
     """SIGTERM, for which Ray has a handler of its own. Ctrl-C while serving is in test_detached.py."""
     with start("serve", str(deployment_file), env=marked_environment) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        screen = Screen(process.stdout.fileno())
-        screen.read_until(b"Ctrl-C", START_S)
-        process.send_signal(signal.SIGTERM)
-        screen.read_until(b"stopped", START_S)
-        assert process.wait(START_S) == 0
-        assert b"Traceback" not in process.stderr.read()
+        assert_ends_cleanly(process, signal.SIGTERM)
 
 
 def test_ctrl_c_while_starting_stops_everything(deployment_file: Path, marked_environment: dict[str, str]) -> None:

@@ -1,142 +1,32 @@
 """Tokens to shards and back: the sum over each token's experts, wherever those are."""
 
-import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-
 import pytest
 import torch
 
-from experts.endpoint import Liveness
-from experts.errors import LinkDown, NotHeld
-from experts.group_link import GroupLink
-from experts.link import ExpertRows, LocalLink, Reply
+from experts.errors import NotHeld
+from experts.link import LocalLink
 from experts.link_table import NOT_LINKED, LinkTable
 from experts.placement import Placement, even_placement, uniform_placement
-from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
-from experts.shard import ExpertShard
-from experts.shard_server import ShardServer
-from experts.slots import HeldExpert, Slots
-from experts.wire import WireFormat
-from kernels.choose import choose_kernels
-from kernels.grouped_mlp import grouped_mlp_reference
 from router.model.dispatch import Dispatcher, ShardUnavailable
 from router.model.routes import Routes
-from tests.processes import PATIENCE_S
-
-EXPERTS, HIDDEN, WIDTH = 8, 16, 12
-LAYER, OTHER_LAYER = 3, 5
-CPU = torch.device("cpu")
-KERNELS = choose_kernels(CPU, torch.float32, 1)
-DEAD = "lost: the peer is gone"
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-GATE_UP_EDF2, DOWN_EFD = random(EXPERTS, HIDDEN, 2 * WIDTH, seed=1) * 0.3, random(EXPERTS, WIDTH, HIDDEN, seed=2) * 0.3
-
-
-def make_shard(placement: Placement, number: int) -> ExpertShard:
-    """Layer numbers are in the weights, so that rows sent to a wrong layer come back wrong."""
-    slots = Slots()
-    slots.change(
-        {
-            (layer, expert): HeldExpert(
-                version, KERNELS.expert((GATE_UP_EDF2[expert] * layer).t(), DOWN_EFD[expert].t())
-            )
-            for (layer, expert), version in placement.slots_of(number).items()
-        }
-    )
-    return ExpertShard(slots, KERNELS)
-
-
-class RecordingLink(LocalLink):
-    """A real link that remembers what it carried."""
-
-    def __init__(self, shard: ExpertShard) -> None:
-        super().__init__(shard)
-        self.carried: list[ExpertRows] = []
-
-    def request(self, rows: ExpertRows) -> Reply:
-        self.carried.append(rows)
-        return super().request(rows)
-
-
-@dataclass
-class DownLink:
-    """A link whose shard died, before or after it took the rows."""
-
-    takes_rows: bool = False
-    down_reason: str = field(default=DEAD, init=False)
-
-    def request(self, rows: ExpertRows) -> Reply:
-        if not self.takes_rows:
-            raise LinkDown(self.down_reason)
-        return self
-
-    def wait(self) -> torch.Tensor:
-        raise LinkDown(self.down_reason)
-
-    def close(self) -> None:
-        pass
-
-
-@dataclass
-class Cluster:
-    """A dispatcher, its link table, and the links that it began with."""
-
-    placement: Placement
-    links: list[RecordingLink] = field(init=False)
-    table: LinkTable = field(init=False)
-    dispatcher: Dispatcher = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.links = [RecordingLink(make_shard(self.placement, number)) for number in range(self.placement.num_shards)]
-        self.table = LinkTable(dict(enumerate(self.links)))
-        self.dispatcher = Dispatcher(self.placement, self.table)
-
-    @property
-    def carried(self) -> list[int]:
-        """Rows that each link has carried."""
-        return [sum(sum(rows.counts) for rows in link.carried) for link in self.links]
-
-
-def make_dispatcher(placement: Placement) -> tuple[Dispatcher, list[RecordingLink]]:
-    cluster = Cluster(placement)
-    return cluster.dispatcher, cluster.links
-
-
-def even(num_shards: int) -> Placement:
-    return even_placement([LAYER, OTHER_LAYER], EXPERTS, num_shards)
-
-
-def run(dispatcher: Dispatcher, x_TD: torch.Tensor, expert_TA: torch.Tensor, layer: int = LAYER) -> torch.Tensor:
-    return dispatcher.combine(dispatcher.dispatch(layer, x_TD, expert_TA, scores_for(expert_TA)))
-
-
-def scores_for(expert_TA: torch.Tensor) -> torch.Tensor:
-    return torch.sigmoid(random(*expert_TA.shape, seed=3))
-
-
-def plain_formula(x_TD: torch.Tensor, expert_TA: torch.Tensor, layer: int = LAYER) -> torch.Tensor:
-    """sum over each token's experts of expert(score * x)."""
-    scored_TAD = x_TD[:, None, :] * scores_for(expert_TA)[:, :, None]
-    y_ND = grouped_mlp_reference(scored_TAD.flatten(0, 1), GATE_UP_EDF2 * layer, DOWN_EFD, expert_TA.flatten())
-    return y_ND.view(*expert_TA.shape, HIDDEN).sum(dim=1)
-
-
-def assert_plain(dispatcher: Dispatcher, expert_TA: torch.Tensor, layer: int = LAYER) -> None:
-    x_TD = random(len(expert_TA), HIDDEN, seed=4)
-    expected_TD = plain_formula(x_TD, expert_TA, layer)
-    torch.testing.assert_close(run(dispatcher, x_TD, expert_TA, layer), expected_TD, rtol=1e-5, atol=1e-5)
-
-
-def choose(tokens: int, top_k: int, among: Sequence[int] = range(EXPERTS)) -> torch.Tensor:
-    """expert_TA: random, different experts for each token, in no order."""
-    places_TA = random(tokens, len(among), seed=5).topk(top_k, dim=-1).indices
-    return torch.tensor(list(among))[places_TA]
+from tests.router.model.clusters import (
+    DEAD,
+    EXPERTS,
+    HIDDEN,
+    LAYER,
+    OTHER_LAYER,
+    Cluster,
+    DownLink,
+    assert_plain,
+    choose,
+    even,
+    make_dispatcher,
+    make_shard,
+    plain_formula,
+    random,
+    run,
+    scores_for,
+)
 
 
 @pytest.mark.parametrize("num_shards", [1, 2, 3, 4, 5])
@@ -322,58 +212,6 @@ def test_an_answer_that_comes_from_elsewhere_takes_its_parts_place() -> None:
     ]
     y_TD = cluster.dispatcher.combine(handle._replace(parts=parts))
     torch.testing.assert_close(y_TD, plain_formula(x_TD, expert_TA), rtol=1e-5, atol=1e-5)
-
-
-# Over a real link between two ends of one process.
-
-LIVENESS = Liveness(heartbeat_s=0.1, silence_s=20.0)
-
-
-@pytest.fixture
-def group_link() -> Iterator[GroupLink]:
-    """A link to a real server of shard 0 of two."""
-    store, ends = LinkStore("127.0.0.1"), dict[int, Pair]()
-
-    def join(rank: int) -> None:
-        ends[rank] = Pair(store.host, store.port, "dispatch", rank, "127.0.0.1", PATIENCE_S)
-
-    threads = [threading.Thread(target=join, args=(rank,)) for rank in (ROUTER_RANK, SHARD_RANK)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_S)
-    wire = WireFormat(max_groups=EXPERTS, max_rows=64, hidden_size=HIDDEN, dtype=torch.float32)
-    server = ShardServer(make_shard(even(2), 0), CPU)
-    server.serve(ends[SHARD_RANK], wire, LIVENESS, "dispatch")
-    link = GroupLink(ends[ROUTER_RANK], wire, LIVENESS, PATIENCE_S, CPU, "dispatch")
-    yield link
-    link.close()
-    server.close()
-
-
-def test_a_group_link_carries_what_a_local_link_does(group_link: GroupLink) -> None:
-    local, links = make_dispatcher(even(2))
-    mixed = Dispatcher(even(2), LinkTable({0: group_link, 1: links[1]}))
-    x_TD, expert_TA = random(30, HIDDEN), choose(30, 2)
-    assert torch.equal(run(mixed, x_TD, expert_TA), run(local, x_TD, expert_TA))
-
-
-GIVEN_UP: dict[str, tuple[int, DownLink]] = {
-    "while dispatching": (0, DownLink()),  # the living shard has its rows when the dead one is asked
-    "while combining": (1, DownLink(takes_rows=True)),  # the dead shard is waited for before the living one
-}
-
-
-@pytest.mark.parametrize("when", GIVEN_UP)
-def test_a_step_given_up_leaves_nothing_behind_in_the_links_that_are_well(group_link: GroupLink, when: str) -> None:
-    living, dead_link = GIVEN_UP[when]
-    placement = uniform_placement(2, {LAYER: ((living,),) * 4 + ((1 - living,),) * 4})
-    dispatcher = Dispatcher(placement, LinkTable({living: group_link, 1 - living: dead_link}))
-    for _ in range(3):
-        with pytest.raises(ShardUnavailable):
-            run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
-    assert_plain(dispatcher, choose(5, 1, among=range(4)))  # answers come in order: the earlier ones have come, too
-    assert len(group_link._awaited) == 0
 
 
 # What it counts.

@@ -1,0 +1,80 @@
+"""The same over a real link, between two ends of one process."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from experts.endpoint import Liveness
+from experts.group_link import GroupLink
+from experts.link_table import LinkTable
+from experts.placement import uniform_placement
+from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
+from experts.shard_server import ShardServer
+from experts.wire import WireFormat
+from router.model.dispatch import Dispatcher, ShardUnavailable
+from tests.processes import PATIENCE_S
+from tests.router.model.clusters import (
+    CPU,
+    EXPERTS,
+    HIDDEN,
+    LAYER,
+    DownLink,
+    assert_plain,
+    choose,
+    even,
+    make_dispatcher,
+    make_shard,
+    random,
+    run,
+)
+
+LIVENESS = Liveness(heartbeat_s=0.1, silence_s=20.0)
+
+
+@pytest.fixture
+def group_link() -> Iterator[GroupLink]:
+    """A link to a real server of shard 0 of two."""
+    store, ends = LinkStore("127.0.0.1"), dict[int, Pair]()
+
+    def join(rank: int) -> None:
+        ends[rank] = Pair(store.host, store.port, "dispatch", rank, "127.0.0.1", PATIENCE_S)
+
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in (ROUTER_RANK, SHARD_RANK)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    wire = WireFormat(max_groups=EXPERTS, max_rows=64, hidden_size=HIDDEN, dtype=torch.float32)
+    server = ShardServer(make_shard(even(2), 0), CPU)
+    server.serve(ends[SHARD_RANK], wire, LIVENESS, "dispatch")
+    link = GroupLink(ends[ROUTER_RANK], wire, LIVENESS, PATIENCE_S, CPU, "dispatch")
+    yield link
+    link.close()
+    server.close()
+
+
+def test_a_group_link_carries_what_a_local_link_does(group_link: GroupLink) -> None:
+    local, links = make_dispatcher(even(2))
+    mixed = Dispatcher(even(2), LinkTable({0: group_link, 1: links[1]}))
+    x_TD, expert_TA = random(30, HIDDEN), choose(30, 2)
+    assert torch.equal(run(mixed, x_TD, expert_TA), run(local, x_TD, expert_TA))
+
+
+GIVEN_UP: dict[str, tuple[int, DownLink]] = {
+    "while dispatching": (0, DownLink()),  # the living shard has its rows when the dead one is asked
+    "while combining": (1, DownLink(takes_rows=True)),  # the dead shard is waited for before the living one
+}
+
+
+@pytest.mark.parametrize("when", GIVEN_UP)
+def test_a_step_given_up_leaves_nothing_behind_in_the_links_that_are_well(group_link: GroupLink, when: str) -> None:
+    living, dead_link = GIVEN_UP[when]
+    placement = uniform_placement(2, {LAYER: ((living,),) * 4 + ((1 - living,),) * 4})
+    dispatcher = Dispatcher(placement, LinkTable({living: group_link, 1 - living: dead_link}))
+    for _ in range(3):
+        with pytest.raises(ShardUnavailable):
+            run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
+    assert_plain(dispatcher, choose(5, 1, among=range(4)))  # answers come in order: the earlier ones have come, too
+    assert len(group_link._awaited) == 0
