@@ -106,9 +106,11 @@ class Generation:
         Closing or cancelling this at any point frees the router's work within one step. The first
         answer that fails ends all. Raises RequestError.
         """
+        n = params.num_answers()  # what needs no prompt is checked before the prompt takes time
+        params.check_stop()
         limits = await self._router.limits()
         token_ids = tuple(await self._token_ids(prompt, limits))
-        requests = self._requests(token_ids, params, limits)
+        requests = self._requests(token_ids, n, params, limits)
         stops = StopStrings(params.stop)
         call_id = requests[0].request_id
         answers = {
@@ -128,15 +130,13 @@ class Generation:
             token_deltas.close(CANCELLED)
 
     def _requests(
-        self, token_ids: tuple[int, ...], params: AnswerParams, limits: RequestLimits
+        self, token_ids: tuple[int, ...], n: int, params: AnswerParams, limits: RequestLimits
     ) -> list[GenerationRequest]:
-        """One request for each answer, the first one's id being the call's.
+        """One request for each of the n answers, the first one's id being the call's.
 
         Raises InvalidArgument.
         """
-        n = params.num_answers()
         sampling = params.sampling(self.card.default_sampling, limits.max_context_tokens - len(token_ids))
-        params.check_stop()
         call_id = uuid.uuid4().hex
         first = GenerationRequest(call_id, token_ids, sampling, params.timeout_s)
         check_request(first, limits)

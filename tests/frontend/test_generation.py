@@ -227,3 +227,15 @@ def test_each_end_is_told_for_its_own_reason() -> None:
 
     run(test())
     assert router.endings == ["stop", "cancelled"]
+
+
+@pytest.mark.parametrize("params", [AnswerParams(n=17), AnswerParams(stop=("",))], ids=["n", "stop"])
+def test_what_needs_no_prompt_is_refused_before_the_prompt_is_tokenized(
+    monkeypatch: pytest.MonkeyPatch, params: AnswerParams
+) -> None:
+    def encode(*args: Any, **kwargs: Any) -> list[int]:
+        raise AssertionError("the prompt was tokenized")
+
+    monkeypatch.setattr(type(byte_tokenizer()), "encode", encode)
+    with pytest.raises(InvalidArgument, match="must"):
+        answer(FakeRouter(says("Hello!")), HELLO, params)
