@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from experts.errors import LinkDown
-from experts.process_group import Pair, RowChannel
+from experts.groups.gloo import Pair
+from experts.groups.row_channel import RowChannel
 from experts.wire import Kind, Message, WireFormat
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,9 @@ import torch
 
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, refusal
+from experts.groups.gloo import Pair
+from experts.groups.row_channel import RowChannel
 from experts.link import ExpertRows, Reply
-from experts.process_group import Pair, RowChannel
 from experts.wire import Kind, Message, WireFormat
 
 

@@ -14,7 +14,8 @@ import torch
 
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, RefusalCode, ShardRefused
-from experts.process_group import Pair, RowChannel
+from experts.groups.gloo import Pair
+from experts.groups.row_channel import RowChannel
 from experts.shard import ExpertShard
 from experts.wire import Kind, Message, WireFormat
 from kernels.cores import set_compute_threads

@@ -6,7 +6,9 @@ import ray
 import torch
 
 from experts.endpoint import Liveness
-from experts.process_group import NcclRows, Pair, RowChannel
+from experts.groups.gloo import Pair
+from experts.groups.nccl import NcclRows
+from experts.groups.row_channel import RowChannel
 from experts.wire import WireFormat
 
 

@@ -14,8 +14,8 @@ from cluster.actors.link_invitation import LinkInvitation
 from cluster.reports import Phase
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
+from experts.groups.gloo import ROUTER_RANK, LinkStore
 from experts.link_table import LinkTable
-from experts.process_group import ROUTER_RANK, LinkStore
 from experts.wire import WireFormat
 
 logger = logging.getLogger(__name__)

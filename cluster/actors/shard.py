@@ -14,8 +14,8 @@ from checkpoint.tensors import Checkpoint
 from cluster.actors.link_invitation import LinkInvitation
 from cluster.actors.load_progress import LoadProgress
 from cluster.reports import ActorState, ShardStats
+from experts.groups.gloo import SHARD_RANK
 from experts.placement import Slot
-from experts.process_group import SHARD_RANK
 from experts.shard import load_shard, shard_bytes
 from experts.shard_server import ShardServer
 from kernels.choose import choose_kernels

@@ -14,8 +14,8 @@ import torch
 from checkpoint.tensors import Checkpoint
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
+from experts.groups.gloo import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
 from experts.placement import Placement
-from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
 from experts.shard import ExpertShard, load_shard
 from experts.shard_server import ShardServer
 from experts.wire import WireFormat

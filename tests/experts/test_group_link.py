@@ -10,9 +10,9 @@ import torch
 from checkpoint.tensors import Checkpoint
 from experts.endpoint import Liveness
 from experts.errors import ComputeFailed, LinkDown, NotHeld
+from experts.groups.gloo import LinkStore
 from experts.link import ExpertRows, LocalLink
 from experts.placement import Placement, even_placement
-from experts.process_group import LinkStore
 from experts.shard import load_shard
 from tests.experts.shard_process import KERNELS, ShardProcess, rows_like, wire_for
 from tests.reference import make_reference

@@ -13,14 +13,14 @@ from checkpoint.tensors import Checkpoint
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown
 from experts.group_link import GroupLink
+from experts.groups.gloo import LinkStore, Pair
 from experts.link import ExpertRows
 from experts.placement import even_placement
-from experts.process_group import LinkStore, Pair
 from experts.shard import load_shard
 from experts.shard_server import ShardServer
 from experts.wire import Kind, Message, WireFormat
 from tests.experts.shard_process import CPU, KERNELS, LIVENESS, rows_like, wire_for
-from tests.experts.test_process_group import join_both
+from tests.experts.test_gloo import join_both
 from tests.reference import make_reference
 
 

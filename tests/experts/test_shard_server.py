@@ -11,14 +11,14 @@ import torch
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, RefusalCode
 from experts.group_link import GroupLink
+from experts.groups.gloo import LinkStore
 from experts.link import ExpertRows
-from experts.process_group import LinkStore
 from experts.shard import ExpertShard
 from experts.shard_server import ShardServer
 from experts.slots import Slots
 from experts.wire import Kind, Message, WireFormat
 from kernels.choose import choose_kernels
-from tests.experts.test_process_group import join_both
+from tests.experts.test_gloo import join_both
 from tests.processes import PATIENCE_S
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import torch
 
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
+from experts.groups.gloo import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
 from experts.link_table import LinkTable
 from experts.placement import uniform_placement
-from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
 from experts.shard_server import ShardServer
 from experts.wire import WireFormat
 from router.model.dispatch import Dispatcher, ShardUnavailable

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from experts.process_group import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
+from experts.groups.gloo import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_joining_an_absent_peer_ends_at_the_timeout(store: LinkStore) -> None:
 
 OVERSIZED = """
 import sys, torch
-from experts.process_group import SHARD_RANK, Pair
+from experts.groups.gloo import SHARD_RANK, Pair
 pair = Pair("127.0.0.1", int(sys.argv[1]), "oversized", SHARD_RANK, "127.0.0.1", 60.0)
 receive = pair.post_receive(torch.empty(8, dtype=torch.uint8))
 print("posted", flush=True)
