@@ -77,7 +77,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no checkpoint": ({"checkpoint": ""}, "checkpoint is missing"),
     "an unknown key": ({"shard": {}}, "shard is unknown; valid keys here are checkpoint,"),
     "an unknown key in a section": ({"shards": {"cuont": 3}}, "shards.cuont is unknown; valid keys here are"),
-    "no shards": ({"shards": {"count": 0}}, "shards.count is 0: input should be greater than or equal to 1"),
+    "fewer than no shards": (
+        {"shards": {"count": -1}},
+        "shards.count is -1: input should be greater than or equal to 0",
+    ),
     "a word for a number": ({"shards": {"count": "three"}}, "shards.count is 'three': input should be a valid integer"),
     "yes for a number": ({"shards": {"count": True}}, "shards.count is True: input should be a valid integer"),
     "infinitely many CPUs": ({"router": {"cpus": float("inf")}}, "router.cpus is inf: input should be a finite"),
