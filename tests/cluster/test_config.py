@@ -110,7 +110,7 @@ def test_a_wrong_value_is_named_with_its_key(name: str) -> None:
 
 def test_every_wrong_key_is_listed_at_once() -> None:
     with pytest.raises(ConfigError) as error:
-        parse_deployment({"checkpoint": "/a", "shards": {"count": 0}, "nonsense": 1})
+        parse_deployment({"checkpoint": "/a", "shards": {"count": -1}, "nonsense": 1})
     first, *problems = str(error.value).splitlines()
     assert first == "config is not a valid deployment:"
     assert [problem.split(" is ")[0] for problem in problems] == ["  shards.count", "  nonsense"]
