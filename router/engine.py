@@ -83,18 +83,22 @@ class Engine:
     def submit(self, request: GenerationRequest, arrived_s: float | None = None) -> None:
         """Queue a request that `check_request` has passed. Raises ResourceExhausted, AlreadyExists.
 
-        arrived_s: when it came, by time.perf_counter; None: now.
+        arrived_s: when it came, by time.perf_counter; None: now. After any exception, a defect's
+        included, the engine is as it was before.
         """
         try:
             self._scheduler.enqueue(request)
         except (ResourceExhausted, AlreadyExists):
             self._counts.requests.refused()
             raise
+        try:
+            state = SamplingState(request.sampling, request.prompt_token_ids, self._eos_token_ids, request.made)
+        except Exception:
+            self._scheduler.remove(request.request_id)
+            raise
+        self._sampling[request.request_id] = state
         arrived_s = time.perf_counter() if arrived_s is None else arrived_s
         self._counts.requests.arrived(request.request_id, arrived_s, len(request.prompt_token_ids))
-        self._sampling[request.request_id] = SamplingState(
-            request.sampling, request.prompt_token_ids, self._eos_token_ids, request.made
-        )
 
     def cancel(self, request_id: str, ending: str) -> None:
         """Forget a request and free its memory; no delta follows. One that has just ended is ignored.
@@ -109,21 +113,41 @@ class Engine:
         expired = self._end_expired()
         self._counts.start_step()
         works = self._scheduler.schedule()
-        if not works:
-            return expired
-        self._counts.start_work(works)
-        try:
-            step = assemble(works, self._sampling)
-            output = self._runner.run(step, [self._sampling[request_id] for request_id in step.sample.request_ids])
-        except Exception as error:
-            return expired + self._fail_step(works, error)
-        deltas = self._postprocess(works, step.prompt.counts, output)
-        self._scheduler.record_step(works, self._counts.end_step())
-        return expired + deltas
+        return expired + (self._run(works) if works else [])
 
     def fail_all(self, error: RequestError) -> list[TokenDelta]:
         """End every request, waiting or running, with `error`."""
         return self._fail(self._scheduler.request_ids, error)
+
+    def _run(self, works: list[Work]) -> list[TokenDelta]:
+        """Compute `works` in a step that has begun, and return its deltas."""
+        self._counts.start_work(works)
+        try:
+            step = assemble(works, self._sampling)
+            output = self._runner.run(step, [self._sampling[request_id] for request_id in step.sample.request_ids])
+        except ShardUnavailable as error:
+            self._counts.fail_step()
+            return self._fail_works(works, str(error))
+        except Exception as error:
+            self._counts.fail_step()
+            logger.error("a step of %d requests failed", len(works), exc_info=error)
+            return self._run_apart(works)
+        deltas = self._postprocess(works, step.prompt.counts, output)
+        self._scheduler.record_step(works, self._counts.end_step())
+        return deltas
+
+    def _run_apart(self, works: list[Work]) -> list[TokenDelta]:
+        """Compute each of `works`, whose step failed, in a step of its own.
+
+        The cause, a defect or memory that ran out, may concern one of them only. That one fails again.
+        """
+        if len(works) == 1:
+            return self._fail_works(works, "the router failed in a step; its log says why")
+        deltas = []
+        for work in works:
+            self._counts.start_step()
+            deltas += self._run([work])
+        return deltas
 
     def _postprocess(self, works: Sequence[Work], prompt_counts: Sequence[int], output: StepOutput) -> list[TokenDelta]:
         """Take the step's tokens, and tell each request what it has got.
@@ -179,13 +203,7 @@ class Engine:
         error = DeadlineExceeded("the request's deadline passed before it was done")
         return self._fail(self._scheduler.expired(), error)
 
-    def _fail_step(self, works: Sequence[Work], error: Exception) -> list[TokenDelta]:
-        """End the requests of a step that failed. A defect, or memory that ran out, must not end the others too."""
-        self._counts.fail_step()
-        reason = str(error)
-        if not isinstance(error, ShardUnavailable):
-            logger.error("a step failed", exc_info=error)
-            reason = "the router failed in a step; its log says why"
+    def _fail_works(self, works: Sequence[Work], reason: str) -> list[TokenDelta]:
         return self._fail([work.sequence.request.request_id for work in works], Unavailable(reason))
 
     def _fail(self, request_ids: Sequence[str], error: RequestError) -> list[TokenDelta]:

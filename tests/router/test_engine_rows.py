@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from router.engine import Engine
-from router.errors import Internal
+from router.errors import Internal, Unavailable
 from router.model.llama4 import Model
 from router.request import GenerationRequest, SamplingParams, TokenDelta
+from router.runner import LocalRunner
 from router.sampling import sampler
+from router.step import StepInput
 from tests.local_model import load_model
 from tests.reference import make_reference, prompt
 from tests.router.engines import drawn, greedy, make_engine, run_to_end, tokens_of
@@ -174,6 +176,55 @@ def test_an_id_outside_the_vocabulary_cannot_reach_another_row(model: Model) -> 
     deltas = serve(engine, greedy("bad", prompt(8), min_tokens=3), good)
     assert tokens_of(deltas, "g") == right
     assert [type(delta.error) for delta in deltas if delta.request_id == "bad" and delta.is_last] == [Internal]
+
+
+BREAKING = {
+    "no such token": greedy("bad", (3, 100_000, 5)),
+    "no such token, logprobs of the prompt": greedy("bad", (3, 5, 100_000), prompt_logprobs=0),
+}
+
+
+@pytest.mark.parametrize("bad", BREAKING.values(), ids=BREAKING)
+@pytest.mark.parametrize("later", [False, True], ids=["with the others", "while they run"])
+def test_a_request_that_breaks_its_step_ends_alone(model: Model, bad: GenerationRequest, later: bool) -> None:
+    good = [greedy("g", prompt(9)), drawn("d", prompt(12), logprobs=1), greedy("p", prompt(7, seed=2))]
+    right = {request.request_id: tokens_of(serve(make_engine(model), request), request.request_id) for request in good}
+    engine, deltas = make_engine(model), []
+    for request in [*good, bad] if later else [good[0], bad, *good[1:]]:
+        engine.submit(request)
+        deltas += engine.step() if later else []
+    deltas += run_to_end(engine)
+    assert {request.request_id: tokens_of(deltas, request.request_id) for request in good} == right
+    [end] = [delta for delta in deltas if delta.request_id == "bad"]
+    assert isinstance(end.error, Unavailable)
+    assert engine.stats.kv_bytes_used == 0
+
+
+class SmallMachine(LocalRunner):
+    """Has memory for 20 tokens of a step."""
+
+    def forward(self, step: StepInput) -> torch.Tensor:
+        if len(step.token_ids) > 20:
+            raise RuntimeError("out of memory")
+        return super().forward(step)
+
+
+def test_requests_whose_step_is_too_large_are_computed_one_by_one(model: Model) -> None:
+    many = [greedy(f"{n}", prompt(8, seed=n), 4) for n in range(5)]
+    right = [tokens_of(serve(make_engine(model), request), request.request_id) for request in many]
+    deltas = serve(make_engine(model, make_runner=SmallMachine), *many)
+    assert [tokens_of(deltas, request.request_id) for request in many] == right
+
+
+@pytest.mark.parametrize(
+    "field", [{"logit_bias": ((2**63, 1.0),)}, {"logit_bias": 5}, {"repetition_penalty": 2.0, "stop_token_ids": None}]
+)
+def test_a_request_that_cannot_be_queued_leaves_nothing_behind(model: Model, field: dict[str, object]) -> None:
+    engine = make_engine(model)
+    with pytest.raises((AttributeError, OverflowError, TypeError)):
+        engine.submit(greedy("a", prompt(5), **{"min_tokens": 1, **field}))
+    assert not engine.has_work
+    assert len(tokens_of(serve(engine, greedy("a", prompt(5))), "a")) == 12
 
 
 extremes = st.sampled_from([1e-45, 1e-38, 1e-6, 0.5, 1.0, 2.0, 1e6, 1e38])
