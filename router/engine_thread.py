@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from kernels.cores import set_compute_threads
 from router.counts.requests import EngineSnapshot, EngineStats
 from router.engine import Engine
-from router.errors import AlreadyExists, ResourceExhausted, Unavailable
+from router.errors import AlreadyExists, Internal, ResourceExhausted, Unavailable
 from router.request import GenerationRequest, TokenDelta
 
 logger = logging.getLogger(__name__)
@@ -157,4 +157,8 @@ class EngineThread:
                 logger.warning("request %s came twice; the first goes on", item.request.request_id)
             except ResourceExhausted as error:
                 refusals.append(TokenDelta(item.request.request_id, error=error))
+            except Exception as error:
+                logger.exception("request %s cannot be queued", item.request.request_id)
+                reason = f"queueing the request failed ({type(error).__name__}); the router's log says why"
+                refusals.append(TokenDelta(item.request.request_id, error=Internal(reason)))
         return refusals

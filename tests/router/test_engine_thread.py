@@ -5,11 +5,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.engine_thread import EngineThread
-from router.errors import ResourceExhausted, Unavailable
+from router.errors import Internal, ResourceExhausted, Unavailable
 from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta
 from router.schedule.limits import SchedulerLimits
@@ -172,6 +174,77 @@ def test_requests_that_are_refused_do_not_disturb_the_others(start: Start, outbo
     refused = [delta.request_id for delta in deltas if isinstance(delta.error, ResourceExhausted)]
     assert refused == ["c"]
     assert [len(tokens_of(deltas, name)) for name in ("running", *"abc")] == [3, 2, 2, 0]
+
+
+def test_a_request_that_cannot_be_queued_is_told_so_and_the_engine_goes_on(
+    start: Start, outbox: Outbox, model: Model
+) -> None:
+    thread = start()
+    thread.submit(greedy("bad", prompt(5), logit_bias=((2**63, 1.0),)))
+    thread.submit(greedy("good", prompt(9)))
+    deltas = outbox.read_end_of("bad", "good")
+    [end] = [delta for delta in deltas if delta.request_id == "bad"]
+    assert isinstance(end.error, Internal)
+    assert tokens_of(deltas, "good") == alone(model, greedy("good", prompt(9)))
+
+
+NAMES = "abc"
+MAILED = {name: greedy(name, prompt(5 + nth, seed=nth), 3) for nth, name in enumerate(NAMES)}
+BYSTANDER = greedy("bystander", prompt(9), 12)
+_mails = st.lists(st.tuples(st.sampled_from(["submit", "cancel"]), st.sampled_from(NAMES)), min_size=2, max_size=12)
+
+
+@pytest.fixture(scope="module")
+def right(model: Model) -> dict[str, list[int]]:
+    return {request.request_id: alone(model, request) for request in (BYSTANDER, *MAILED.values())}
+
+
+@settings(max_examples=25, deadline=None)
+@given(before=_mails, during=_mails, after=_mails)
+def test_mail_that_comes_twice_or_out_of_order_hurts_nobody(
+    model: Model,
+    right: dict[str, list[int]],
+    before: list[tuple[str, str]],
+    during: list[tuple[str, str]],
+    after: list[tuple[str, str]],
+) -> None:
+    """before: the first step; during: one, so that it is all read at once; after: while steps go on."""
+    outbox = Outbox()
+    thread = EngineThread(make_engine(model), outbox.deliver)
+    forgotten: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def post(mails: list[tuple[str, str]]) -> None:
+        for what, name in mails:
+            if what == "submit":
+                thread.submit(MAILED[name])
+            else:
+                thread.cancel(name, CANCELLED, forgotten.put)
+
+    try:
+        post(before)
+        close_gate_during(outbox, thread, BYSTANDER)
+        post(during)
+        outbox.gate.set()
+        post(after)
+        thread.submit(greedy("probe", prompt(9), 8))
+        deltas = outbox.read_end_of("probe", "bystander")
+        stats = thread.snapshot
+    finally:
+        outbox.gate.set()
+        assert thread.stop(PATIENCE_S)
+    assert tokens_of(deltas, "bystander") == right["bystander"]
+    told = [forgotten.get(timeout=PATIENCE_S) for what, _ in before + during + after if what == "cancel"]
+    assert told == [name for what, name in before + during + after if what == "cancel"]
+    assert (stats.stats.running, stats.stats.waiting, stats.stats.kv_bytes_used) == (0, 0, 0)
+    for name in NAMES:
+        runs: list[list[int]] = []
+        for delta in (delta for delta in deltas if delta.request_id == name):
+            assert delta.error is None
+            if delta.first == 0:
+                runs.append([])
+            runs[-1] += delta.token_ids
+        was_cancelled = ("cancel", name) in before + during + after
+        assert all(made == right[name][: len(made)] if was_cancelled else made == right[name] for made in runs)
 
 
 def unavailable_in(deltas: Sequence[TokenDelta]) -> list[str]:
