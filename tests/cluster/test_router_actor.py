@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from checkpoint.tensors import Checkpoint
 from cluster.actors.router import RouterActor, RouterSpec
@@ -68,7 +70,7 @@ def model(directory: Path) -> Model:
     return load_model(directory)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def with_router(directory: Path, model: Model) -> "With":
     spec = router_spec(deployment_config(directory, engine={"kv_bytes": 2**20}), Checkpoint.open(directory))
 
@@ -115,17 +117,28 @@ class Reader:
 
     def __init__(self, router: LocalRouter, frontend_id: str) -> None:
         self._router, self._frontend_id = router, frontend_id
-        self._receipt = -1
+        self.receipts = [-1]
 
     async def read_to_end(self) -> list[TokenDelta]:
         """The deltas up to a batch that ends a request."""
         deltas: list[TokenDelta] = []
         while not (deltas and deltas[-1].is_last):
-            batch = await self._router.pull(self._frontend_id, self._receipt)
-            if batch.number != self._receipt:
-                self._receipt = batch.number
-                deltas += batch.deltas
+            deltas += await self.read()
         return deltas
+
+    async def read_to_end_of(self, request_id: str) -> list[TokenDelta]:
+        deltas: list[TokenDelta] = []
+        while not any(delta.request_id == request_id and delta.is_last for delta in deltas):
+            deltas += await self.read()
+        return deltas
+
+    async def read(self) -> list[TokenDelta]:
+        """What the next pull brings, if it is new."""
+        batch = await self._router.pull(self._frontend_id, self.receipts[-1])
+        if batch.number == self.receipts[-1]:
+            return []
+        self.receipts.append(batch.number)
+        return batch.deltas
 
 
 def test_a_frontend_that_is_refused_an_id_leaves_the_owners_request_alone(with_router: With, model: Model) -> None:
@@ -226,3 +239,77 @@ def test_a_cancelled_id_is_in_use_until_the_engine_has_no_more_deltas_of_it(with
         assert tokens_of(await mine.read_to_end(), "x") == alone(model, again)
 
     with_router(test)
+
+
+FRONTENDS = ("mine", "another")
+MAILED = {name: greedy(name, prompt(5 + nth, seed=nth), 4) for nth, name in enumerate("abc")}
+PROBES = {frontend: greedy(f"probe of {frontend}", prompt(9), 12) for frontend in FRONTENDS}
+
+_calls = st.one_of(
+    st.tuples(st.sampled_from(["submit", "cancel"]), st.sampled_from(FRONTENDS), st.sampled_from(sorted(MAILED))),
+    st.tuples(st.just("pull"), st.sampled_from(FRONTENDS), st.integers(0, 3)),
+    st.just(("pause", "", 0)),
+)
+
+
+@pytest.fixture(scope="module")
+def right(model: Model) -> dict[str, list[int]]:
+    return {request.request_id: alone(model, request) for request in (*MAILED.values(), *PROBES.values())}
+
+
+@settings(max_examples=25, deadline=None)
+@given(calls=st.lists(_calls, min_size=4, max_size=30))
+def test_calls_that_come_twice_late_or_out_of_order_hurt_nobody(
+    with_router: With, right: dict[str, list[int]], calls: list[tuple[str, str, Any]]
+) -> None:
+    """A pull comes again with one of the last receipts, while the frontend's own waits."""
+
+    async def test(router: LocalRouter) -> None:
+        broken: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: broken.append(context))
+        readers = {frontend: Reader(router, frontend) for frontend in FRONTENDS}
+        reading = {
+            frontend: asyncio.create_task(reader.read_to_end_of(PROBES[frontend].request_id))
+            for frontend, reader in readers.items()
+        }
+        again = []
+        for what, frontend, which in calls:
+            if what == "submit":
+                await router.submit(frontend, [MAILED[which], MAILED[which]])
+            elif what == "cancel":
+                await router.cancel(frontend, {which: CANCELLED, "unknown": CANCELLED})
+            elif what == "pull":
+                receipts = readers[frontend].receipts
+                again.append(asyncio.create_task(router.pull(frontend, receipts[-1 - which % len(receipts)])))
+            else:
+                await asyncio.sleep(0.002)
+        for frontend, probe in PROBES.items():
+            await router.submit(frontend, [probe])
+        told = {frontend: await task for frontend, task in reading.items()}
+        await asyncio.gather(*again)
+        for name in MAILED:
+            await router.wait_until_free(name)
+        stats = (await router.stats()).engine
+        assert stats is not None
+        assert (stats.running, stats.waiting, stats.kv_bytes_used) == (0, 0, 0)
+        assert not broken
+        for frontend, deltas in told.items():
+            assert all(delta.error is None or isinstance(delta.error, AlreadyExists) for delta in deltas)
+            for name, tokens in right.items():
+                was_cancelled = ("cancel", frontend, name) in calls
+                for made in runs_of(deltas, name):
+                    assert made == (tokens[: len(made)] if was_cancelled else tokens)
+            assert tokens_of(deltas, PROBES[frontend].request_id) == right[PROBES[frontend].request_id]
+
+    with_router(test)
+
+
+def runs_of(deltas: Sequence[TokenDelta], name: str) -> list[list[int]]:
+    """The tokens of each time that request `name` ran."""
+    runs: list[list[int]] = []
+    for delta in deltas:
+        if delta.request_id == name and delta.token_ids:
+            if delta.first == 0:
+                runs.append([])
+            runs[-1] += delta.token_ids
+    return runs
