@@ -17,7 +17,7 @@ from experts.placement import even_placement
 from experts.shard import load_shard
 from kernels.choose import choose_kernels
 from router.engine import Engine
-from router.errors import AlreadyExists, DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
+from router.errors import AlreadyExists, DeadlineExceeded, Internal, RequestError, ResourceExhausted, Unavailable
 from router.local import CPU
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -210,7 +210,9 @@ def test_why_a_request_was_refused_can_travel(retry_after_s: float | None) -> No
     assert (type(received), str(received), received.retry_after_s) == (type(error), str(error), retry_after_s)
 
 
-@pytest.mark.parametrize("error", [DeadlineExceeded("too late"), Unavailable("down")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error", [DeadlineExceeded("too late"), Unavailable("down"), Internal("not finite")], ids=lambda e: type(e).__name__
+)
 def test_why_a_request_ended_can_travel(error: RequestError) -> None:
     received = pickle.loads(pickle.dumps(error))
     assert (type(received), str(received)) == (type(error), str(error))

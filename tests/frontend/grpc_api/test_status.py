@@ -10,6 +10,7 @@ from frontend.grpc_api.status import MAX_DETAILS_BYTES, status_of
 from router.errors import (
     AlreadyExists,
     DeadlineExceeded,
+    Internal,
     InvalidArgument,
     NotFound,
     RequestError,
@@ -27,6 +28,7 @@ from router.errors import (
         (ResourceExhausted("the queue is full"), StatusCode.RESOURCE_EXHAUSTED),
         (DeadlineExceeded("too late"), StatusCode.DEADLINE_EXCEEDED),
         (Unavailable("shard 1 is down"), StatusCode.UNAVAILABLE),
+        (Internal("the model's logits are not finite numbers here"), StatusCode.INTERNAL),
         (CheckpointError("config.json: is missing"), StatusCode.FAILED_PRECONDITION),
     ],
 )
