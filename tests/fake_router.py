@@ -33,7 +33,15 @@ def byte_tokenizer() -> Tokenizer:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     vocab = {letter: byte for byte, letter in enumerate(byte_letters())}
     model = {"type": "BPE", "vocab": vocab, "merges": []}
+    bos = {"id": "<|begin|>", "ids": [BOS], "tokens": ["<|begin|>"]}
+    post_processor = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|begin|>": bos},
+    }
     data = {"added_tokens": special, "pre_tokenizer": byte_level, "decoder": byte_level, "model": model}
+    data["post_processor"] = post_processor
     with TemporaryDirectory() as directory:
         (Path(directory) / "tokenizer.json").write_text(json.dumps(data))
         (Path(directory) / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|begin|>"}))
