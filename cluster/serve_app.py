@@ -13,6 +13,7 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2
 from ray import serve
+from ray.serve._private import grpc_util
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,7 +24,7 @@ from cluster.router_client import RayRouterClient
 from frontend.chat_template import ChatTemplate
 from frontend.generation import Generation
 from frontend.grpc_api.health import HealthService
-from frontend.grpc_api.server import answer_stream, answer_unary
+from frontend.grpc_api.server import answer_stream, answer_unary, server_options
 from frontend.grpc_api.service import InferenceService
 from frontend.metrics.page import CONTENT_TYPE
 from frontend.model_card import ModelCard
@@ -31,6 +32,14 @@ from protos.drover.v1 import inference_pb2 as pb
 from router.request import request_limits
 
 METRICS_PATH = "/metrics"
+REPLICA_ENV = {
+    # A leaving replica stays reachable for so long, for HAProxy to notice; Serve's 30 s delay every
+    # stop.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # A stream is then asked for its next message only when the client has taken the last one. With
+    # a thread of its own it runs ahead, and Serve queues its messages without bound.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
 GRPC_SERVICER_FUNCTIONS = (
     "frontend.grpc_api.server.add_inference_services",
     "frontend.grpc_api.server.add_health_service",
@@ -60,7 +69,11 @@ class Frontend:
         self._spec = spec
         config = read_config(spec.checkpoint)
         card = ModelCard.of(spec.model_name, config, spec.dtype)
-        router = RayRouterClient(spec.router_name, spec.namespace, request_limits(config, spec.max_context_tokens))
+        limits = request_limits(config, spec.max_context_tokens)
+        # Serve has no setting for these. Its server in this process takes them from this list, and
+        # starts once this object is made.
+        grpc_util.DEFAULT_GRPC_SERVER_OPTIONS[:] = server_options(limits.max_context_tokens)
+        router = RayRouterClient(spec.router_name, spec.namespace, limits)
         tokenizer, chat_template = Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint)
         self._inference = InferenceService(Generation(card, tokenizer, chat_template, router))
         self._health = HealthService(router)
@@ -116,11 +129,6 @@ def build(spec: FrontendSpec, replicas: int) -> serve.Application:
         num_replicas=replicas,
         max_ongoing_requests=1024,
         graceful_shutdown_timeout_s=5,
-        ray_actor_options={
-            "num_cpus": 0,
-            # A leaving replica stays reachable for so long, for HAProxy to notice; Serve's 30 s
-            # delay every stop.
-            "runtime_env": {"env_vars": {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}},
-        },
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": REPLICA_ENV}},
     )
     return deployment.bind(spec)
