@@ -19,7 +19,7 @@ from starlette.responses import Response
 
 from checkpoint.config import read_config
 from checkpoint.tokenizer import Tokenizer
-from cluster.metrics_reader import page_in_time
+from cluster.metrics_reader import deployment_reader
 from cluster.router_client import RayRouterClient
 from frontend.chat_template import ChatTemplate
 from frontend.generation import Generation
@@ -66,7 +66,6 @@ class Frontend:
     """One replica: tokenizing, chat templates, and the streams of its clients."""
 
     def __init__(self, spec: FrontendSpec) -> None:
-        self._spec = spec
         config = read_config(spec.checkpoint)
         card = ModelCard.of(spec.model_name, config, spec.dtype)
         limits = request_limits(config, spec.max_context_tokens)
@@ -77,6 +76,7 @@ class Frontend:
         tokenizer, chat_template = Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint)
         self._inference = InferenceService(Generation(card, tokenizer, chat_template, router))
         self._health = HealthService(router)
+        self._metrics = deployment_reader(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
 
     async def Generate(self, request: Any, grpc_context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         async with aclosing(answer_stream(self._inference.Generate, request, grpc_context)) as responses:
@@ -114,8 +114,7 @@ class Frontend:
             return Response(f"{request.url.path} is not here; {METRICS_PATH} is\n", 404, media_type="text/plain")
         if request.method not in ("GET", "HEAD"):
             return Response("only GET\n", 405, {"Allow": "GET, HEAD"}, media_type="text/plain")
-        spec = self._spec
-        page = await page_in_time(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
+        page = await self._metrics.page()
         # Also without a router: Prometheus drops a page with another status, and with it who is up
         # and who is not.
         return Response(page, headers={"Content-Type": CONTENT_TYPE})

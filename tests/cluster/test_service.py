@@ -65,7 +65,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "an empty prompt of tokens": ({"prompt": []}, "prompt"),
     "a token id out of range": ({"prompt": [1, 400]}, "prompt.token_ids: contains 400"),
     "a prompt longer than the context": ({"prompt": HELLO * 84}, "prompt.token_ids: has at least 504 tokens"),
-    "a prompt of 20 MB": ({"prompt": "many words " * 2_000_000}, "prompt.text"),
+    "a prompt of 3 MB": ({"prompt": "many words " * 300_000}, "prompt.text"),
     "more tokens than the context holds": ({"max_tokens": 495}, "sampling.max_tokens: is 495"),
     "no tokens": ({"max_tokens": 0}, "sampling.max_tokens: is 0"),
     "a negative number of tokens": ({"max_tokens": -1}, "sampling.max_tokens: is -1"),
