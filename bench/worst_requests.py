@@ -31,11 +31,16 @@ MB = 10**6
 STREAMS, STREAM_TOKENS = 4, 1900
 AFTERMATH_S = 0.5  # the good streams are watched for so long after the worst request was answered
 LIMIT_S = 120.0
-SERVER = (
-    "import sys; from pathlib import Path; from frontend.in_process.server import serve_checkpoint\n"
-    "with serve_checkpoint(Path(sys.argv[1])) as address:\n"
-    "    print(address, flush=True); sys.stdin.read()"
-)
+KV_BYTES = 64 * 2**20  # small, so that a cache that fills does not look like a leak
+SERVER = f"""
+import sys
+from pathlib import Path
+from frontend.in_process.server import serve_checkpoint
+from router.kv_budget import KvBudget
+with serve_checkpoint(Path(sys.argv[1]), kv_budget=KvBudget(bytes={KV_BYTES})) as address:
+    print(address, flush=True)
+    sys.stdin.read()
+"""
 
 
 def varint(number: int) -> bytes:
@@ -114,8 +119,8 @@ class Outcome:
 
 
 @contextmanager
-def a_server(checkpoint: Path = CHECKPOINT) -> Iterator[str]:
-    """The whole of Drover in a process of its own, without Ray; gives the address."""
+def a_server(checkpoint: Path = CHECKPOINT) -> Iterator[tuple[str, int]]:
+    """The whole of Drover in a process of its own, without Ray; gives address and process id."""
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(checkpoint)],
         stdin=subprocess.PIPE,
@@ -128,7 +133,7 @@ def a_server(checkpoint: Path = CHECKPOINT) -> Iterator[str]:
         address = process.stdout.readline().decode().strip()
         if not address:
             raise BenchError(f"no server of {checkpoint}; its error is above")
-        yield address
+        yield address, process.pid
     finally:
         end(process)
 
@@ -214,7 +219,7 @@ def main() -> None:
     if arguments.address:
         tell(arguments.address)
     else:
-        with a_server() as address:
+        with a_server() as (address, _):
             tell(address)
 
 

@@ -1,11 +1,13 @@
 """One running deployment, as clients meet it: bad input, health, reflection, cancellation, strangers."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,14 @@ from client import Client, DeadlineExceeded, InvalidRequest, NotFound, ResourceE
 from cluster.launch import Deployment
 from cluster.metrics_reader import read_page
 from cluster.reports import Batch
+from protos.drover.v1 import inference_pb2 as pb
+from protos.drover.v1 import inference_pb2_grpc
 from router.counts.requests import EngineStats
 from router.errors import AlreadyExists
 from router.request import GenerationRequest, SamplingParams, TokenDelta
 from tests.cluster.deployment import NAMESPACE, SCOUT, SharedRay, actor, http_get, router_stats
 from tests.command import ROOT, drover, start
+from tests.loopback import failure_of
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
@@ -103,6 +108,45 @@ def test_malformed_utf8_is_invalid_argument(deployment: Deployment) -> None:
             list(call(not_utf8, timeout=PATIENCE_S))
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "prompt.text" in error.value.details() or "text: is not valid UTF-8" in error.value.details()
+
+
+def test_a_replica_of_serve_has_the_limits_of_every_server(deployment: Deployment) -> None:
+    """Serve has no setting for them; a Ray that no longer takes them from where they are put fails here."""
+    with grpc.insecure_channel(deployment.address) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        too_large, compressed = pb.TokenizeRequest(text="x" * 5_000_000), pb.TokenizeRequest(text="x" * 1_000_000)
+        error = failure_of(lambda: stub.Tokenize(too_large, timeout=PATIENCE_S))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in error.details()
+        gzip = grpc.Compression.Gzip
+        error = failure_of(lambda: stub.Tokenize(compressed, timeout=PATIENCE_S, compression=gzip))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_of_2000_streams_opened_at_once_some_are_refused_and_none_is_cancelled(deployment: Deployment) -> None:
+    statuses: Counter[str] = Counter()
+    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=HELLO), sampling=pb.SamplingParams(max_tokens=1))
+
+    async def read_one(channel: grpc.aio.Channel) -> None:
+        call = inference_pb2_grpc.InferenceStub(channel).Generate(request, timeout=PATIENCE_S)
+        try:
+            async for _ in call:
+                pass
+        except grpc.aio.AioRpcError:
+            pass
+        statuses[(await call.code()).name] += 1
+
+    async def main() -> None:
+        options = [("grpc.use_local_subchannel_pool", 1)]  # connections of their own: HAProxy takes 100 streams each
+        channels = [grpc.aio.insecure_channel(deployment.address, options=options) for _ in range(20)]
+        await asyncio.gather(*(channel.channel_ready() for channel in channels))
+        await asyncio.gather(*(read_one(channels[index % 20]) for index in range(2000)))
+        for channel in channels:
+            await channel.close()
+
+    asyncio.run(main())
+    assert set(statuses) <= {"OK", "RESOURCE_EXHAUSTED"}
+    assert statuses["OK"] > 0
 
 
 def test_a_request_that_can_never_fit_is_refused(client: Client) -> None:
