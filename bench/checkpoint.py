@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from checkpoint.config import ModelConfig, read_config, read_json
+from checkpoint.config import ModelConfig, read_config
 from checkpoint.random_model import write_random_checkpoint
+from checkpoint.read_file import read_json
 from checkpoint.shape import SHAPES, ModelShape, write_json
 
 BENCH_SHAPE: ModelShape = replace(

@@ -5,16 +5,19 @@ integer `attn_temperature_tuning`, an empty `no_rope_layers`. Fields that are ab
 defaults of transformers' Llama4TextConfig, because save_pretrained leaves defaults out.
 """
 
-import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from checkpoint.errors import CheckpointError
+from checkpoint.naming import ARCHITECTURES, Naming
+from checkpoint.read_file import is_there, read_json
 
-ARCHITECTURES = {"Llama4ForCausalLM": "", "Llama4ForConditionalGeneration": "language_model."}
+MODEL_TYPES = {"llama4_text": "Llama4ForCausalLM", "llama4": "Llama4ForConditionalGeneration"}
+# Sizes beyond any model. Whoever only looks at one must not run out of memory, by a list of layers for instance.
+MAX_LAYERS, MAX_EXPERTS, MAX_SIZE = 4096, 65_536, 2**40
 DTYPES = ("bfloat16", "float16", "float32")
 _JSON_NAMES = {dict: "object", list: "array", str: "string", int: "whole number"}
 
@@ -58,6 +61,8 @@ class SamplingDefaults:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class ModelConfig:
     attention_chunk_size: tokens per attention chunk of chunked layers, absolute positions.
     floor_scale, attn_scale: NoPE layers multiply the query at position p by
         1 + attn_scale * ln(floor((p + 1) / floor_scale) + 1), if attn_temperature_tuning.
-    tensor_prefix: what precedes `model.` and `lm_head.` in tensor names.
+    dtype: empty if config.json names none. Then it is what most weights have: see Checkpoint.config.
+    warnings: what was ignored, one line each.
     """
 
     vocab_size: int
@@ -95,8 +101,9 @@ class ModelConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     dtype: str
-    tensor_prefix: str
+    naming: Naming
     sampling_defaults: SamplingDefaults = SamplingDefaults()
+    warnings: tuple[str, ...] = ()
 
     @property
     def num_layers(self) -> int:
@@ -125,61 +132,45 @@ def read_config(directory: Path) -> ModelConfig:
     Raises CheckpointError, which names file, field and value.
     """
     path = directory / "config.json"
+    if not is_there(path):
+        raise CheckpointError(f"{path} is missing; a checkpoint is a Hugging Face Llama 4 directory")
     config = parse_config(read_json(path), str(path))
     generation = directory / "generation_config.json"
-    if generation.exists():
-        fields = _Fields(read_json(generation), str(generation))
-        # Released checkpoints list all three end tokens only here.
-        eos = _token_ids(fields, "eos_token_id") or config.eos_token_ids
-        return replace(config, eos_token_ids=eos, sampling_defaults=_sampling_defaults(fields))
+    if is_there(generation):
+        config = _with_generation(config, _Fields(read_json(generation), str(generation)))
     return config
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises CheckpointError if the file is missing, unreadable or not an object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; a checkpoint is a Hugging Face Llama 4 directory") from None
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: not UTF-8, not JSON, or a number with too many digits
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; a JSON object is expected")
-    return value
 
 
 def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     """Parse and validate the contents of a config.json. source: its path, for error messages."""
     top = _Fields(raw, source)
-    architecture = str((top.get("architectures", list, []) or [raw.get("model_type", "")])[0])
-    architecture = {"llama4_text": "Llama4ForCausalLM", "llama4": "Llama4ForConditionalGeneration"}.get(
-        architecture, architecture
-    )
-    if architecture not in ARCHITECTURES:
+    architecture, model_type = _architecture(top), str(raw.get("model_type") or "")
+    # transformers goes by model_type; `architectures` may name any class.
+    architecture = architecture if architecture in ARCHITECTURES else MODEL_TYPES.get(model_type, architecture)
+    if architecture not in ARCHITECTURES or (model_type and model_type not in MODEL_TYPES):
         raise CheckpointError(
-            f"{source}: architectures is {architecture!r}; Drover serves {' and '.join(ARCHITECTURES)}"
+            f"{source}: architectures is {architecture!r:.100} and model_type {model_type!r:.100}; "
+            f"Drover serves {' and '.join(ARCHITECTURES)}"
         )
     if quantization := top.get("quantization_config", dict, None):
         method = quantization.get("quant_method", "unknown")
         raise CheckpointError(
             f"{source}: quantization_config has quant_method {method!r}; only {', '.join(DTYPES)} are supported"
         )
-    has_vision = architecture == "Llama4ForConditionalGeneration"
-    text = _Fields(top.get("text_config", dict, None) or {}, f"{source}: text_config") if has_vision else top
+    # The text model's fields are nested where there may be vision, whatever class is named.
+    nested = top.get("text_config", dict, None)
+    text = top if nested is None else _Fields(nested, f"{source}: text_config")
 
-    num_layers = text.positive("num_hidden_layers", 48)
+    num_layers = text.positive("num_hidden_layers", 48, most=MAX_LAYERS)
     hidden_size, num_heads = text.positive("hidden_size", 5120), text.positive("num_attention_heads", 40)
     num_kv_heads = text.positive("num_key_value_heads", 8)
     has_null_head_dim = "head_dim" in text.raw and text.raw["head_dim"] is None
     head_dim = max(hidden_size // num_heads, 1) if has_null_head_dim else text.positive("head_dim", 128)
-    num_experts, top_k = text.positive("num_local_experts", 16), text.positive("num_experts_per_tok", 1)
+    layers = _layers(text, num_layers)
+    is_dense = not any(layer.is_moe for layer in layers)
+    # A model without routed experts, such as Llama Guard 4, may say anything here.
+    num_experts = 0 if is_dense else text.positive("num_local_experts", 16, most=MAX_EXPERTS)
+    top_k = 0 if is_dense else text.positive("num_experts_per_tok", 1)
     if num_heads % num_kv_heads:
         text.fail("num_attention_heads", num_heads, f"a multiple of num_key_value_heads ({num_kv_heads})")
     if head_dim % 2:
@@ -194,14 +185,14 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     # transformers 5 writes `dtype`, 4 wrote `torch_dtype`; either level of a multimodal config may
     # carry it.
     dtype = next(
-        (f.raw[key] for f in (text, top) for key in ("dtype", "torch_dtype") if f.raw.get(key) is not None), "bfloat16"
+        (f.raw[key] for f in (text, top) for key in ("dtype", "torch_dtype") if f.raw.get(key) is not None), ""
     )
-    if dtype not in DTYPES:
+    if dtype and dtype not in DTYPES:
         text.fail("dtype", dtype, f"one of {', '.join(DTYPES)}")
     rope_theta, rope_scaling = _rope(text)
     chunk = text.get("attention_chunk_size", int, 8192)
     max_positions = text.positive("max_position_embeddings", 131072)
-    return ModelConfig(
+    config = ModelConfig(
         vocab_size=text.positive("vocab_size", 202048),
         hidden_size=hidden_size,
         num_heads=num_heads,
@@ -211,7 +202,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         intermediate_size_mlp=text.positive("intermediate_size_mlp", 16384),
         num_experts=num_experts,
         experts_per_token=top_k,
-        layers=_layers(text, num_layers, has_chunks=chunk is not None),
+        layers=layers,
         attention_chunk_size=text.positive("attention_chunk_size", 8192) if chunk is not None else max_positions,
         max_position_embeddings=max_positions,
         rms_norm_eps=text.number("rms_norm_eps", 1e-5),
@@ -226,17 +217,35 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         bos_token_id=next(iter(_token_ids(text, "bos_token_id") or _token_ids(top, "bos_token_id", 1)), None),
         eos_token_ids=_token_ids(text, "eos_token_id") or _token_ids(top, "eos_token_id", 2),
         dtype=dtype,
-        tensor_prefix=ARCHITECTURES[architecture],
+        naming=ARCHITECTURES[architecture],
     )
+    return _with_end_tokens(config, config.eos_token_ids, source)
 
 
-def _layers(text: "_Fields", num_layers: int, *, has_chunks: bool) -> tuple[LayerConfig, ...]:
+def _architecture(top: "_Fields") -> str:
+    named = top.get("architectures", list, None) or [""]
+    return next((name for name in named if isinstance(name, str) and name in ARCHITECTURES), str(named[0]))
+
+
+def _with_end_tokens(config: ModelConfig, token_ids: tuple[int, ...], source: str) -> ModelConfig:
+    """The config with these end tokens, less those that its vocabulary lacks: no text can end with them."""
+    possible = tuple(token_id for token_id in token_ids if token_id < config.vocab_size)
+    warnings = config.warnings
+    if beyond := [token_id for token_id in token_ids if token_id >= config.vocab_size]:
+        text = f"{source}: eos_token_id {str(beyond)[1:-1]:.100} is ignored; vocab_size is {config.vocab_size}"
+        warnings = (*warnings, text)
+    return replace(config, eos_token_ids=possible, warnings=warnings)
+
+
+def _layers(text: "_Fields", num_layers: int) -> tuple[LayerConfig, ...]:
     # `no_rope_layers` is inverted: 1 means that the layer uses RoPE. [] and null mean "derive".
     interval = text.positive("no_rope_layer_interval", 4)
     rope = text.get("no_rope_layers", list, None) or [int((i + 1) % interval != 0) for i in range(num_layers)]
-    step = text.positive("interleave_moe_layer_step", 1)
     moe = text.get("moe_layers", list, None)
-    moe = list(range(step - 1, num_layers, step)) if moe is None else moe
+    if moe is None:
+        step = text.positive("interleave_moe_layer_step", 1)
+        moe = list(range(step - 1, num_layers, step))
+    has_chunks = text.get("attention_chunk_size", int, 8192) is not None
     types = text.get("layer_types", list, None) or ["chunked_attention" if r else "full_attention" for r in rope]
     for key, values in (("no_rope_layers", rope), ("layer_types", types)):
         if len(values) != num_layers:
@@ -250,8 +259,10 @@ def _layers(text: "_Fields", num_layers: int, *, has_chunks: bool) -> tuple[Laye
     for index in moe:
         if not isinstance(index, int) or not 0 <= index < num_layers:
             text.fail("moe_layers", index, f"a layer index below num_hidden_layers ({num_layers})")
+    is_moe = frozenset(moe)
     return tuple(
-        LayerConfig(bool(rope[i]), has_chunks and types[i] == "chunked_attention", i in moe) for i in range(num_layers)
+        LayerConfig(bool(rope[i]), has_chunks and types[i] == "chunked_attention", i in is_moe)
+        for i in range(num_layers)
     )
 
 
@@ -287,13 +298,33 @@ def _token_ids(fields: "_Fields", key: str, default: int | None = None) -> tuple
     return tuple(ids)
 
 
-def _sampling_defaults(fields: "_Fields") -> SamplingDefaults:
-    # `do_sample` is ignored: it only matters to transformers' own `generate`.
-    temperature = fields.between("temperature", 0, 100, 1.0)
-    top_k = fields.between("top_k", 0, 2**31 - 1, 0)
-    if top_k != int(top_k):
-        fields.fail("top_k", top_k, "a whole number")
-    return SamplingDefaults(temperature, fields.between("top_p", 1e-6, 1, 1.0), int(top_k))
+def _with_generation(config: ModelConfig, fields: "_Fields") -> ModelConfig:
+    """The config with what generation_config.json adds: end tokens and sampling defaults.
+
+    A field without sense is ignored, with a warning: requests can say what they want, and
+    transformers ignores it, too, or warns. `do_sample` is ignored, for it only matters to
+    transformers' own `generate`.
+    """
+    warnings: list[str] = []
+
+    def read(field: str, parse: Callable[[], Any], default: Any) -> Any:
+        try:
+            return default if fields.raw.get(field) is None else parse()
+        except CheckpointError as error:
+            warnings.append(f"{error}; it is ignored")
+            return default
+
+    # Released checkpoints list all three end tokens only here.
+    eos = read("eos_token_id", lambda: _token_ids(fields, "eos_token_id"), ())
+    sampling = SamplingDefaults(
+        temperature=read("temperature", lambda: fields.between("temperature", 0, 100), 1.0),
+        top_p=read("top_p", lambda: fields.between("top_p", 1e-6, 1), 1.0),
+        top_k=max(0, read("top_k", lambda: fields.whole("top_k", -1, 2**31 - 1), 0)),  # -1, too, keeps all
+        min_p=read("min_p", lambda: fields.between("min_p", 0, 1), 0.0),
+        repetition_penalty=read("repetition_penalty", lambda: fields.between("repetition_penalty", 1e-6, 1e6), 1.0),
+    )
+    config = replace(config, sampling_defaults=sampling, warnings=(*config.warnings, *warnings))
+    return _with_end_tokens(config, eos, fields.source) if eos else config
 
 
 class _Fields:
@@ -304,7 +335,7 @@ class _Fields:
         self.source = source
 
     def fail(self, key: str, value: object, expected: str) -> None:
-        raise CheckpointError(f"{self.source}: {key} is {value!r}; it must be {expected}")
+        raise CheckpointError(f"{self.source}: {key} is {value!r:.200}; it must be {expected}")
 
     def get(self, key: str, kind: type, default: Any) -> Any:
         value = self.raw.get(key, default)
@@ -318,20 +349,27 @@ class _Fields:
             self.fail(key, value, "true or false")
         return bool(value)
 
-    def positive(self, key: str, default: int | None = None) -> int:
+    def positive(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
         value = self.raw.get(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             self.fail(key, value, "a whole number of at least 1")
         assert isinstance(value, int)
+        if value > most:
+            self.fail(key, value, f"at most {most}")
         return value
 
-    def between(self, key: str, low: float, high: float, default: float) -> float:
+    def between(self, key: str, low: float, high: float) -> float:
         value = self.raw.get(key)
-        value = default if value is None else value
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
             self.fail(key, value, f"a number from {low:g} to {high:g}")
         assert isinstance(value, (int, float))
         return float(value)
+
+    def whole(self, key: str, low: int, high: int) -> int:
+        value = self.between(key, low, high)
+        if value != int(value):
+            self.fail(key, value, "a whole number")
+        return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.raw.get(key, default)

@@ -4,6 +4,7 @@ Reads headers and JSON files only, no weights, so it is fast even for 800 GB.
 """
 
 import json
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any
 
 import torch
 
-from checkpoint.config import ModelConfig, read_config, read_json
+from checkpoint.config import ModelConfig, read_config
 from checkpoint.errors import CheckpointError
 from checkpoint.layout import count_parameters, tensor_specs
-from checkpoint.tensors import TensorFiles, read_tensor_files
+from checkpoint.read_file import is_there, read_json
+from checkpoint.tensor_files import TensorFiles, read_tensor_files
+from checkpoint.tensors import as_stored, compare
 
 NOT_SERVED = "not served"
 """Role of tensors that the text model does not use, such as the vision tower's."""
@@ -35,6 +38,7 @@ class Report:
     kv_bytes_per_token_in_chunk: the same in all chunked layers; they keep at most
     attention_chunk_size tokens.
     problems: one line each; empty if the checkpoint can be served.
+    warnings: what is odd in it, one line each, but does not keep it from being served.
     """
 
     directory: str
@@ -49,6 +53,7 @@ class Report:
     has_tokenizer: bool
     has_chat_template: bool
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     def to_json(self) -> str:
         """The report as a JSON object with the names of these fields."""
@@ -63,7 +68,7 @@ def inspect_checkpoint(directory: Path | str) -> Report:
     Raises CheckpointError only if the directory does not exist.
     """
     directory = Path(directory)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise CheckpointError(f"checkpoint {directory} is no directory")
     problems: list[str] = []
     config = None
@@ -72,7 +77,9 @@ def inspect_checkpoint(directory: Path | str) -> Report:
     except CheckpointError as error:
         problems.append(str(error))
     files = read_tensor_files(directory)
-    problems += files.problems if config is None else files.compare(config)
+    if config is not None:
+        config = as_stored(config, files)
+    problems += files.problems if config is None else compare(config, files)
     problems += _tokenizer_problems(directory, config)
 
     total = active = kv_global = kv_chunked = None
@@ -89,9 +96,10 @@ def inspect_checkpoint(directory: Path | str) -> Report:
         num_files=len(files.paths),
         kv_bytes_per_token=kv_global,
         kv_bytes_per_token_in_chunk=kv_chunked,
-        has_tokenizer=(directory / "tokenizer.json").exists(),
+        has_tokenizer=is_there(directory / "tokenizer.json"),
         has_chat_template=_has_chat_template(directory),
         problems=tuple(problems),
+        warnings=(*(config.warnings if config else ()), *files.warnings),
     )
 
 
@@ -116,11 +124,11 @@ def _kv_bytes_per_token(config: ModelConfig) -> tuple[int, int]:
 def _tokenizer_problems(directory: Path, config: ModelConfig | None) -> list[str]:
     """Problems of tokenizer.json: unreadable, ids that the model lacks, no bos or eos token."""
     path = directory / "tokenizer.json"
-    if not path.exists():
+    if not is_there(path):
         return [f"{path} is missing, so text cannot become tokens"]
     try:
         ids = _token_ids(read_json(path))
-        if (directory / "tokenizer_config.json").exists():
+        if is_there(directory / "tokenizer_config.json"):
             read_json(directory / "tokenizer_config.json")
     except CheckpointError as error:
         return [str(error)]
@@ -150,7 +158,7 @@ def _token_ids(tokenizer: dict[str, Any]) -> set[int]:
 
 
 def _has_chat_template(directory: Path) -> bool:
-    if (directory / "chat_template.jinja").exists():
+    if is_there(directory / "chat_template.jinja"):
         return True
     for name in ("tokenizer_config.json", "chat_template.json"):
         try:

@@ -2,9 +2,11 @@
 
 Names and layouts are those of Llama4ForCausalLM in transformers (unchanged from version 4 to 5):
 linear weights are [out, in], routed experts are fused over experts and stored [experts, in, out],
-gate columns before up columns.
+gate columns before up columns. Converted checkpoints may have unfused experts instead, each with
+three linear weights, as llm-compressor writes them.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from enum import Enum
 from math import prod
@@ -42,13 +44,20 @@ class TensorNames:
     """The names of one checkpoint's tensors."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._prefix = config.tensor_prefix
-        self.embedding = f"{self._prefix}model.embed_tokens.weight"
-        self.final_norm = f"{self._prefix}model.norm.weight"
-        self.lm_head = f"{self._prefix}lm_head.weight"
+        self._naming = config.naming
+        self.embedding = f"{self._naming.decoder}embed_tokens.weight"
+        self.final_norm = f"{self._naming.decoder}norm.weight"
+        self.lm_head = self._naming.lm_head
 
     def layer(self, layer: int, name: str) -> str:
-        return f"{self._prefix}model.layers.{layer}.{name}"
+        return f"{self._naming.decoder}layers.{layer}.{name}"
+
+    def expert(self, layer: int, expert: int) -> tuple[str, ...]:
+        """The tensors that hold one expert: its own gate, up and down projections, or the layer's gate_up and down."""
+        if self._naming.fused_experts:
+            return self.expert_gate_up(layer), self.expert_down(layer)
+        of_expert = self.layer(layer, f"feed_forward.experts.{expert}")
+        return f"{of_expert}.gate_proj.weight", f"{of_expert}.up_proj.weight", f"{of_expert}.down_proj.weight"
 
     def expert_gate_up(self, layer: int) -> str:
         """[experts, hidden, 2 * intermediate]: all experts' gate and up projections, no `.weight`."""
@@ -85,8 +94,13 @@ def tensor_specs(config: ModelConfig) -> dict[str, TensorSpec]:
         if layer.is_moe:
             experts, width = config.num_experts, config.intermediate_size
             shapes["feed_forward.router.weight"] = ((experts, hidden), Role.GATE)
-            shapes["feed_forward.experts.gate_up_proj"] = ((experts, hidden, 2 * width), Role.ROUTED_EXPERTS)
-            shapes["feed_forward.experts.down_proj"] = ((experts, width, hidden), Role.ROUTED_EXPERTS)
+            if config.naming.fused_experts:
+                shapes["feed_forward.experts.gate_up_proj"] = ((experts, hidden, 2 * width), Role.ROUTED_EXPERTS)
+                shapes["feed_forward.experts.down_proj"] = ((experts, width, hidden), Role.ROUTED_EXPERTS)
+            else:
+                for expert in range(experts):
+                    prefix = f"feed_forward.experts.{expert}"
+                    shapes |= _mlp_shapes(prefix, hidden, width, Role.ROUTED_EXPERTS)
             shapes |= _mlp_shapes("feed_forward.shared_expert", hidden, width, Role.SHARED_EXPERT)
         else:
             shapes |= _mlp_shapes("feed_forward", hidden, config.intermediate_size_mlp, Role.DENSE_MLP)
@@ -107,11 +121,9 @@ def count_parameters(config: ModelConfig) -> tuple[int, int]:
 
     Active: those that one token uses, including embedding, head and top-k experts.
     """
-    total = active = 0
+    parameters: Counter[Role] = Counter()
     for spec in tensor_specs(config).values():
-        total += spec.parameters
-        if spec.role is Role.ROUTED_EXPERTS:
-            active += spec.parameters // config.num_experts * config.experts_per_token
-        else:
-            active += spec.parameters
-    return total, active
+        parameters[spec.role] += spec.parameters
+    routed = parameters[Role.ROUTED_EXPERTS]
+    idle = routed - routed // config.num_experts * config.experts_per_token if routed else 0
+    return parameters.total(), parameters.total() - idle

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
-from checkpoint.config import ARCHITECTURES, ModelConfig, parse_config
+from checkpoint.config import ModelConfig, parse_config
 from checkpoint.errors import CheckpointError
 from checkpoint.layout import Role, TensorSpec, tensor_specs
 from checkpoint.make_tokenizer import write_byte_tokenizer
+from checkpoint.naming import ARCHITECTURES
 from checkpoint.shape import ModelShape, config_json, split_into_files, token_id_fields, write_index, write_json
 from checkpoint.staging import staging_directory
-from checkpoint.tensors import STORED_DTYPES
+from checkpoint.tensor_files import STORED_DTYPES
 
 _HEADER_NAMES = {str(dtype).removeprefix("torch."): name for name, dtype in STORED_DTYPES.items()}
 _BLOCK_VALUES = 1 << 22
@@ -126,7 +127,7 @@ class _RandomWeights:
             std = 1.0
         elif spec.role is Role.GATE:
             std = 2 / self._config.hidden_size**0.5  # its inputs have RMS 1
-        bare_name = name.removeprefix(self._config.tensor_prefix)
+        bare_name = name.removeprefix(self._config.naming.decoder.removesuffix("model."))
         digest = hashlib.sha256(f"{self._seed} {bare_name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
         for start in range(0, spec.parameters, _BLOCK_VALUES):

@@ -8,7 +8,7 @@ from typing import Any
 
 from checkpoint.config import RopeScaling
 from checkpoint.make_tokenizer import TokenizerIds
-from checkpoint.tensors import INDEX_FILE, SINGLE_FILE
+from checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from checkpoint.errors import CheckpointError
-from checkpoint.tensors import INDEX_FILE
+from checkpoint.tensor_files import INDEX_FILE
 
 _STAGING = ".partial"
 _OUR_FILES = ("config.json", "*.safetensors", INDEX_FILE, "generation_config.json", "tokenizer*.json", "*.jinja")

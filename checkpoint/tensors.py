@@ -1,85 +1,38 @@
-"""Reads tensors, or ranges of their rows, from a directory of safetensors files.
+"""Reads tensors, or ranges of their rows, from a checkpoint's safetensors files.
 
 Files are not memory-mapped but read with pread, at the offsets in their headers. A process wants
 only some rows of a tensor (one Maverick expert tensor has 21.5 GB), and `bytes_read` counts
-exactly what was read. Only the JSON header is interpreted, so nothing in a checkpoint is executed.
-Format: https://github.com/huggingface/safetensors#format
+exactly what was read. Only JSON headers are interpreted, so nothing in a checkpoint is executed.
 """
 
-import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from checkpoint.config import ModelConfig, read_config, read_json
+from checkpoint.config import ModelConfig, read_config
 from checkpoint.errors import CheckpointError, listed
-from checkpoint.layout import tensor_specs
-
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
-STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-_MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets
-
-
-@dataclass(frozen=True)
-class TensorEntry:
-    """Where one tensor is stored.
-
-    offset: of its first byte in the file. dtype: name in the header, such as BF16.
-    """
-
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class TensorFiles:
-    """The safetensors files of one directory.
-
-    paths: the readable files. entries: their tensors by name.
-    problems: one line for each missing or damaged file. lost: the tensors that the index places in
-    these files.
-    """
-
-    paths: tuple[Path, ...]
-    entries: dict[str, TensorEntry]
-    problems: tuple[str, ...] = ()
-    lost: frozenset[str] = frozenset()
-
-    def compare(self, config: ModelConfig) -> list[str]:
-        """One line for each tensor or file that is missing, damaged, or not as in `config`."""
-        found = list(self.problems)
-        if not self.entries and found:
-            return found  # no file is readable: do not list every tensor as missing, too
-        for name, spec in tensor_specs(config).items():
-            entry = self.entries.get(name)
-            if entry is None:
-                if name not in self.lost:
-                    found.append(f"{name} is missing")
-            elif entry.shape != spec.shape:
-                found.append(f"{name} has shape {list(entry.shape)}; the config calls for {list(spec.shape)}")
-            elif entry.dtype not in STORED_DTYPES:
-                found.append(f"{name} has dtype {entry.dtype}; supported are {', '.join(STORED_DTYPES)}")
-        return found
+from checkpoint.layout import TensorNames, tensor_specs
+from checkpoint.naming import Naming
+from checkpoint.tensor_files import STORED_DTYPES, TensorFiles, read_tensor_files
 
 
 class Checkpoint:
     """An open Llama 4 checkpoint directory: its config, and where each tensor is stored.
 
     Weights are read on demand.
+
+    warnings: what is odd in it, one line each, but does not keep it from being served.
     """
 
     def __init__(self, directory: Path, config: ModelConfig, files: TensorFiles) -> None:
         self.directory = directory
         self.config = config
         self.entries = files.entries
+        self.names = TensorNames(config)
+        self.warnings = (*config.warnings, *files.warnings)
         self.bytes_read = 0
         """Bytes of tensor data read through this object so far."""
 
@@ -90,15 +43,39 @@ class Checkpoint:
         Raises CheckpointError, which lists what is missing, truncated or inconsistent.
         """
         directory = Path(directory)
-        if not directory.is_dir():
+        if not os.path.isdir(directory):
             raise CheckpointError(f"checkpoint {directory} is no directory")
-        config = read_config(directory)
         files = read_tensor_files(directory)
-        problems = files.compare(config)
+        config = as_stored(read_config(directory), files)
+        problems = compare(config, files)
         if problems:
             more = [f"... and {len(problems) - 10} more"] if len(problems) > 10 else []
             raise CheckpointError(f"checkpoint {directory} cannot be served:{listed(problems[:10] + more)}")
         return cls(directory, config, files)
+
+    def expert_bytes(self, layer: int) -> int:
+        """Stored bytes of one routed expert of a layer."""
+        total = 0
+        for name in self.names.expert(layer, 0):
+            entry = self.entries[name]
+            total += entry.nbytes // (entry.shape[0] if self.config.naming.fused_experts else 1)
+        return total
+
+    def read_expert(
+        self, layer: int, expert: int, dtype: torch.dtype, on_bytes: Callable[[int], None] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(gate above up [2 F, D], down [D, F]) of one routed expert: F its width, D the model's.
+
+        They may be views of other layouts. Arguments and errors are those of `read_rows`.
+        """
+        names = self.names.expert(layer, expert)
+        if self.config.naming.fused_experts:
+            gate_up_DF2, down_FD = (self.read_rows(name, expert, expert + 1, dtype, on_bytes)[0] for name in names)
+            return gate_up_DF2.t(), down_FD.t()
+        gate_FD, up_FD, down_DF = (
+            self.read_rows(name, 0, self.entries[name].shape[0], dtype, on_bytes) for name in names
+        )
+        return torch.cat([gate_FD, up_FD]), down_DF
 
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The whole tensor, converted to `dtype`."""
@@ -134,86 +111,27 @@ class Checkpoint:
         return buffer.view(STORED_DTYPES[entry.dtype]).view(stop - start, *entry.shape[1:]).to(dtype)
 
 
-def read_tensor_files(directory: Path) -> TensorFiles:
-    """Read the headers of all safetensors files in `directory`.
-
-    Damaged or missing files are listed, not raised.
-    """
-    index_path, single = directory / INDEX_FILE, directory / SINGLE_FILE
-    try:
-        if index_path.exists():
-            return _read_indexed_files(index_path)
-        if single.exists():
-            return TensorFiles((single,), _read_header(single))
-        return TensorFiles((), {}, (f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}",))
-    except CheckpointError as error:
-        return TensorFiles((), {}, (str(error),))
+def as_stored(config: ModelConfig, files: TensorFiles) -> ModelConfig:
+    """The config with what only the files tell: how their tensors are named, and their dtype if it names none."""
+    naming = Naming.found_in(files.entries, config.naming)
+    return replace(config, naming=naming, dtype=config.dtype or files.dtype or "bfloat16")
 
 
-def _read_indexed_files(index_path: Path) -> TensorFiles:
-    weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index_path}: weight_map must be an object that names each tensor's file")
-    names_by_file: dict[str, set[str]] = {}
-    for name, file_name in weight_map.items():
-        if not isinstance(file_name, str) or file_name in ("", "..") or Path(file_name).name != file_name:
-            raise CheckpointError(
-                f"{index_path}: weight_map puts {name} into {file_name!r}; a file of the same directory is expected"
+def compare(config: ModelConfig, files: TensorFiles) -> list[str]:
+    """One line for each tensor or file that is missing, damaged, or not as in `config`."""
+    found = list(files.problems)
+    if not files.entries and found:
+        return found  # no file is readable: do not list every tensor as missing, too
+    for name, spec in tensor_specs(config).items():
+        entry = files.entries.get(name)
+        if entry is None:
+            if name not in files.lost:
+                found.append(f"{name} is missing")
+        elif entry.shape != spec.shape:
+            found.append(f"{name} has shape {list(entry.shape)}; the config calls for {list(spec.shape)}")
+        elif entry.dtype not in STORED_DTYPES:
+            found.append(
+                f"{name} has dtype {entry.dtype}; supported are {', '.join(STORED_DTYPES)}: convert the checkpoint, "
+                "for instance by transformers' save_pretrained in bfloat16"
             )
-        names_by_file.setdefault(file_name, set()).add(name)
-    paths: list[Path] = []
-    entries: dict[str, TensorEntry] = {}
-    problems: list[str] = []
-    lost: set[str] = set()
-    for file_name, names in sorted(names_by_file.items()):
-        path = index_path.parent / file_name
-        try:
-            entries |= {name: entry for name, entry in _read_header(path).items() if name in names}
-            paths.append(path)
-        except CheckpointError as error:
-            problems.append(f"{error} ({len(names)} tensors)")
-            lost |= names
-    return TensorFiles(tuple(paths), entries, tuple(problems), frozenset(lost))
-
-
-def _read_header(path: Path) -> dict[str, TensorEntry]:
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size - 8):
-                raise CheckpointError(f"{path} is no safetensors file, or is truncated ({size} bytes)")
-            header = json.loads(file.read(header_bytes))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} has an unreadable header: {error}") from None
-    if not isinstance(header, dict):
-        raise CheckpointError(f"{path} has an unreadable header: a {type(header).__name__}, not an object")
-    data_start = 8 + header_bytes
-    return {
-        name: _parse_entry(path, name, fields, data_start, size)
-        for name, fields in header.items()
-        if name != "__metadata__"
-    }
-
-
-def _parse_entry(path: Path, name: str, fields: object, data_start: int, file_size: int) -> TensorEntry:
-    """One tensor's entry in a header, checked against the file.
-
-    data_start: the byte that offsets are relative to.
-    """
-    match fields:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
-            all(isinstance(length, int) and length >= 0 for length in shape) and 0 <= begin <= end
-        ):
-            entry = TensorEntry(path, dtype, tuple(shape), data_start + begin, end - begin)
-        case _:
-            raise CheckpointError(f"{path}: the header entry of {name} is damaged: {fields!r:.200}")
-    if data_start + end > file_size:
-        raise CheckpointError(f"{path} is truncated: {name} ends at byte {data_start + end}, the file has {file_size}")
-    if entry.dtype in STORED_DTYPES and entry.nbytes != prod(entry.shape) * STORED_DTYPES[entry.dtype].itemsize:
-        raise CheckpointError(
-            f"{path}: {name} has {entry.nbytes} bytes, which does not fit {entry.dtype} {list(entry.shape)}"
-        )
-    return entry
+    return found

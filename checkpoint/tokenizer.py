@@ -5,7 +5,6 @@ be encoded and decodes to itself. Special tokens such as `<|eot|>` have an id an
 user's text that name is plain text. It means the token only in text that the server itself wrote.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import tokenizers
 
 from checkpoint.errors import CheckpointError
 from checkpoint.make_tokenizer import byte_letters
+from checkpoint.read_file import is_there, parse_json, read_json, read_text
 
 _FIX = "download the file again"
 _KIND = "Drover reads byte-level BPE tokenizers, the kind that Llama 4 has"
@@ -69,7 +69,7 @@ class Tokenizer:
         """
         path = directory / "tokenizer.json"
         text = read_text(path)
-        data = _parse_json_object(path, text)
+        data = parse_json(path, text)
         try:
             backend = tokenizers.Tokenizer.from_str(text)
             vocab = data["model"]["vocab"]
@@ -173,37 +173,6 @@ class Tokenizer:
         return token_id in self._special_ids
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a checkpoint's JSON file.
-
-    Raises CheckpointError, with the fix, if it is missing or damaged.
-    """
-    return _parse_json_object(path, read_text(path))
-
-
-def read_text(path: Path) -> str:
-    """The text of a checkpoint's file.
-
-    Raises CheckpointError, with the fix, if it is missing or damaged.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no such file; copy it from the model's download") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); {_FIX}") from error
-
-
-def _parse_json_object(path: Path, text: str) -> dict[str, Any]:
-    try:
-        data = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); {_FIX}") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds no JSON object; {_FIX}")
-    return data
-
-
 def _bytes_by_id(vocab: dict[str, int], added: list[dict[str, Any]], path: Path) -> list[bytes]:
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     added_bytes = {token["id"]: token["content"].encode() for token in added}
@@ -224,14 +193,14 @@ def _bytes_by_id(vocab: dict[str, int], added: list[dict[str, Any]], path: Path)
 
 def _bos_token_id(directory: Path, special_tokens: dict[str, int]) -> int | None:
     path = directory / "tokenizer_config.json"
-    config = read_json_object(path) if path.exists() else {}
+    config = read_json(path) if is_there(path) else {}
     if "bos_token" in config:
         name = token_name(config["bos_token"])
         if name is not None and name not in special_tokens:
             raise CheckpointError(f"{path}: bos_token is {name!r}; must be a special token of tokenizer.json")
         return None if name is None else special_tokens[name]
     path = directory / "config.json"
-    config = read_json_object(path) if path.exists() else {}
+    config = read_json(path) if is_there(path) else {}
     text_config = config.get("text_config") or {}  # where multimodal models have it
     token_id = text_config.get("bos_token_id", config.get("bos_token_id"))
     if token_id is None:

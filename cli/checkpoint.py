@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from checkpoint.config import ARCHITECTURES, DTYPES, RopeScaling
+from checkpoint.config import DTYPES, RopeScaling
+from checkpoint.naming import ARCHITECTURES
 from cli.arguments import real, whole
 
 if TYPE_CHECKING:
@@ -207,7 +208,8 @@ def _show(report: "Report") -> None:
         moe, chunked = len(config.moe_layers), sum(layer.is_chunked for layer in config.layers)
         rope = f"rope scaled by {config.rope_scaling.factor:g}" if config.rope_scaling else "rope not scaled"
         table.add_row("layers", f"{config.num_layers}: {moe} MoE, {config.num_layers - moe} dense")
-        table.add_row("experts", f"{config.num_experts} per MoE layer, {config.experts_per_token} per token, 1 shared")
+        experts = f"{config.num_experts} per MoE layer, {config.experts_per_token} per token, 1 shared"
+        table.add_row("experts", experts if moe else "none: serve it with shards.count 0")
         table.add_row("widths", f"{config.hidden_size}, expert {config.intermediate_size}")
         table.add_row("attention", f"{config.num_heads} heads, {config.num_kv_heads} KV heads of {config.head_dim}")
         table.add_row("", f"{chunked} layers in chunks of {config.attention_chunk_size} tokens, the rest global")
@@ -222,6 +224,8 @@ def _show(report: "Report") -> None:
     table.add_row("tokenizer", "yes" if report.has_tokenizer else "no")
     table.add_row("chat template", "yes" if report.has_chat_template else "no: it cannot chat")
     console.print(table)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow")
     for problem in report.problems:
         console.print(f"problem: {problem}", style="red")
     if not report.problems:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cli.interrupt import cancelled_by_ctrl_c
-from client import Delta, DeltaStream
+from client import Delta, DeltaStream, PromptLogprob, TokenLogprob
 
 
 class Answer:
@@ -59,8 +60,8 @@ class Answer:
             "index": last.index,
             "text": self.text,
             "token_ids": self.token_ids,
-            "logprobs": [asdict(entry) for delta in self._deltas for entry in delta.logprobs],
-            "prompt_logprobs": [asdict(entry) for delta in self._deltas for entry in delta.prompt_logprobs],
+            "logprobs": [_as_json(entry) for delta in self._deltas for entry in delta.logprobs],
+            "prompt_logprobs": [_as_json(entry) for delta in self._deltas for entry in delta.prompt_logprobs],
             "finish_reason": last.finish_reason,
             "stop_string": last.stop_string,
             "stop_token_id": last.stop_token_id,
@@ -104,10 +105,20 @@ def show(start: Callable[[], DeltaStream], answers: Sequence[Answer], args: argp
             shown.end_line()
     if args.json:
         for answer in answers:
-            print(json.dumps(answer.as_json()), flush=True)
+            print(json.dumps(answer.as_json(), allow_nan=False), flush=True)
     elif args.stats or sys.stderr.isatty():
         for answer in answers:
             print(answer.stats_line(), file=sys.stderr)
+
+
+def _as_json(entry: TokenLogprob | PromptLogprob) -> dict[str, Any]:
+    """JSON has neither NaN nor infinity: null stands for what a damaged server may send."""
+
+    def finite(logprob: float | None) -> float | None:
+        return logprob if logprob is not None and math.isfinite(logprob) else None
+
+    top = [{"token_id": alternative.token_id, "logprob": finite(alternative.logprob)} for alternative in entry.top]
+    return {"token_id": entry.token_id, "logprob": finite(entry.logprob), "top": top}
 
 
 class _Shown:

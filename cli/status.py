@@ -96,4 +96,5 @@ def _mebibytes(size: int) -> str:
 
 def _state(part: dict[str, Any]) -> str:
     down = "; ".join(f"{name}: {reason}" for name, reason in part.get("down", {}).items())
-    return " - ".join(text for text in (part["phase"], part["error"], down) if text)
+    again = "" if part.get("retry_s") is None else f"next try in {part['retry_s']:.0f} s"
+    return " - ".join(text for text in (part["phase"], part["error"], again, down) if text)

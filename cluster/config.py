@@ -69,11 +69,11 @@ class PartConfig(_Section):
 class ShardsConfig(PartConfig):
     """The expert shards.
 
-    count: number of shards. Each layer's experts are spread evenly over them.
+    count: number of shards. Each layer's experts are spread evenly over them. 0 for a dense model.
     """
 
     cpus: Annotated[float, Field(ge=0)] = 0.5
-    count: Annotated[int, Field(ge=1)] = 2
+    count: Annotated[int, Field(ge=0)] = 2
 
 
 class LinksConfig(_Section):

@@ -74,6 +74,8 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     the caller ends it, with everything in it, by `ray_runtime.disconnect`.
     """
     checkpoint = check(config)
+    for warning in checkpoint.warnings:
+        progress.stage(f"note: {warning}")
     if "cuda" in (config.router.device, config.shards.device):
         progress.stage('note: on CUDA and over NCCL Drover was never run yet; see "Known limits" in README.md')
     progress.stage("starting Ray" if config.ray.address == "local" else "joining the Ray cluster")
@@ -110,10 +112,12 @@ def check(config: DeploymentConfig) -> Checkpoint:
     checkpoint = Checkpoint.open(config.checkpoint)
     Tokenizer.open(config.checkpoint)
     ChatTemplate.open(config.checkpoint)
-    if config.shards.count > checkpoint.config.num_experts:
+    shards, experts = config.shards.count, checkpoint.config.num_experts
+    if shards and not experts:
+        raise ConfigError(f"shards.count is {shards}; this model is dense, without routed experts: set it to 0")
+    if shards > experts or (experts and not shards):
         raise ConfigError(
-            f"shards.count is {config.shards.count}; the model has {checkpoint.config.num_experts} experts, and every "
-            "shard needs at least one"
+            f"shards.count is {shards}; the model has {experts} experts, so it must be from 1 to {experts}"
         )
     if _ray_is_on_this_machine(config.ray.address):
         _check_ports(config)

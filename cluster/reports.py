@@ -16,7 +16,8 @@ class Phase(str, Enum):
 @dataclass(frozen=True)
 class ActorState:
     """bytes_done of bytes_total checkpoint bytes are read. pid: of the actor's process on its node.
-    error: why, when the phase is FAILED. waits_for: what keeps an actor LOADING that has read its weights."""
+    error: why the last try failed; empty once the phase is READY. retry_s: seconds until the next try, when FAILED.
+    waits_for: what keeps an actor LOADING that has read its weights."""
 
     pid: int
     phase: Phase
@@ -24,11 +25,13 @@ class ActorState:
     bytes_total: int
     error: str = ""
     waits_for: str = ""
+    retry_s: float | None = None
 
     @property
     def summary(self) -> str:
         if self.phase is Phase.FAILED:
-            return f"failed: {self.error}"
+            again = "" if self.retry_s is None else f"; next try in {self.retry_s:.0f} s"
+            return f"failed: {self.error}{again}"
         if self.phase is Phase.LOADING:
             waiting = f", waiting for {self.waits_for}" if self.waits_for else ""
             return f"loading, {self.bytes_done} of {self.bytes_total} bytes{waiting}"

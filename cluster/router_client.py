@@ -4,6 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 0.25
 READINESS_TIMEOUT_S = 5.0
+# Ray itself has no deadline for telling where an actor is.
+FIND_TIMEOUT_S = 5.0
 
 
 class RayRouterClient:
@@ -37,13 +40,17 @@ class RayRouterClient:
         self._to_cancel: dict[str, str] = {}  # request id -> how its end is counted
         self._mailer: asyncio.Task[None] | None = None
         self._router: ray.actor.ActorHandle | None = None
+        self._finding: asyncio.Future[ray.actor.ActorHandle] | None = None
+        # Of its own: a lookup may block for as long as Ray's head is away, and only one is made at a time.
+        self._finder = ThreadPoolExecutor(1, "find router")
 
     async def limits(self) -> RequestLimits:
         return self._limits
 
     async def readiness(self) -> Readiness:
         try:
-            readiness: Readiness = await asyncio.wait_for(self._handle().readiness.remote(), READINESS_TIMEOUT_S)
+            router = await self._find()
+            readiness: Readiness = await asyncio.wait_for(router.readiness.remote(), READINESS_TIMEOUT_S)
         except asyncio.TimeoutError:
             return Readiness(False, f"{self._router_name} did not answer within {READINESS_TIMEOUT_S:g} s")
         except Unavailable as error:
@@ -81,12 +88,12 @@ class RayRouterClient:
             requests, self._to_submit = self._to_submit, {}
             cancelled, self._to_cancel = self._to_cancel, {}
             try:
-                router = self._handle()
+                router = await self._find()
                 if cancelled:
                     await router.cancel.remote(self._frontend_id, cancelled)
                 if requests:
                     await router.submit.remote(self._frontend_id, list(requests.values()))
-            except (Unavailable, ray.exceptions.RayError) as error:
+            except Exception as error:  # a defect, too, must not leave streams without an end
                 self._fail(error)
                 self._to_cancel = cancelled | self._to_cancel  # again with the next mail: the router may still live
                 return
@@ -94,26 +101,42 @@ class RayRouterClient:
     async def _pull_while_running(self) -> None:
         while self._streams.any_running:
             try:
-                batch = await self._handle().pull.remote(self._frontend_id, self._receipt)
-            except (Unavailable, ray.exceptions.RayError) as error:
+                batch = await (await self._find()).pull.remote(self._frontend_id, self._receipt)
+                if batch.number != self._receipt:
+                    self._receipt = batch.number
+                    self._streams.deliver(batch.deltas)
+            except Exception as error:  # a defect, too, must not leave streams without an end
                 self._fail(error)
                 await asyncio.sleep(RETRY_S)
-                continue
-            if batch.number != self._receipt:
-                self._receipt = batch.number
-                self._streams.deliver(batch.deltas)
 
     def _fail(self, error: Exception) -> None:
         """End every stream: the router cannot be reached, and may have forgotten the requests."""
+        if not isinstance(error, Unavailable | ray.exceptions.RayError):
+            logger.error("talking to %s failed", self._router_name, exc_info=error)
         self._streams.fail_all(error if isinstance(error, Unavailable) else Unavailable(self._down(error)))
 
-    def _handle(self) -> ray.actor.ActorHandle:
-        if self._router is None:
-            try:
-                self._router = ray.get_actor(self._router_name, namespace=self._namespace)
-            except ValueError:
-                raise Unavailable(f"{self._router_name} does not exist in namespace {self._namespace!r}") from None
+    async def _find(self) -> ray.actor.ActorHandle:
+        """The router's handle. Asking Ray for it blocks, so a thread does. Raises Unavailable."""
+        if self._router is not None:
+            return self._router
+        if self._finding is None:
+            self._finding = asyncio.get_running_loop().run_in_executor(self._finder, self._look_up)
+        try:
+            self._router = await asyncio.wait_for(asyncio.shield(self._finding), FIND_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            text = f"Ray did not tell within {FIND_TIMEOUT_S:g} s where {self._router_name} is; its head may be down"
+            raise Unavailable(text) from None
+        except ValueError:
+            self._finding = None
+            raise Unavailable(f"{self._router_name} does not exist in namespace {self._namespace!r}") from None
+        except Exception:
+            self._finding = None
+            raise
+        self._finding = None
         return self._router
+
+    def _look_up(self) -> ray.actor.ActorHandle:
+        return ray.get_actor(self._router_name, namespace=self._namespace)
 
     def _down(self, error: Exception) -> str:
         self._router = None

@@ -51,5 +51,6 @@ def as_json(parts: list[PartStatus]) -> dict[str, Any]:
         entry: dict[str, Any] = {"name": part.name, "phase": part.state.phase.value if part.state else "unreachable"}
         entry["pid"] = part.state.pid if part.state else None
         entry["error"] = part.error or (part.state.error if part.state else "")
+        entry["retry_s"] = part.state.retry_s if part.state else None
         groups[kind].append(entry | (asdict(part.stats) if part.stats else {}))
     return groups

@@ -1,11 +1,13 @@
 """One end of a link between processes: framed messages, a heartbeat, and the decision that the peer is dead.
 
-A thread that does nothing else always has a receive posted. So no send waits for a busy peer, and
-sends that cross cannot deadlock. Another thread sends heartbeats and never computes. A peer that
-was silent for silence_s is dead; one that is merely slow still sends heartbeats.
+One thread receives. It always has a receive posted, so no send waits for a busy peer, and sends
+that cross cannot deadlock. Another thread sends what was posted, and heartbeats while nothing is.
+Neither computes, and whoever posts never waits for a peer. A peer that was silent for silence_s is
+dead. One that is merely slow still sends heartbeats, or pieces of a long message.
 """
 
 import logging
+import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,9 +17,12 @@ import torch
 from experts.errors import LinkDown
 from experts.groups.gloo import Pair
 from experts.groups.row_channel import RowChannel
+from experts.pieces import PIECE_BYTES, Assembly, pieces
 from experts.wire import Kind, Message, WireFormat
 
 logger = logging.getLogger(__name__)
+
+_HEARTBEAT = Message(Kind.HEARTBEAT)
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Liveness:
 
 
 class Endpoint:
-    """Sends messages, and calls on_message for each that arrives, except heartbeats.
+    """Sends what is posted, and calls on_message for each message that arrives, except heartbeats.
 
     Both callbacks run in the receiving thread, so on_message must return fast. on_down is called
     once, with the reason, when either end has ended the link.
@@ -53,8 +58,8 @@ class Endpoint:
         self.name = name
         self._pair, self._wire, self._liveness, self._rows = pair, wire, liveness, rows
         self._on_message, self._on_down = on_message, on_down
-        self._send_lock = threading.Lock()
-        self._send_buffer = wire.new_buffer()
+        self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        """None only wakes the sending thread."""
         self.ended = threading.Event()
         """Set once the link has ended; down_reason then says why."""
         self.down_reason: str | None = None
@@ -62,24 +67,22 @@ class Endpoint:
         posted = threading.Event()
         self._threads = [
             threading.Thread(target=self._receive_all, args=(posted,), name=f"receive {name}", daemon=True),
-            threading.Thread(target=self._beat, name=f"beat {name}", daemon=True),
+            threading.Thread(target=self._send_all, name=f"send {name}", daemon=True),
         ]
         for thread in self._threads:
             thread.start()
         posted.wait()
 
-    def send(self, message: Message) -> None:
-        """Send one message. Raises LinkDown if the peer does not take it."""
-        with self._send_lock:
-            if self.down_reason is not None:
-                raise LinkDown(self.down_reason)
-            try:
-                self._pair.send(self._wire.pack(message, self._send_buffer), self._liveness.silence_s)
-                if self._rows is not None and message.x_ND is not None:
-                    self._rows.send(message.x_ND)
-            except ConnectionError as error:
-                self._end(f"sending failed: {error}")
-                raise LinkDown(self.down_reason) from None
+    def post(self, message: Message) -> None:
+        """Send one message, after those posted before; returns at once. Raises LinkDown if the link has ended.
+
+        Should the link end later, the message is lost; on_down tells. Its rows must not change
+        any more.
+        """
+        self._wire.check(message)
+        if self.down_reason is not None:
+            raise LinkDown(self.down_reason)
+        self._outbox.put(message)
 
     def close(self) -> None:
         """End the link, at both ends, and this end's threads.
@@ -92,16 +95,20 @@ class Endpoint:
             thread.join(self._liveness.silence_s + 5.0)
 
     def _receive_all(self, posted: threading.Event) -> None:
-        # Two buffers: the next receive is posted before the last message is unpacked.
-        buffers = [self._wire.new_buffer(), self._wire.new_buffer()]
+        # Two buffers: the next receive is posted before the last piece is looked at.
+        buffers = [torch.zeros(PIECE_BYTES, dtype=torch.uint8) for _ in range(2)]
+        assembly = Assembly(self._wire.capacity)
         try:
             receive = self._pair.post_receive(buffers[0])
             posted.set()
             while True:
                 receive.wait(self._liveness.silence_s)
                 receive = self._pair.post_receive(buffers[1])
-                message = self._unpack(buffers[0])
+                packed = assembly.add(buffers[0])
                 buffers.reverse()
+                if packed is None:
+                    continue
+                message = self._unpack(packed)
                 if message.kind is not Kind.HEARTBEAT:
                     self._on_message(message)
         except ConnectionError as error:
@@ -113,18 +120,37 @@ class Endpoint:
         self._close_channels()
         self._on_down(self.down_reason or "lost")
 
-    def _unpack(self, buffer: torch.Tensor) -> Message:
-        message, rows = self._wire.unpack(buffer), self._wire.row_count(buffer)
+    def _unpack(self, packed: torch.Tensor) -> Message:
+        is_in_a_receive_buffer = len(packed) <= PIECE_BYTES
+        message = self._wire.unpack(packed, copy=is_in_a_receive_buffer)
+        rows = self._wire.row_count(packed)
         if self._rows is None or rows == 0:
             return message
         return replace(message, x_ND=self._rows.receive(rows, self._liveness.silence_s))
 
-    def _beat(self) -> None:
-        while not self.ended.wait(self._liveness.heartbeat_s):
-            try:
-                self.send(Message(Kind.HEARTBEAT))
-            except LinkDown:
-                return
+    def _send_all(self) -> None:
+        buffer = self._wire.new_buffer()
+        try:
+            while True:
+                message = self._next_message()
+                if self.ended.is_set():
+                    return
+                for piece in pieces(self._wire.pack(message, buffer)):
+                    self._pair.send(piece, self._liveness.silence_s)
+                if self._rows is not None and message.x_ND is not None:
+                    self._rows.send(message.x_ND)
+        except ConnectionError as error:
+            self._end(f"sending failed: {error}")
+        except Exception as error:
+            logger.exception("link %s broke", self.name)
+            self._end(f"broke: {error!r}")
+        self._close_channels()  # wakes the receiving thread, which calls on_down
+
+    def _next_message(self) -> Message:
+        try:
+            return self._outbox.get(timeout=self._liveness.heartbeat_s) or _HEARTBEAT
+        except queue.Empty:
+            return _HEARTBEAT
 
     def _close_channels(self) -> None:
         self._pair.close()
@@ -135,3 +161,4 @@ class Endpoint:
         if self.down_reason is None:
             self.down_reason = reason
         self.ended.set()
+        self._outbox.put(None)

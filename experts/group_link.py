@@ -46,11 +46,11 @@ class GroupLink:
         return self._endpoint.down_reason
 
     def request(self, rows: ExpertRows) -> Reply:
-        """Send the rows. Raises LinkDown."""
+        """Send the rows, which must not change any more. Raises LinkDown."""
         sequence, reply = next(self._sequence), _GroupReply(self)
         with self._changed:
             self._awaited[sequence] = reply
-        self._endpoint.send(
+        self._endpoint.post(
             Message(Kind.ROWS, sequence, rows.layer, rows.experts, rows.versions, rows.counts, rows.x_ND)
         )
         return reply

@@ -58,8 +58,11 @@ def even_placement(
     """Each expert once, in contiguous blocks that differ by at most one expert.
 
     Contiguous, so that a shard reads one range of each fused tensor: 5 experts on 2 shards are 0 0
-    0 1 1.
+    0 1 1. A model without MoE layers has no shards.
     """
+    if not moe_layers:
+        assert num_shards == 0
+        return uniform_placement(0, {}, epoch=epoch, version=version)
     assert 1 <= num_shards <= num_experts, f"{num_shards} shards for {num_experts} experts"
     by_expert = tuple((expert * num_shards // num_experts,) for expert in range(num_experts))
     return uniform_placement(num_shards, dict.fromkeys(moe_layers, by_expert), epoch=epoch, version=version)

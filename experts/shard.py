@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from checkpoint.layout import TensorNames
 from checkpoint.tensors import Checkpoint
 from experts.placement import Slot
 from experts.slots import HeldExpert, Slots
@@ -52,12 +51,7 @@ class ExpertShard:
 
 def shard_bytes(checkpoint: Checkpoint, slots: Iterable[Slot]) -> int:
     """Bytes of the checkpoint that `load_shard` will read, for progress."""
-    names, total = TensorNames(checkpoint.config), 0
-    for layer, _ in slots:
-        for name in (names.expert_gate_up(layer), names.expert_down(layer)):
-            entry = checkpoint.entries[name]
-            total += entry.nbytes // entry.shape[0]
-    return total
+    return sum(checkpoint.expert_bytes(layer) for layer, _ in slots)
 
 
 def load_shard(
@@ -72,13 +66,12 @@ def load_shard(
     versions: of the weights that the checkpoint has for each slot. on_bytes: called with each
     piece's size.
     """
-    names, held = TensorNames(checkpoint.config), dict[Slot, HeldExpert]()
+    held: dict[Slot, HeldExpert] = {}
     for (layer, expert), version in versions.items():
-        gate_up_DF2, down_FD = (
-            checkpoint.read_rows(name, expert, expert + 1, kernels.dtype, on_bytes)[0].to(kernels.device)
-            for name in (names.expert_gate_up(layer), names.expert_down(layer))
+        gate_up_F2D, down_DF = checkpoint.read_expert(layer, expert, kernels.dtype, on_bytes)
+        held[layer, expert] = HeldExpert(
+            version, kernels.expert(gate_up_F2D.to(kernels.device), down_DF.to(kernels.device))
         )
-        held[layer, expert] = HeldExpert(version, kernels.expert(gate_up_DF2.t(), down_FD.t()))
     if held:  # compiles loops now, and not in a request
         x_ND = kernels.zeros(1, checkpoint.config.hidden_size)
         kernels.grouped_mlp(x_ND, [next(iter(held.values())).expert], [1])

@@ -35,7 +35,7 @@ class ShardServer:
         self._device = device
         self._on_crash = on_crash
         self._requests: queue.SimpleQueue[tuple[Endpoint, Message] | None] = queue.SimpleQueue()
-        self._endpoints: dict[str, Endpoint] = {}
+        self._endpoints: set[Endpoint] = set()
         self._endpoints_lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
@@ -44,7 +44,7 @@ class ShardServer:
     def link_names(self) -> tuple[str, ...]:
         """Links that work now."""
         with self._endpoints_lock:
-            return tuple(self._endpoints)
+            return tuple(endpoint.name for endpoint in self._endpoints)
 
     def serve(
         self, pair: Pair, wire: WireFormat, liveness: Liveness, name: str, rows: RowChannel | None = None
@@ -61,12 +61,13 @@ class ShardServer:
         def on_down(reason: str) -> None:
             logger.info("link %s ended: %s", name, reason)
             with self._endpoints_lock:
-                self._endpoints.pop(name, None)
+                if endpoint is not None:
+                    self._endpoints.discard(endpoint)
 
         endpoint = Endpoint(pair, wire, liveness, on_message, on_down, name, rows)
         with self._endpoints_lock:
             if endpoint.down_reason is None:
-                self._endpoints[name] = endpoint
+                self._endpoints.add(endpoint)
         created.set()
 
     def close(self) -> None:
@@ -77,7 +78,7 @@ class ShardServer:
 
     def _close_links(self) -> None:
         with self._endpoints_lock:
-            endpoints = list(self._endpoints.values())
+            endpoints = list(self._endpoints)
         for endpoint in endpoints:
             endpoint.close()
 
@@ -96,7 +97,7 @@ class ShardServer:
             if endpoint.down_reason is not None:
                 continue
             try:
-                endpoint.send(self._answer(request))
+                endpoint.post(self._answer(request))
             except LinkDown:
                 pass  # that router is gone, and its rows with it
 

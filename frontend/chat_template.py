@@ -33,7 +33,8 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from checkpoint.errors import CheckpointError
-from checkpoint.tokenizer import Tokenizer, read_json_object, read_text, token_name
+from checkpoint.read_file import is_there, read_json, read_text
+from checkpoint.tokenizer import Tokenizer, token_name
 from router.errors import InvalidArgument
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -65,7 +66,7 @@ class ChatTemplate:
         CheckpointError when a file is damaged.
         """
         config_path = directory / "tokenizer_config.json"
-        config = read_json_object(config_path) if config_path.exists() else {}
+        config = read_json(config_path) if is_there(config_path) else {}
         path, source = _find_source(directory, config)
         if source is None:
             return None
@@ -148,13 +149,13 @@ def _mask(content: str, starts: Sequence[int], stand_ins: dict[str, str]) -> str
 
 def _find_source(directory: Path, tokenizer_config: dict[str, Any]) -> tuple[Path, str | None]:
     path = directory / "chat_template.jinja"
-    if path.exists():
+    if is_there(path):
         return path, read_text(path)
     path = directory / "tokenizer_config.json"
     source = tokenizer_config.get("chat_template")
-    if source is None and (directory / "chat_template.json").exists():
+    if source is None and is_there(directory / "chat_template.json"):
         path = directory / "chat_template.json"
-        source = read_json_object(path).get("chat_template")
+        source = read_json(path).get("chat_template")
     try:
         if isinstance(source, list):
             source = {item["name"]: item["template"] for item in source}.get("default")

@@ -1,6 +1,6 @@
 """What is told about the served model, and how it samples by default."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from checkpoint.config import ModelConfig
 from checkpoint.layout import count_parameters
@@ -43,10 +43,5 @@ class ModelCard:
             total_parameters=total,
             active_parameters=active,
             dtype=dtype,
-            default_sampling=SamplingParams(
-                max_tokens=DEFAULT_MAX_TOKENS,
-                temperature=config.sampling_defaults.temperature,
-                top_p=config.sampling_defaults.top_p,
-                top_k=config.sampling_defaults.top_k,
-            ),
+            default_sampling=SamplingParams(DEFAULT_MAX_TOKENS, **asdict(config.sampling_defaults)),
         )

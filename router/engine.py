@@ -7,11 +7,12 @@ from itertools import islice
 
 from router.counts.engine import EngineCounts
 from router.counts.requests import EngineSnapshot, EngineStats
-from router.errors import AlreadyExists, DeadlineExceeded, RequestError, ResourceExhausted, Unavailable
+from router.errors import AlreadyExists, DeadlineExceeded, Internal, RequestError, ResourceExhausted, Unavailable
 from router.model.dispatch import ShardUnavailable
 from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta, TokenLogprobs, request_limits
 from router.runner import LocalRunner, MakeRunner
+from router.sampling.logprobs import NOT_FINITE, RowFailed
 from router.sampling.sampler import SampledToken
 from router.sampling.state import SamplingState
 from router.schedule.kv_layout import KvLayout
@@ -133,11 +134,22 @@ class Engine:
         sampled, prompt_logprobs = iter(output.sampled), iter(output.prompt_logprobs)
         deltas = []
         for work, count in zip(works, prompt_counts, strict=True):
-            told = tuple(islice(prompt_logprobs, count))
-            delta = self._advance(work, next(sampled) if work.samples else None, told)
+            rows, token = list(islice(prompt_logprobs, count)), next(sampled) if work.samples else None
+            told = tuple(entry for entry in rows if not isinstance(entry, RowFailed))
+            if isinstance(token, RowFailed) or len(told) < len(rows):
+                deltas += self._fail_row(work, token if isinstance(token, RowFailed) else NOT_FINITE)
+                continue
+            delta = self._advance(work, token, told)
             if delta is not None:
                 deltas.append(delta)
         return deltas
+
+    def _fail_row(self, work: Work, failure: RowFailed) -> list[TokenDelta]:
+        """End the one request that has no token. Its keys and values may be bad: nobody may share them."""
+        request_id = work.sequence.request.request_id
+        logger.error("request %s ends: %s", request_id, failure.reason)
+        self._scheduler.remove(request_id, unpublish=True)
+        return self._fail([request_id], Internal(failure.reason))
 
     def _advance(self, work: Work, token: SampledToken | None, told: tuple[TokenLogprobs, ...]) -> TokenDelta | None:
         """The delta of one request's work, if it makes one. told: log-probabilities of its prompt."""

@@ -6,7 +6,8 @@ RequestError
 ├── AlreadyExists        a request with this id is under way already
 ├── ResourceExhausted    the queue is full, or the request can never fit
 ├── DeadlineExceeded     the client's deadline passed first
-└── Unavailable          a router or an expert shard is down; try again
+├── Unavailable          a router or an expert shard is down; try again
+└── Internal             computing this one request failed
 """
 
 from checkpoint.errors import DroverError
@@ -64,3 +65,7 @@ class DeadlineExceeded(RequestError):
 
 class Unavailable(RequestError):
     """A part that the request needs is down; the same request may work later."""
+
+
+class Internal(RequestError):
+    """Computing this one request failed, through no fault of its own. Others are not concerned."""

@@ -35,6 +35,7 @@ def load_model(
     kernels: shared by the router and the shards, which compute in turn. By default the fastest for
     this thread's torch thread count.
     """
+    num_shards = num_shards if config.moe_layers else 0
     placement = even_placement(config.moe_layers, config.num_experts, num_shards)
     kernels = kernels or choose_kernels(CPU, dtype, torch.get_num_threads())
     links = {

@@ -11,7 +11,7 @@ import torch
 
 from router.model.llama4 import Model
 from router.request import TokenLogprobs
-from router.sampling.logprobs import token_logprobs
+from router.sampling.logprobs import RowFailed, finite_rows, token_logprobs
 from router.sampling.sampler import sample
 from router.sampling.state import SamplingState
 from router.schedule.kv_layout import KvLayout
@@ -62,10 +62,11 @@ class LocalRunner:
             self._cache.assign(row, entries)
         return self._model.forward(step.token_ids, step.spans, self._cache, step.sample.rows + step.prompt.rows)
 
-    def _prompt_logprobs(self, x_RD: torch.Tensor, prompt: PromptRows) -> list[TokenLogprobs]:
-        entries: list[TokenLogprobs] = []
+    def _prompt_logprobs(self, x_RD: torch.Tensor, prompt: PromptRows) -> list[TokenLogprobs | RowFailed]:
+        entries: list[TokenLogprobs | RowFailed] = []
         for first in range(0, len(prompt.rows), PROMPT_LOGIT_ROWS):
             part = slice(first, first + PROMPT_LOGIT_ROWS)
-            logits_RV = self._model.logits(x_RD[part])
-            entries += token_logprobs(logits_RV, prompt.token_ids[part], prompt.tops[part])
+            logits_RV, failures = finite_rows(self._model.logits(x_RD[part]))
+            told = token_logprobs(logits_RV, prompt.token_ids[part], prompt.tops[part])
+            entries += [failures.get(row, entry) for row, entry in enumerate(told)]
         return entries

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from router.model.kv_cache import Span
 from router.request import TokenLogprobs
+from router.sampling.logprobs import RowFailed
 from router.sampling.sampler import SampledToken
 from router.sampling.state import SamplingState
 from router.schedule.block_table import TableEntry
@@ -65,8 +66,8 @@ class StepOutput:
     prompt_logprobs: one entry per row of StepInput.prompt.
     """
 
-    sampled: Sequence[SampledToken]
-    prompt_logprobs: Sequence[TokenLogprobs]
+    sampled: Sequence[SampledToken | RowFailed]
+    prompt_logprobs: Sequence[TokenLogprobs | RowFailed]
 
 
 def assemble(works: Sequence[Work], states: Mapping[str, SamplingState]) -> StepInput:

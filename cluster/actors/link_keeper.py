@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from cluster.actors.link_invitation import LinkInvitation
 from cluster.reports import Phase
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
-from experts.groups.gloo import ROUTER_RANK, LinkStore
+from experts.groups.gloo import ROUTER_RANK
+from experts.groups.nccl import RowStore
 from experts.link_table import LinkTable
 from experts.wire import WireFormat
 
@@ -41,7 +43,8 @@ class LinkSettings:
 class LinkKeeper:
     """One thread per shard: joining an absent peer blocks, and one absent shard must not keep another waiting.
 
-    A new link gets a new name, and the keys that the old one left in the store are deleted.
+    A new link gets a new name. Names never repeat, not even after a restart of the router: a shard
+    may still have links of the process before.
     """
 
     def __init__(
@@ -56,8 +59,8 @@ class LinkKeeper:
         """links: filled and emptied from here on. shard_names: actor names, by shard number."""
         self._links, self._find_actor, self._settings = links, find_actor, settings
         self._router_name, self._device = router_name, device
-        self._host = ray.util.get_node_ip_address()
-        self._store = LinkStore(self._host)
+        self._row_store = None if settings.wire.rows_inline else RowStore(ray.util.get_node_ip_address())
+        self._incarnation = secrets.token_hex(4)
         self._shards = frozenset(range(len(shard_names)))
         self._were_linked: set[int] = set()
         for shard, name in enumerate(shard_names):
@@ -74,14 +77,26 @@ class LinkKeeper:
     def _keep(self, shard: int, shard_name: str) -> None:
         """Form the shard's link whenever it is down, for as long as the process lives."""
         for generation in itertools.count(1):
-            link_name = f"{self._router_name}--{shard_name}--{generation}"
-            link = self._form(shard, shard_name, link_name)
-            logger.info("link %s formed", link_name)
-            self._were_linked.add(shard)  # before the table changes, which wakes whoever waits for this
-            self._links.replace(shard, link)
+            link_name = f"{self._router_name}-{self._incarnation}--{shard_name}--{generation}"
+            try:
+                self._keep_one(shard, shard_name, link_name)
+            except Exception as error:
+                # Whatever it was, the shard must not stay unlinked for ever.
+                logger.exception("keeping %s failed", link_name)
+                self._links.remove(shard, repr(error))
+                time.sleep(RETRY_S)
+
+    def _keep_one(self, shard: int, shard_name: str, link_name: str) -> None:
+        """Form a link, and return once it has ended."""
+        link = self._form(shard, shard_name, link_name)
+        logger.info("link %s formed", link_name)
+        self._were_linked.add(shard)  # before the table changes, which wakes whoever waits for this
+        self._links.replace(shard, link)
+        try:
             self._links.remove(shard, link.wait_until_down())
+        finally:
             link.close()
-            self._store.forget(link_name)
+            self._forget(link_name)
 
     def _form(self, shard: int, shard_name: str, link_name: str) -> GroupLink:
         """Try until it works; meanwhile the table has the reason why it does not."""
@@ -94,8 +109,12 @@ class LinkKeeper:
                 logger.exception("forming %s failed", link_name)
                 reason = repr(error)
             self._links.remove(shard, reason)
-            self._store.forget(link_name)
+            self._forget(link_name)
             time.sleep(RETRY_S)
+
+    def _forget(self, link_name: str) -> None:
+        if self._row_store is not None:
+            self._row_store.forget(link_name)
 
     def _try_to_form(self, shard_name: str, link_name: str) -> GroupLink:
         settings = self._settings
@@ -108,17 +127,22 @@ class LinkKeeper:
         if state.phase is not Phase.READY:
             raise ConnectionError(state.summary)
         invitation = LinkInvitation(
-            self._host, self._store.port, link_name, settings.wire, settings.shard_liveness, JOIN_TIMEOUT_S
+            link_name,
+            secrets.token_bytes(32),
+            settings.wire,
+            settings.shard_liveness,
+            JOIN_TIMEOUT_S,
+            None if self._row_store is None else (self._row_store.host, self._row_store.port),
         )
-        joining = actor.join.remote(invitation)
-        pair, rows = invitation.accept(ROUTER_RANK, self._device)
-        try:
-            ray.get(joining, timeout=JOIN_TIMEOUT_S)
-        except ray.exceptions.RayError:
-            pair.close()
-            if rows is not None:
-                rows.close()
-            raise
+
+        def exchange(address: bytes) -> bytes:
+            try:
+                theirs: bytes = ray.get(actor.join.remote(invitation, address), timeout=JOIN_TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                raise ConnectionError(_short(error)) from None
+            return theirs
+
+        pair, rows = invitation.accept(ROUTER_RANK, self._device, exchange)
         return GroupLink(
             pair, settings.wire, settings.router_liveness, settings.reply_deadline_s, self._device, link_name, rows
         )

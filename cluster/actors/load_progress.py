@@ -1,14 +1,22 @@
-"""How far an actor has come with loading, filled by the loading thread and read by any other."""
+"""How far an actor has come with loading, and loading again after a failure.
+
+A file that cannot be read for a moment, or memory that another process gives back later, must not
+leave a part failed for ever: whoever restarts it would have to be a person.
+"""
 
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from checkpoint.errors import DroverError
 from cluster.reports import ActorState, Phase
 
 logger = logging.getLogger(__name__)
+
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 60.0
+"""After a failure, the wait before the next try; doubled each time, up to the last."""
 
 
 class LoadProgress:
@@ -17,19 +25,31 @@ class LoadProgress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._phase, self._done, self._total, self._error = Phase.LOADING, 0, 0, ""
+        self._retry_at_s: float | None = None
         self._waits_for: Callable[[], str] | None = None
 
-    def run(self, load: Callable[[], None]) -> None:
-        """Run `load` and remember how it ended."""
+    def run(self, load: Callable[[], None], first_retry_s: float = FIRST_RETRY_S) -> None:
+        """Run `load` until it succeeds, with growing waits. Meanwhile `state` says why it failed last."""
+        retry_s = first_retry_s
+        while not self._succeeds(load, retry_s):
+            time.sleep(retry_s)  # nothing tells when the cause is gone
+            retry_s = min(2 * retry_s, LAST_RETRY_S)
+            with self._lock:
+                self._phase, self._done, self._retry_at_s, self._waits_for = Phase.LOADING, 0, None, None
+
+    def _succeeds(self, load: Callable[[], None], retry_s: float) -> bool:
         try:
             load()
-        except DroverError as error:
-            self._finish(Phase.FAILED, str(error))
         except Exception as error:
-            logger.exception("loading failed")
-            self._finish(Phase.FAILED, f"{type(error).__name__}: {error}")
-        else:
-            self._finish(Phase.READY)
+            if not isinstance(error, DroverError):
+                logger.exception("loading failed")
+            reason = str(error) if isinstance(error, DroverError) else f"{type(error).__name__}: {error}"
+            with self._lock:
+                self._phase, self._error, self._retry_at_s = Phase.FAILED, reason, time.monotonic() + retry_s
+            return False
+        with self._lock:
+            self._phase, self._error = Phase.READY, ""
+        return True
 
     def expect(self, total: int) -> None:
         with self._lock:
@@ -51,8 +71,5 @@ class LoadProgress:
     def state(self) -> ActorState:
         with self._lock:
             waits_for = self._waits_for() if self._waits_for else ""
-            return ActorState(os.getpid(), self._phase, self._done, self._total, self._error, waits_for)
-
-    def _finish(self, phase: Phase, error: str = "") -> None:
-        with self._lock:
-            self._phase, self._error = phase, error
+            retry_s = None if self._retry_at_s is None else max(0.0, self._retry_at_s - time.monotonic())
+            return ActorState(os.getpid(), self._phase, self._done, self._total, self._error, waits_for, retry_s)

@@ -62,5 +62,5 @@ class RemoteShard:
     def stats(self) -> ShardStats:
         return self._shard.stats()
 
-    def join(self, invitation: "LinkInvitation") -> None:
-        self._shard.join(invitation)
+    def join(self, invitation: "LinkInvitation", address: bytes) -> bytes:
+        return self._shard.join(invitation, address)

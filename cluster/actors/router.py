@@ -97,6 +97,7 @@ class RouterActor:
         self._links = LinkTable()
         self._dispatcher = Dispatcher(spec.placement, self._links)
         self._engine: EngineThread | None = None
+        self._keeper: LinkKeeper | None = None
         self._outboxes: dict[str, _Outbox] = {}
         self._batch_numbers = itertools.count(secrets.randbits(62))
         # None: it was cancelled, but the engine may still have deltas of it. Until then its id
@@ -211,18 +212,25 @@ class RouterActor:
             self._watcher = self._loop.create_task(self._watch())
 
     async def _watch(self) -> None:
-        """Every second: note the speed, and cancel the requests of frontends that have gone."""
-        grace_s = self._spec.frontend_grace_s
+        """Every second, whatever went wrong the last time: see `_look_around`."""
         while True:
-            now = time.monotonic()
-            self._generated.append((now, self._engine.stats.generated_tokens if self._engine else 0))
-            for frontend_id in [f for f, outbox in self._outboxes.items() if outbox.heard_s < now - grace_s]:
-                del self._outboxes[frontend_id]
-                open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
-                if open_requests:
-                    logger.warning("%s has gone; its %d requests are cancelled", frontend_id, len(open_requests))
-                    await self.cancel(frontend_id, dict.fromkeys(open_requests, CANCELLED))
+            try:
+                await self._look_around()
+            except Exception:
+                logger.exception("watching failed")
             await asyncio.sleep(1.0)
+
+    async def _look_around(self) -> None:
+        """Note the speed, and cancel the requests of frontends that have gone."""
+        now = time.monotonic()
+        self._generated.append((now, self._engine.stats.generated_tokens if self._engine else 0))
+        gone_s = now - self._spec.frontend_grace_s
+        for frontend_id in [name for name, outbox in self._outboxes.items() if outbox.heard_s < gone_s]:
+            del self._outboxes[frontend_id]
+            open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
+            if open_requests:
+                logger.warning("%s has gone; its %d requests are cancelled", frontend_id, len(open_requests))
+                await self.cancel(frontend_id, dict.fromkeys(open_requests, CANCELLED))
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
         # In the engine's thread. A request reaches the engine through `submit`, which has set the
@@ -253,14 +261,15 @@ class RouterActor:
         self._progress.expect(router_bytes(checkpoint))
         weights = WeightReader(checkpoint, spec.dtype, device, self._progress.add_bytes)
         model = Model(checkpoint.config, weights, self._dispatcher, choose_kernels(device, spec.dtype, self._threads))
-        self._keeper = LinkKeeper(
-            self._links,
-            list(spec.shard_names),
-            lambda name: ray.get_actor(name, namespace=spec.namespace),
-            spec.links,
-            spec.name,
-            device,
-        )
+        if self._keeper is None:  # else an earlier try has got so far
+            self._keeper = LinkKeeper(
+                self._links,
+                list(spec.shard_names),
+                lambda name: ray.get_actor(name, namespace=spec.namespace),
+                spec.links,
+                spec.name,
+                device,
+            )
         if spec.kv_budget.share is not None:  # a shard on this machine that still loads has not taken its memory yet
             self._progress.wait(self._keeper.wait_until_all_were_linked, self._unlinked)
         kv_bytes = spec.kv_budget.resolve(model.kv_layout, free_bytes(device), router_bytes(checkpoint))

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,15 +66,31 @@ class ShardActor:
         shard = self._server.shard
         return ShardStats(len(shard.slots), shard.rows_computed, self._server.link_names)
 
-    def join(self, invitation: LinkInvitation) -> None:
-        """Form this shard's end of a link; returns once both ends have met.
+    def join(self, invitation: LinkInvitation, address: bytes) -> bytes:
+        """Begin to form this shard's end of a link; returns its address, for the router to connect to.
 
-        Raises DroverError, ConnectionError.
+        address: the router's. Forming goes on in a thread. Raises DroverError, ConnectionError.
         """
-        if self._server is None:
+        server = self._server
+        if server is None:
             raise DroverError(f"{self._spec.name} is not ready: {self.state().summary}")
-        pair, rows = invitation.accept(SHARD_RANK, torch.device(self._spec.device))
-        self._server.serve(pair, invitation.wire, invitation.liveness, invitation.name, rows)
+        listening: Future[bytes] = Future()
+
+        def exchange(mine: bytes) -> bytes:
+            listening.set_result(mine)
+            return address
+
+        def form() -> None:
+            try:
+                pair, rows = invitation.accept(SHARD_RANK, torch.device(self._spec.device), exchange)
+                server.serve(pair, invitation.wire, invitation.liveness, invitation.name, rows)
+            except Exception as error:  # the router notices by itself: nobody proves the secret, or sends heartbeats
+                logger.warning("%s", error)
+                if not listening.done():
+                    listening.set_exception(error)
+
+        threading.Thread(target=form, name=f"form {invitation.name}", daemon=True).start()
+        return listening.result(invitation.timeout_s)
 
     def _load(self) -> None:
         spec = self._spec

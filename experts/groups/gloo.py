@@ -1,7 +1,14 @@
-"""2-rank Gloo groups, which carry bytes through host memory, and the store where their ends meet.
+"""2-rank Gloo groups, which carry bytes through host memory.
 
 Each (router, shard) pair has a group of its own. In one world of all ranks, a dead or hung peer
 would block everybody. A pair that breaks, joins or leaves touches nobody else.
+
+How the two ends meet: each listens on its node's one address, and learns the other's address from
+`exchange`, which goes over a channel that the caller trusts. Nothing listens for strangers to ask.
+Gloo itself trusts whoever connects to such a port with the right number, and the numbers can be
+guessed. So each pair has a port of its own, which is expected for milliseconds only, and both ends
+prove that they know the link's secret before anything else is believed. The bytes themselves are
+not encrypted: torch's builds of Gloo have no TLS.
 
 How Gloo behaves, measured with torch 2.13 and checked by tests/experts/test_gloo.py:
 
@@ -11,12 +18,13 @@ first never finish;
 - one wait that misses its deadline closes the pair for good, and wakes every other wait on it, at
 both ends;
 - nothing else wakes a blocked wait, so a missed wait is also how a pair is closed on purpose;
-- joining an absent peer blocks until the store's timeout.
+- joining an absent peer blocks until the timeout.
 """
 
 import datetime
-from collections.abc import Callable
-from functools import cache
+import hmac
+import secrets
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +33,10 @@ import torch.distributed
 dist: Any = torch.distributed  # torch's stubs leave out most of what this file is about
 ROUTER_RANK, SHARD_RANK = 0, 1
 DATA_TAG, _UNUSED_TAG = 0, 1
+_PROOF_BYTES = 32
+
+Exchange = Callable[[bytes], bytes]
+"""exchange(address of this end) -> address of the other end. May raise ConnectionError."""
 
 
 class Work(Protocol):
@@ -38,49 +50,55 @@ class Work(Protocol):
         ...
 
 
-class LinkStore:
-    """Where the two ends of a link find each other; hosted by the router, so that it dies with its
-    links."""
-
-    def __init__(self, host: str) -> None:
-        self.host = host
-        self._store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False)
-
-    @property
-    def port(self) -> int:
-        return int(self._store.port)
-
-    def forget(self, name: str) -> None:
-        """Delete what the ends of link `name` left here; for links that are gone."""
-        for key in self._store.list_keys():
-            if key.startswith(f"{name}/"):
-                self._store.delete_key(key)
-
-    def key_count(self) -> int:
-        """How many keys are kept; it must not grow with the number of links that ever were."""
-        return len(self._store.list_keys())
-
-
 class Pair:
     """One end of a 2-rank Gloo group: bytes in, bytes out, every wait bounded."""
 
     def __init__(
-        self, store_host: str, store_port: int, name: str, rank: int, bind_host: str, timeout_s: float
+        self, name: str, rank: int, bind_host: str, secret: bytes, exchange: Exchange, timeout_s: float
     ) -> None:
-        """Join the group `name`; blocks until the other rank has joined, at most about timeout_s.
+        """Join the other rank; blocks until it has joined too, at most about timeout_s.
 
-        bind_host: this machine's address, where the other rank will reach it. Raises ConnectionError.
+        name: for messages. bind_host: this machine's address, where the other rank will reach it.
+        secret: known to these two ends only. Raises ConnectionError.
         """
         timeout = datetime.timedelta(seconds=timeout_s)
-        try:
-            store = dist.TCPStore(store_host, store_port, is_master=False, timeout=timeout, wait_for_workers=False)
-            options = dist.ProcessGroupGloo._Options()
-            options._timeout = timeout
-            options._devices = [_gloo_device(bind_host)]
-            self._group = dist.ProcessGroupGloo(dist.PrefixStore(name, store), rank, 2, options)
-        except RuntimeError as error:
-            raise ConnectionError(f"link {name} could not be formed: {first_line(error)}") from None
+        options = dist.ProcessGroupGloo._Options()
+        options._timeout = timeout
+        # A device, thus a port and a thread, of the link's own: on a shared port, strangers could take the places of
+        # links to come.
+        meeting = _Meeting(exchange)
         self._peer = 1 - rank
+        try:
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=bind_host)]
+            self._group = dist.ProcessGroupGloo(meeting, rank, 2, options)
+        except Exception as error:
+            reason = first_line(meeting.error or error)
+            raise ConnectionError(f"link {name} could not be formed: {reason}") from None
+        try:
+            self._prove(rank, secret, timeout_s)
+        except ConnectionError as error:
+            self.close()
+            raise ConnectionError(f"link {name} could not be formed: {error}") from None
+
+    def _prove(self, rank: int, secret: bytes, timeout_s: float) -> None:
+        """Show the peer that this end knows the secret, and see that it does, too. Raises ConnectionError."""
+        mine = secrets.token_bytes(_PROOF_BYTES)
+        theirs = self._swap(mine, timeout_s)
+
+        def proof(prover: int) -> bytes:
+            # Who proves is part of it: what one end says is no proof in the other's mouth.
+            nonces = (mine, theirs) if rank == ROUTER_RANK else (theirs, mine)
+            return hmac.digest(secret, bytes([prover]) + b"".join(nonces), "sha256")
+
+        if not hmac.compare_digest(self._swap(proof(rank), timeout_s), proof(self._peer)):
+            raise ConnectionError("whoever joined does not know the link's secret")
+
+    def _swap(self, mine: bytes, timeout_s: float) -> bytes:
+        theirs = torch.zeros(_PROOF_BYTES, dtype=torch.uint8)
+        receive = self.post_receive(theirs)
+        self.send(torch.frombuffer(bytearray(mine), dtype=torch.uint8), timeout_s)
+        receive.wait(timeout_s)
+        return bytes(theirs.tolist())
 
     def post_receive(self, buffer: torch.Tensor) -> Work:
         """Let the peer's next message fill the front of `buffer` (uint8); it must not be longer
@@ -118,10 +136,32 @@ def _start(operation: Callable[[], Any]) -> _GlooWork:
         raise ConnectionError(first_line(error)) from None
 
 
-@cache
-def _gloo_device(bind_host: str) -> object:
-    # One device for all links of a process: each device costs about three threads.
-    return dist.ProcessGroupGloo.create_device(hostname=bind_host)
+class _Meeting(dist.Store):  # type: ignore[misc]
+    """What Gloo asks to join two ranks: each sets its own address under a key, and gets the other's."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        super().__init__()
+        self._exchange = exchange
+        self._mine = b""
+        self._addresses: dict[str, bytes] = {}
+        self.error: Exception | None = None
+        """What `exchange` raised; on its way through Gloo it would lose its type and text."""
+
+    def set(self, key: str, value: bytes) -> None:
+        self._mine = self._addresses[key] = bytes(value)
+
+    def get(self, key: str) -> bytes:
+        if key not in self._addresses:
+            try:
+                self._addresses[key] = self._exchange(self._mine)
+            except Exception as error:
+                self.error = error
+                raise
+        return self._addresses[key]
+
+    def wait(self, keys: Sequence[str], timeout: datetime.timedelta | None = None) -> None:
+        for key in keys:
+            self.get(key)
 
 
 def first_line(error: Exception) -> str:

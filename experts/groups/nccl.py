@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +15,32 @@ import torch.distributed
 from experts.groups.gloo import DATA_TAG, ROUTER_RANK, SHARD_RANK, first_line
 
 dist: Any = torch.distributed  # torch's stubs leave out most of what this file is about
+
+
+class RowStore:
+    """Where the two ends of a link's NCCL group find each other; hosted by the router.
+
+    It listens on the node's one address, but asks nobody for a secret: whoever reaches the port can
+    read and write. NCCL's own ports trust the network, too.
+    """
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        listener = socket.create_server((host, 0))
+        self.port = int(listener.getsockname()[1])
+        self._store = dist.TCPStore(
+            host, self.port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+
+    def forget(self, name: str) -> None:
+        """Delete what the ends of link `name` left here; for links that are gone."""
+        for key in self._store.list_keys():
+            if key.startswith(f"{name}/"):
+                self._store.delete_key(key)
+
+    def key_count(self) -> int:
+        """How many keys are kept; it must not grow with the number of links that ever were."""
+        return len(self._store.list_keys())
 
 
 class NcclRows:

@@ -6,7 +6,15 @@ import math
 import grpc
 
 from checkpoint.errors import DroverError
-from router.errors import AlreadyExists, DeadlineExceeded, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from router.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +29,7 @@ _CODES: tuple[tuple[type[Exception], grpc.StatusCode], ...] = (
     (ResourceExhausted, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),
     (Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (Internal, grpc.StatusCode.INTERNAL),
     (DroverError, grpc.StatusCode.FAILED_PRECONDITION),
 )
 

@@ -85,7 +85,7 @@ def _likeliest(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: 
     looking = [row for row in rows if params[row].top_k < _FIRST_LOOK < logits_RV.shape[-1]]
     answered = set()
     if looking:
-        logit_RN, token_id_RN = _sorted_top(_of(logits_RV, looking), _FIRST_LOOK)
+        logit_RN, token_id_RN = sorted_top(_of(logits_RV, looking), _FIRST_LOOK)
         weight_RN = _kept(logit_RN, [params[row] for row in looking], [total[row] for row in looking])
         # If a kept token equals the last one looked at, tokens beyond may equal it too. Then look
         # at the whole row.
@@ -99,7 +99,7 @@ def _likeliest(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: 
         some_RV, some_params = _of(logits_RV, rest), [params[row] for row in rest]
         least_R1, count_R1 = _border(some_RV, some_params, [total[row] for row in rest])
         weight_RV = _weights(some_RV, [p.temperature for p in some_params])
-        yield Candidates(rest, weight_RV.masked_fill_(~_largest(some_RV, least_R1, count_R1), 0.0), None)
+        yield Candidates(rest, weight_RV.masked_fill_(~largest(some_RV, least_R1, count_R1), 0.0), None)
 
 
 def _border(
@@ -111,7 +111,7 @@ def _border(
     return logit_RV.gather(1, count_R1 - 1), count_R1
 
 
-def _largest(logits_RV: torch.Tensor, least_R1: torch.Tensor, count_R1: torch.Tensor) -> torch.Tensor:
+def largest(logits_RV: torch.Tensor, least_R1: torch.Tensor, count_R1: torch.Tensor) -> torch.Tensor:
     """A mask of the `count` largest logits; `least` is the smallest of them.
 
     Of its equals the lowest ids are kept.
@@ -153,7 +153,7 @@ def _totals(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: Seq
     return total
 
 
-def _sorted_top(logits_RV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def sorted_top(logits_RV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `size` largest (logits, token ids), [R, size]; equal logits are in order of token id.
 
     Which tokens are taken among those equal to the last one is undefined.

@@ -86,7 +86,10 @@ class _Logits:
         owner_N: for each logit the i it belongs to. No id may appear twice in a row.
         """
         device, vocab = self.logits_RV.device, self.logits_RV.shape[-1]
-        token_id_N = torch.frombuffer(bytearray().join(ids_of_rows), dtype=torch.int64).to(device)
+        token_id_N = torch.frombuffer(bytearray().join(ids_of_rows), dtype=torch.int64)
+        # Below, an id outside the vocabulary would be a token of another row.
+        assert len(token_id_N) == 0 or 0 <= int(token_id_N.min()) <= int(token_id_N.max()) < vocab
+        token_id_N = token_id_N.to(device)
         counts = torch.tensor([len(ids) for ids in ids_of_rows], device=device)
         owner_N = torch.arange(len(rows), device=device).repeat_interleave(counts)
         index_N = torch.tensor(rows, device=device)[owner_N] * vocab + token_id_N

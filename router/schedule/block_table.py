@@ -132,6 +132,12 @@ class BlockTable:
             self._release(self._chunk)
         return keys
 
+    def unpublish(self, token_ids: Sequence[int]) -> None:
+        """Take all of the sequence's blocks, those of its past chunks included, from the prefix cache."""
+        for key in self._keys.of(token_ids, self._published):
+            self._pool.unpublish(("global", key))
+            self._pool.unpublish(("chunked", key))
+
     def release(self) -> None:
         """Release all blocks."""
         self._release(self._chunk)

@@ -102,6 +102,17 @@ class BlockPool:
         """
         return self._published.get(key)
 
+    def unpublish(self, key: Hashable) -> None:
+        """Never find the block under `key` again. Sequences that hold it keep it."""
+        block = self._published.pop(key, None)
+        if block is None:
+            return
+        block.key = None
+        if block.holders == 0:
+            del self._cached[key]
+            self._cached_units -= len(block.units)
+            self._free += reversed(block.units)
+
     def _evict(self) -> None:
         key, block = self._cached.popitem(last=False)
         self._cached_units -= len(block.units)

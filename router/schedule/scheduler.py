@@ -126,13 +126,19 @@ class Scheduler:
         token_ids = [*request.prompt_token_ids, *request.made]
         self._waiting[request.request_id] = SequenceState(self._arrivals, request, token_ids, keys)
 
-    def remove(self, request_id: str) -> bool:
-        """Drop a waiting or running request and free its memory. Returns False if it is unknown."""
+    def remove(self, request_id: str, *, unpublish: bool = False) -> bool:
+        """Drop a waiting or running request and free its memory. Returns False if it is unknown.
+
+        unpublish: its keys and values are worthless, so no later request may find them. A prefix
+        that it shares with others is then computed again.
+        """
         if self._waiting.pop(request_id, None) is not None:
             return True
         sequence = self._running.pop(request_id, None)
         if sequence is None:
             return False
+        if unpublish and sequence.blocks is not None:
+            sequence.blocks.unpublish(sequence.token_ids)
         self._release(sequence)
         self._ends.count(self.clock())
         return True

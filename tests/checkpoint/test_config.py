@@ -12,6 +12,7 @@ from transformers import Llama4Config, Llama4TextConfig
 
 from checkpoint.config import LayerConfig, ModelConfig, RopeScaling, SamplingDefaults, parse_config, read_config
 from checkpoint.errors import CheckpointError
+from checkpoint.naming import Naming
 
 TEXT: dict[str, Any] = {"architectures": ["Llama4ForCausalLM"], "num_hidden_layers": 4}
 SCOUT_SCALING = {
@@ -111,8 +112,8 @@ def expected(theirs: Llama4TextConfig, prefix: str) -> ModelConfig:
         tie_word_embeddings=theirs.tie_word_embeddings,
         bos_token_id=theirs.bos_token_id,
         eos_token_ids=tuple(theirs.eos_token_id) if isinstance(theirs.eos_token_id, list) else (theirs.eos_token_id,),
-        dtype=str(theirs.dtype or "bfloat16").removeprefix("torch."),
-        tensor_prefix=prefix,
+        dtype=str(theirs.dtype or "").removeprefix("torch."),
+        naming=Naming(f"{prefix}model.", f"{prefix}lm_head.weight"),
     )
 
 
@@ -183,7 +184,10 @@ def test_dtype_of_transformers_4_is_called_torch_dtype() -> None:
 
 
 BAD_FIELDS = [
-    ({"architectures": ["LlamaForCausalLM"]}, "'LlamaForCausalLM'; Drover serves Llama4ForCausalLM and Llama4For"),
+    (
+        {"architectures": ["LlamaForCausalLM"]},
+        "architectures is 'LlamaForCausalLM' .*; Drover serves Llama4ForCausalLM and Llama4For",
+    ),
     ({"architectures": [["Llama4ForCausalLM"]]}, "architectures is"),
     ({"architectures": "Llama4ForCausalLM"}, "architectures is 'Llama4ForCausalLM'; it must be a JSON array"),
     ({"quantization_config": {"quant_method": "compressed-tensors"}}, "quant_method 'compressed-tensors'; only bfl"),
@@ -251,18 +255,20 @@ def test_a_bad_field_of_a_multimodal_config_is_named_with_its_part() -> None:
     ("content", "message"),
     [
         (None, "is missing; a checkpoint is a Hugging Face Llama 4 directory"),
-        (b"{", "cannot be read as JSON"),
-        (b"\xff\xfe\x00", "cannot be read as JSON"),
-        (b'{"hidden_size": ' + b"1" * 5000 + b"}", "cannot be read as JSON"),
-        (b"[" * 100_000, "cannot be read as JSON"),
-        (b"[]", "holds a list; a JSON object is expected"),
+        (b"{", ": not JSON .*; download the file again"),
+        (b"\xff\xfe\x00", " is not UTF-8 .*; download the file again"),
+        (b'{"hidden_size": ' + b"1" * 5000 + b"}", ": not JSON .*digits"),
+        (b"[" * 100_000, ": not JSON that can be read .nested too deeply"),
+        (b"[]", ": holds no JSON object"),
+        (b'{"attn_scale": NaN}', ": not JSON .NaN is no JSON number"),
+        (b'{"attn_scale": 1e999}', ": not JSON .the number 1e999 is too large"),
     ],
-    ids=["missing", "cut", "no UTF-8", "endless number", "endless nesting", "no object"],
+    ids=["missing", "cut", "no UTF-8", "endless number", "endless nesting", "no object", "NaN", "infinite"],
 )
 def test_an_unreadable_config_is_named(content: bytes | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"config\.json {message}"):
+    with pytest.raises(CheckpointError, match=rf"config\.json ?{message}"):
         read_config(tmp_path)
 
 
@@ -286,11 +292,85 @@ def test_a_generation_config_proposes_how_to_sample(tmp_path: Path) -> None:
     assert read_config(tmp_path).sampling_defaults == SamplingDefaults(temperature=0.6, top_p=0.9, top_k=0)
 
 
+def with_generation(directory: Path, **fields: object) -> ModelConfig:
+    (directory / "config.json").write_text(json.dumps(TEXT))
+    (directory / "generation_config.json").write_text(json.dumps(fields))
+    return read_config(directory)
+
+
+def test_every_sampling_field_of_a_generation_config_counts(tmp_path: Path) -> None:
+    config = with_generation(tmp_path, temperature=0.5, top_p=0.8, top_k=-1, min_p=0.1, repetition_penalty=1.2)
+    assert config.sampling_defaults == SamplingDefaults(0.5, 0.8, 0, 0.1, 1.2)
+    assert config.warnings == ()
+
+
 @pytest.mark.parametrize(
-    ("field", "value"), [("temperature", -1), ("temperature", "hot"), ("top_p", 0), ("top_p", 1.5), ("top_k", 2.5)]
+    ("field", "value"),
+    [
+        ("temperature", -1),
+        ("temperature", "hot"),
+        ("top_p", 0),
+        ("top_p", 1.5),
+        ("top_k", 2.5),
+        ("top_k", -2),
+        ("min_p", 7),
+        ("repetition_penalty", 0),
+        ("eos_token_id", "</s>"),
+    ],
 )
-def test_a_generation_config_that_proposes_nonsense_is_refused(tmp_path: Path, field: str, value: object) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(TEXT))
-    (tmp_path / "generation_config.json").write_text(json.dumps({field: value}))
-    with pytest.raises(CheckpointError, match=f"generation_config.json: {field} is"):
-        read_config(tmp_path)
+def test_nonsense_in_a_generation_config_is_ignored_with_a_warning(tmp_path: Path, field: str, value: object) -> None:
+    config = with_generation(tmp_path, **{field: value})
+    assert config.sampling_defaults == SamplingDefaults()
+    assert config.eos_token_ids == (2,)
+    [warning] = config.warnings
+    assert f"generation_config.json: {field} is {value!r}; it must be" in warning
+    assert warning.endswith("; it is ignored")
+
+
+def test_end_tokens_that_the_vocabulary_lacks_are_ignored_with_a_warning(tmp_path: Path) -> None:
+    config = with_generation(tmp_path, eos_token_id=[5, 202_048, 7])
+    assert config.eos_token_ids == (5, 7)
+    [warning] = config.warnings
+    assert "generation_config.json: eos_token_id 202048 is ignored; vocab_size is 202048" in warning
+    assert parse(eos_token_id=300_000).eos_token_ids == ()
+    assert len(parse(eos_token_id=300_000).warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_hidden_layers", 10**9), ("num_local_experts", 10**9), ("hidden_size", 2**60), ("vocab_size", 10**4000)],
+)
+def test_sizes_beyond_any_model_are_refused_before_they_cost_anything(field: str, value: int) -> None:
+    with pytest.raises(CheckpointError, match=f"{field} is [0-9]+; it must be at most") as caught:
+        parse(**{field: value})
+    assert len(str(caught.value)) < 400
+
+
+GUARD = {"num_hidden_layers": 2, "interleave_moe_layer_step": 0, "moe_layers": [], "attention_chunk_size": None}
+
+
+@pytest.mark.parametrize("experts", [{}, {"num_local_experts": 0, "num_experts_per_tok": 0}], ids=["named", "none"])
+def test_a_dense_model_has_no_experts(experts: dict[str, int]) -> None:
+    """Llama Guard 4."""
+    config = parse(**GUARD, **experts)
+    assert (config.moe_layers, config.num_experts, config.experts_per_token) == ((), 0, 0)
+    assert not any(layer.is_chunked for layer in config.layers)
+
+
+NAMED: dict[str, dict[str, Any]] = {
+    "by model_type alone": {"architectures": None, "model_type": "llama4_text"},
+    "by a class of another name": {"architectures": ["Llama4TextModel"], "model_type": "llama4_text"},
+    "as text, but nested": {"model_type": "llama4", "text_config": {"num_hidden_layers": 4}},
+    "as multimodal, but flat": {"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4"},
+    "second": {"architectures": ["Guard", "Llama4ForCausalLM"]},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_and_nesting_may_be_mixed(name: str) -> None:
+    assert parse(**NAMED[name]).num_layers == 4
+
+
+def test_a_model_of_another_type_is_refused_whatever_class_it_names() -> None:
+    with pytest.raises(CheckpointError, match="model_type 'llama'; Drover serves Llama4ForCausalLM"):
+        parse(model_type="llama")

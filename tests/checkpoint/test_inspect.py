@@ -102,23 +102,38 @@ def drop_tensor(directory: Path) -> None:
     save_file(tensors, directory / "model.safetensors")
 
 
+def directory_in_the_way(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    (directory / "model.safetensors").mkdir()
+
+
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda d: (d / "config.json").unlink(), "config.json is missing"),
     "bad config": (lambda d: edit_json(d / "config.json", hidden_size=-1), "hidden_size is -1"),
-    "bad generation config": (lambda d: (d / "generation_config.json").write_text("{"), "cannot be read as JSON"),
+    "bad generation config": (
+        lambda d: (d / "generation_config.json").write_text("{"),
+        "generation_config.json: not JSON",
+    ),
     "no weights": (lambda d: (d / "model.safetensors").unlink(), "has neither model.safetensors nor"),
     "damaged weights": (lambda d: (d / "model.safetensors").write_bytes(b"\0" * 99), "is no safetensors file"),
     "a tensor is missing": (drop_tensor, "model.norm.weight is missing"),
-    "a directory in the way": (lambda d: (d / "model.safetensors.index.json").mkdir(), "cannot be read as JSON"),
+    "a directory in the way": (directory_in_the_way, "model.safetensors is no regular file"),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json is missing, so text cannot become"),
-    "damaged tokenizer": (lambda d: (d / "tokenizer.json").write_text("nope"), "tokenizer.json cannot be read as JSON"),
+    "damaged tokenizer": (lambda d: (d / "tokenizer.json").write_text("nope"), "tokenizer.json: not JSON"),
     "no tokenizer at all": (lambda d: (d / "tokenizer.json").write_text("{}"), "tokenizer.json is no tokenizer"),
-    "damaged tokenizer config": (lambda d: (d / "tokenizer_config.json").write_text("["), "tokenizer_config.json cann"),
-    "end token beyond the tokenizer": (
-        lambda d: edit_json(d / "generation_config.json", eos_token_id=[280, 999]),
-        "eos_token_id is 999; ",
-    ),
+    "damaged tokenizer config": (lambda d: (d / "tokenizer_config.json").write_text("["), "tokenizer_config.json: not"),
 }
+
+
+def test_what_is_odd_but_loads_is_a_warning_and_no_problem(whole: Path) -> None:
+    edit_json(whole / "generation_config.json", eos_token_id=[280, 999])
+    (whole / "model.safetensors.index.json").write_text("stale")
+    report = inspect_checkpoint(whole)
+    assert report.problems == ()
+    assert [warning.split(": ", 1)[1] for warning in report.warnings] == [
+        "eos_token_id 999 is ignored; vocab_size is 300",
+        "delete the other",
+    ]
 
 
 @pytest.mark.parametrize("name", DAMAGE)

@@ -22,7 +22,8 @@ from checkpoint.errors import CheckpointError
 from checkpoint.layout import Role, count_parameters, tensor_specs
 from checkpoint.random_model import write_random_checkpoint
 from checkpoint.shape import SHAPES
-from checkpoint.tensors import INDEX_FILE, Checkpoint
+from checkpoint.tensor_files import INDEX_FILE
+from checkpoint.tensors import Checkpoint
 
 SMALLER = {
     "vocab_size": 320,

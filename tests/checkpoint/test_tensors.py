@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from checkpoint.errors import CheckpointError
 from checkpoint.random_model import write_random_checkpoint
 from checkpoint.shape import SHAPES
-from checkpoint.tensors import INDEX_FILE, SINGLE_FILE, Checkpoint
+from checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE
+from checkpoint.tensors import Checkpoint
 
 TINY = replace(
     SHAPES["maverick"],
@@ -222,7 +223,7 @@ GARBAGE = {
     "empty": (b"", "is no safetensors file, or is truncated (0 bytes)"),
     "header longer than the file": (b"\xff" * 64, "is no safetensors file, or is truncated (64 bytes)"),
     "no JSON": ((8).to_bytes(8, "little") + b"{garbage", "has an unreadable header"),
-    "no object": ((2).to_bytes(8, "little") + b"[]", "has an unreadable header: a list"),
+    "no object": ((2).to_bytes(8, "little") + b"[]", "has an unreadable header: holds no JSON object"),
     "endless nesting": ((50_000).to_bytes(8, "little") + b"[" * 50_000, "has an unreadable header"),
 }
 

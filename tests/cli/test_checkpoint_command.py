@@ -79,7 +79,7 @@ def test_inspect_exits_with_1_where_there_are_problems(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
     problems = [line for line in done.stdout.splitlines() if line.startswith("problem: ")]
     assert len(problems) == 3
-    assert "architectures is 'GPT2'; Drover serves Llama4ForCausalLM" in problems[0]
+    assert "architectures is 'GPT2' and model_type ''; Drover serves Llama4ForCausalLM" in problems[0]
 
 
 def test_make_refuses_a_directory_that_is_not_empty(made: Path) -> None:

@@ -116,6 +116,26 @@ def test_the_first_of_several_answers_is_streamed(router: FakeRouter, address: s
     assert router.closed.wait(PATIENCE_S)
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_json_is_json_whatever_a_server_sends(router: FakeRouter, address: str, number: float) -> None:
+    async def script(request: GenerationRequest):
+        yield TokenDelta(request.request_id, prompt_logprobs=(None, TokenLogprobs(ord("H"), number, ((1, number),))))
+        logprobs = (TokenLogprobs(ord("o"), number, ((2, number),)),)
+        yield TokenDelta(request.request_id, (ord("o"),), logprobs, finish_reason=FinishReason.LENGTH)
+
+    router.script = script
+    flags = ("--json", "--logprobs", "1", "--prompt-logprobs", "1")
+    done = drover("generate", "Hi", *flags, "--address", address)
+    answer = json.loads(done.stdout, parse_constant=pytest.fail)
+    [entry] = answer["logprobs"]
+    assert entry == {"token_id": ord("o"), "logprob": None, "top": [{"token_id": 2, "logprob": None}]}
+    assert answer["prompt_logprobs"][1] == {
+        "token_id": ord("H"),
+        "logprob": None,
+        "top": [{"token_id": 1, "logprob": None}],
+    }
+
+
 def test_generate_as_json_is_one_object(router: FakeRouter, address: str) -> None:
     async def script(request: GenerationRequest):
         yield TokenDelta(request.request_id, prompt_logprobs=(None, TokenLogprobs(ord("H"), -0.5, ((1, -0.25),))))

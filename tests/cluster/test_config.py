@@ -77,7 +77,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no checkpoint": ({"checkpoint": ""}, "checkpoint is missing"),
     "an unknown key": ({"shard": {}}, "shard is unknown; valid keys here are checkpoint,"),
     "an unknown key in a section": ({"shards": {"cuont": 3}}, "shards.cuont is unknown; valid keys here are"),
-    "no shards": ({"shards": {"count": 0}}, "shards.count is 0: input should be greater than or equal to 1"),
+    "fewer than no shards": (
+        {"shards": {"count": -1}},
+        "shards.count is -1: input should be greater than or equal to 0",
+    ),
     "a word for a number": ({"shards": {"count": "three"}}, "shards.count is 'three': input should be a valid integer"),
     "yes for a number": ({"shards": {"count": True}}, "shards.count is True: input should be a valid integer"),
     "infinitely many CPUs": ({"router": {"cpus": float("inf")}}, "router.cpus is inf: input should be a finite"),
@@ -107,7 +110,7 @@ def test_a_wrong_value_is_named_with_its_key(name: str) -> None:
 
 def test_every_wrong_key_is_listed_at_once() -> None:
     with pytest.raises(ConfigError) as error:
-        parse_deployment({"checkpoint": "/a", "shards": {"count": 0}, "nonsense": 1})
+        parse_deployment({"checkpoint": "/a", "shards": {"count": -1}, "nonsense": 1})
     first, *problems = str(error.value).splitlines()
     assert first == "config is not a valid deployment:"
     assert [problem.split(" is ")[0] for problem in problems] == ["  shards.count", "  nonsense"]

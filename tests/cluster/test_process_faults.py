@@ -1,6 +1,7 @@
 """Real processes killed and frozen: the affected requests hear of it in time, and the server goes on."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -9,8 +10,10 @@ import pytest
 
 from client import Client, ServerUnavailable
 from cluster.launch import Deployment
+from cluster.reports import Phase
+from cluster.status import PartStatus, read_status
 from frontend.metrics.page import CONTENT_TYPE
-from tests.cluster.deployment import MAVERICK, SharedRay, http_get, pid_of
+from tests.cluster.deployment import MAVERICK, NAMESPACE, SharedRay, http_get, pid_of
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
@@ -40,6 +43,16 @@ def client(deployment: Deployment) -> Iterator[Client]:
     with Client(deployment.address) as client:
         yield client
         wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
+
+
+def refusal(client: Client) -> str:
+    with pytest.raises(ServerUnavailable) as caught:
+        greedy(client, 4)
+    return str(caught.value)
+
+
+def shard_1() -> PartStatus:
+    return next(part for part in read_status(NAMESPACE) if part.name == "shard-1")
 
 
 def greedy(client: Client, count: int) -> list[int]:
@@ -84,6 +97,27 @@ def test_a_frozen_shard_is_noticed_and_joins_again_when_it_thaws(client: Client,
         os.kill(pid, signal.SIGCONT)
     wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
     assert pid_of("shard-0") == pid
+    assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]
+
+
+def test_a_load_that_fails_is_tried_again_and_status_says_why(client: Client, reference: Reference) -> None:
+    """The checkpoint is away while a shard starts again; once it is back, so is the shard."""
+    home, away = reference.directory, reference.directory.with_name("away")
+    home.rename(away)
+    try:
+        os.kill(pid_of("shard-1"), signal.SIGKILL)
+        wait_until(lambda: shard_1().state is not None and shard_1().state.phase is Phase.FAILED, RESTART_S)
+        state = shard_1().state
+        assert state is not None
+        assert str(home) in state.error
+        assert state.retry_s is not None
+        wait_until(
+            lambda: re.search(f"expert shard 1: failed: .*{home.name}.*; next try in", refusal(client)) is not None
+        )
+    finally:
+        away.rename(home)
+    wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
+    assert shard_1().state.error == ""
     assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]
 
 

@@ -14,12 +14,13 @@ import torch
 from checkpoint.tensors import Checkpoint
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
-from experts.groups.gloo import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
+from experts.groups.gloo import ROUTER_RANK, SHARD_RANK, Pair
 from experts.placement import Placement
 from experts.shard import ExpertShard, load_shard
 from experts.shard_server import ShardServer
 from experts.wire import WireFormat
 from kernels.choose import choose_kernels
+from tests.experts.ends import HOST, SECRET
 
 CPU = torch.device("cpu")
 KERNELS = choose_kernels(CPU, torch.float32, 1)
@@ -45,13 +46,17 @@ def _serve(directory: Path, placement: Placement, shard: int, gate: Event, contr
     gated.gate = gate
     server = ShardServer(gated, CPU)
     while True:
-        host, port, name, wire, liveness = control.recv()
-        server.serve(Pair(host, port, name, SHARD_RANK, "127.0.0.1", JOIN_TIMEOUT_S), wire, liveness, name)
-        control.send("joined")
+        address, name, wire, liveness = control.recv()
+
+        def exchange(mine: bytes, theirs: bytes = address) -> bytes:
+            control.send(mine)
+            return theirs
+
+        server.serve(Pair(name, SHARD_RANK, HOST, SECRET, exchange, JOIN_TIMEOUT_S), wire, liveness, name)
 
 
 class ShardProcess:
-    """Starts the process; `link` joins it to a store under a name. Use as a context manager."""
+    """Starts the process; `link` links it under a name. Use as a context manager."""
 
     def __init__(self, directory: Path, placement: Placement, shard: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -66,17 +71,19 @@ class ShardProcess:
 
     def link(
         self,
-        store: LinkStore,
         name: str,
         wire: WireFormat,
         liveness: Liveness = LIVENESS,
         shard_liveness: Liveness = LIVENESS,
         reply_deadline_s: float = 30.0,
     ) -> GroupLink:
-        self._control.send((store.host, store.port, name, wire, shard_liveness))
-        pair = Pair(store.host, store.port, name, ROUTER_RANK, "127.0.0.1", JOIN_TIMEOUT_S)
-        assert self._control.poll(JOIN_TIMEOUT_S)
-        self._control.recv()
+        def exchange(mine: bytes) -> bytes:
+            self._control.send((mine, name, wire, shard_liveness))
+            assert self._control.poll(JOIN_TIMEOUT_S)
+            theirs: bytes = self._control.recv()
+            return theirs
+
+        pair = Pair(name, ROUTER_RANK, HOST, SECRET, exchange, JOIN_TIMEOUT_S)
         link = GroupLink(pair, wire, liveness, reply_deadline_s, CPU, name)
         self._links.append(link)
         return link

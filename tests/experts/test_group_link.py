@@ -10,7 +10,6 @@ import torch
 from checkpoint.tensors import Checkpoint
 from experts.endpoint import Liveness
 from experts.errors import ComputeFailed, LinkDown, NotHeld
-from experts.groups.gloo import LinkStore
 from experts.link import ExpertRows, LocalLink
 from experts.placement import Placement, even_placement
 from experts.shard import load_shard
@@ -28,11 +27,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="module")
 def placement(checkpoint: Checkpoint) -> Placement:
     return even_placement(checkpoint.config.moe_layers, checkpoint.config.num_experts, 2)
-
-
-@pytest.fixture(scope="module")
-def store() -> LinkStore:
-    return LinkStore("127.0.0.1")
 
 
 @pytest.fixture(scope="module")
@@ -60,16 +54,16 @@ def answered_locally(checkpoint: Checkpoint, placement: Placement, rows: ExpertR
 
 
 def test_a_shard_across_processes_answers_what_it_answers_locally(
-    checkpoint: Checkpoint, placement: Placement, store: LinkStore, lasting: ShardProcess, rows: ExpertRows
+    checkpoint: Checkpoint, placement: Placement, lasting: ShardProcess, rows: ExpertRows
 ) -> None:
-    link = lasting.link(store, "same", wire_for(checkpoint))
+    link = lasting.link("same", wire_for(checkpoint))
     assert torch.equal(link.request(rows).wait(), answered_locally(checkpoint, placement, rows))
 
 
 def test_an_expert_that_the_shard_does_not_hold_is_refused(
-    checkpoint: Checkpoint, placement: Placement, store: LinkStore, lasting: ShardProcess, rows: ExpertRows
+    checkpoint: Checkpoint, placement: Placement, lasting: ShardProcess, rows: ExpertRows
 ) -> None:
-    link = lasting.link(store, "refusal", wire_for(checkpoint))
+    link = lasting.link("refusal", wire_for(checkpoint))
     foreign = ExpertRows(LAYER, [0, 3], [1, 1], [2, 3], rows.x_ND)
     with pytest.raises(NotHeld, match="not held"):
         link.request(foreign).wait()
@@ -80,21 +74,19 @@ def test_an_expert_that_the_shard_does_not_hold_is_refused(
 
 
 def test_a_computation_that_fails_is_told_apart_from_an_expert_that_is_not_there(
-    checkpoint: Checkpoint, store: LinkStore, lasting: ShardProcess, rows: ExpertRows
+    checkpoint: Checkpoint, lasting: ShardProcess, rows: ExpertRows
 ) -> None:
-    link = lasting.link(store, "failure", wire_for(checkpoint))
+    link = lasting.link("failure", wire_for(checkpoint))
     miscounted = ExpertRows(LAYER, [0, 1], [1, 1], [2, 2], rows.x_ND)  # 5 rows
     with pytest.raises(ComputeFailed, match="computing failed: 4 rows in groups, 5 given"):
         link.request(miscounted).wait()
     assert link.request(rows).wait().shape == rows.x_ND.shape
 
 
-def test_crossing_sends_finish(
-    checkpoint: Checkpoint, placement: Placement, store: LinkStore, lasting: ShardProcess
-) -> None:
+def test_crossing_sends_finish(checkpoint: Checkpoint, placement: Placement, lasting: ShardProcess) -> None:
     """Requests of full size go out while replies of full size come back."""
     max_rows = 4096
-    link = lasting.link(store, "crossing", wire_for(checkpoint, max_rows))
+    link = lasting.link("crossing", wire_for(checkpoint, max_rows))
     x_ND = rows_like([0], [max_rows], checkpoint.config.hidden_size)
     replies = [link.request(ExpertRows(LAYER, [0], [1], [max_rows], x_ND)) for _ in range(30)]
     first = replies[0].wait()
@@ -102,9 +94,9 @@ def test_crossing_sends_finish(
 
 
 def test_a_message_that_does_not_fit_is_caught_by_the_sender(
-    checkpoint: Checkpoint, placement: Placement, store: LinkStore, lasting: ShardProcess, rows: ExpertRows
+    checkpoint: Checkpoint, placement: Placement, lasting: ShardProcess, rows: ExpertRows
 ) -> None:
-    link = lasting.link(store, "oversized", wire_for(checkpoint, max_rows=8))
+    link = lasting.link("oversized", wire_for(checkpoint, max_rows=8))
     nine = ExpertRows(LAYER, [0], [1], [9], rows_like([0], [9], checkpoint.config.hidden_size))
     with pytest.raises(AssertionError, match="9 rows for a link of 8"):
         link.request(nine)
@@ -112,10 +104,10 @@ def test_a_message_that_does_not_fit_is_caught_by_the_sender(
 
 
 def test_an_idle_link_with_short_timeouts_stays_up(
-    checkpoint: Checkpoint, store: LinkStore, lasting: ShardProcess, rows: ExpertRows
+    checkpoint: Checkpoint, lasting: ShardProcess, rows: ExpertRows
 ) -> None:
     patience = Liveness(heartbeat_s=0.05, silence_s=1.0)
-    link = lasting.link(store, "idle", wire_for(checkpoint), patience, patience)
+    link = lasting.link("idle", wire_for(checkpoint), patience, patience)
     never_set = threading.Event()
     assert not never_set.wait(3 * patience.silence_s)  # nothing is sent but heartbeats
     assert link.down_reason is None
@@ -123,9 +115,9 @@ def test_an_idle_link_with_short_timeouts_stays_up(
 
 
 def test_a_late_reply_is_dropped_and_the_link_goes_on(
-    checkpoint: Checkpoint, placement: Placement, store: LinkStore, lasting: ShardProcess, rows: ExpertRows
+    checkpoint: Checkpoint, placement: Placement, lasting: ShardProcess, rows: ExpertRows
 ) -> None:
-    link = lasting.link(store, "late", wire_for(checkpoint), reply_deadline_s=0.3)
+    link = lasting.link("late", wire_for(checkpoint), reply_deadline_s=0.3)
     lasting.gate.clear()
     with pytest.raises(LinkDown, match=r"no answer within 0\.3 s, though it is alive"):
         link.request(rows).wait()
@@ -137,10 +129,10 @@ def test_a_late_reply_is_dropped_and_the_link_goes_on(
 
 
 def test_a_killed_shard_is_noticed_at_once_and_other_links_never_notice(
-    checkpoint: Checkpoint, store: LinkStore, lasting: ShardProcess, mortal: ShardProcess, rows: ExpertRows
+    checkpoint: Checkpoint, lasting: ShardProcess, mortal: ShardProcess, rows: ExpertRows
 ) -> None:
-    doomed = mortal.link(store, "doomed", wire_for(checkpoint), Liveness(0.1, 60.0))  # not by silence
-    other = lasting.link(store, "bystander", wire_for(checkpoint))
+    doomed = mortal.link("doomed", wire_for(checkpoint), Liveness(0.1, 60.0))  # not by silence
+    other = lasting.link("bystander", wire_for(checkpoint))
     mortal.gate.clear()
     reply = doomed.request(rows)
     mortal.kill()
@@ -152,24 +144,21 @@ def test_a_killed_shard_is_noticed_at_once_and_other_links_never_notice(
 
 
 def test_a_silent_shard_is_declared_dead_and_may_come_back_under_a_new_name(
-    checkpoint: Checkpoint, store: LinkStore, mortal: ShardProcess, rows: ExpertRows
+    checkpoint: Checkpoint, mortal: ShardProcess, rows: ExpertRows
 ) -> None:
     silence_s = 0.8
-    link = mortal.link(store, "silent", wire_for(checkpoint), Liveness(0.1, silence_s), Liveness(0.1, silence_s))
+    link = mortal.link("silent", wire_for(checkpoint), Liveness(0.1, silence_s), Liveness(0.1, silence_s))
     mortal.stop()
     began = time.monotonic()
     with pytest.raises(LinkDown):
         link.request(rows).wait()
     assert time.monotonic() - began < 10 * silence_s  # far from the reply deadline of 30 s
-    keys = store.key_count()
-    store.forget("silent")
-    assert store.key_count() < keys
     mortal.resume()
-    again = mortal.link(store, "silent-2", wire_for(checkpoint))
+    again = mortal.link("silent-2", wire_for(checkpoint))
     assert again.request(rows).wait().shape == rows.x_ND.shape
 
 
-def test_a_closed_link_leaves_no_thread(checkpoint: Checkpoint, store: LinkStore, lasting: ShardProcess) -> None:
-    link = lasting.link(store, "closed", wire_for(checkpoint))
+def test_a_closed_link_leaves_no_thread(checkpoint: Checkpoint, lasting: ShardProcess) -> None:
+    link = lasting.link("closed", wire_for(checkpoint))
     link.close()
     assert not [thread for thread in threading.enumerate() if thread.name.endswith(" closed")]

@@ -13,14 +13,14 @@ from checkpoint.tensors import Checkpoint
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown
 from experts.group_link import GroupLink
-from experts.groups.gloo import LinkStore, Pair
+from experts.groups.gloo import Pair
 from experts.link import ExpertRows
 from experts.placement import even_placement
 from experts.shard import load_shard
 from experts.shard_server import ShardServer
 from experts.wire import Kind, Message, WireFormat
+from tests.experts.ends import join_both
 from tests.experts.shard_process import CPU, KERNELS, LIVENESS, rows_like, wire_for
-from tests.experts.test_gloo import join_both
 from tests.reference import make_reference
 
 
@@ -48,8 +48,7 @@ def test_rows_beside_the_message_are_computed_like_rows_inside(tmp_path_factory:
     placement = even_placement(checkpoint.config.moe_layers, 4, 1)
     shard = load_shard(checkpoint, placement.slots_of(0), KERNELS)
     wire = replace(wire_for(checkpoint), rows_inline=False)
-    store = LinkStore("127.0.0.1")
-    pairs, row_pairs = join_both(store, "beside"), join_both(store, "beside-rows")
+    pairs, row_pairs = join_both("beside"), join_both("beside-rows")
     server = ShardServer(shard, CPU)
     server.serve(pairs[1], wire, LIVENESS, "beside", HostRows(row_pairs[1], wire))
     link = GroupLink(pairs[0], wire, LIVENESS, 10.0, CPU, "beside", HostRows(row_pairs[0], wire))
@@ -63,8 +62,7 @@ def test_rows_beside_the_message_are_computed_like_rows_inside(tmp_path_factory:
 
 def test_rows_that_were_announced_and_do_not_come_end_the_link() -> None:
     wire = WireFormat(max_groups=4, max_rows=8, hidden_size=16, dtype=torch.float32, rows_inline=False)
-    store = LinkStore("127.0.0.1")
-    pairs, row_pairs = join_both(store, "missing"), join_both(store, "missing-rows")
+    pairs, row_pairs = join_both("missing"), join_both("missing-rows")
     down = threading.Event()
     endpoint = Endpoint(
         pairs[0], wire, Liveness(0.05, 0.5), lambda message: None, lambda reason: down.set(), "missing",
@@ -76,5 +74,5 @@ def test_rows_that_were_announced_and_do_not_come_end_the_link() -> None:
     pairs[1].send(wire.pack(announced, wire.new_buffer()), 60.0)
     assert down.wait(60.0)
     with pytest.raises(LinkDown):
-        endpoint.send(Message(Kind.HEARTBEAT))
+        endpoint.post(Message(Kind.HEARTBEAT))
     endpoint.close()

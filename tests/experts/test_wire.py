@@ -121,13 +121,13 @@ def test_a_text_that_is_no_unicode_is_sent_as_well_as_it_can_be() -> None:
 
 def test_too_many_rows_are_a_defect_of_the_sender() -> None:
     with pytest.raises(AssertionError, match="10 rows for a link of 9"):
-        WIRE.pack(Message(Kind.RESULT, x_ND=rows(10)), WIRE.new_buffer())
+        WIRE.check(Message(Kind.RESULT, x_ND=rows(10)))
 
 
 def test_too_many_experts_are_a_defect_of_the_sender() -> None:
     message = Message(Kind.ROWS, experts=range(6), versions=[1] * 6, counts=[1] * 6, x_ND=rows(6))
     with pytest.raises(AssertionError, match="6 experts for a link of 5"):
-        WIRE.pack(message, WIRE.new_buffer())
+        WIRE.check(message)
 
 
 @pytest.mark.parametrize("field", ["experts", "versions", "counts"])
@@ -136,4 +136,4 @@ def test_numbers_beyond_what_the_wire_carries_are_a_defect_of_the_sender(field: 
     message = Message(Kind.ROWS, experts=[1], versions=[1], counts=[1], x_ND=rows(1))
     beyond: dict[str, Any] = {field: [number]}
     with pytest.raises(AssertionError, match=f"{field} from {number} to {number}; the wire carries int32"):
-        WIRE.pack(replace(message, **beyond), WIRE.new_buffer())
+        WIRE.check(replace(message, **beyond))

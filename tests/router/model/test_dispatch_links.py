@@ -1,6 +1,5 @@
 """The same over a real link, between two ends of one process."""
 
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -8,12 +7,12 @@ import torch
 
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
-from experts.groups.gloo import ROUTER_RANK, SHARD_RANK, LinkStore, Pair
 from experts.link_table import LinkTable
 from experts.placement import uniform_placement
 from experts.shard_server import ShardServer
 from experts.wire import WireFormat
 from router.model.dispatch import Dispatcher, ShardUnavailable
+from tests.experts.ends import join_both
 from tests.processes import PATIENCE_S
 from tests.router.model.clusters import (
     CPU,
@@ -36,20 +35,11 @@ LIVENESS = Liveness(heartbeat_s=0.1, silence_s=20.0)
 @pytest.fixture
 def group_link() -> Iterator[GroupLink]:
     """A link to a real server of shard 0 of two."""
-    store, ends = LinkStore("127.0.0.1"), dict[int, Pair]()
-
-    def join(rank: int) -> None:
-        ends[rank] = Pair(store.host, store.port, "dispatch", rank, "127.0.0.1", PATIENCE_S)
-
-    threads = [threading.Thread(target=join, args=(rank,)) for rank in (ROUTER_RANK, SHARD_RANK)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE_S)
+    router_end, shard_end = join_both("dispatch")
     wire = WireFormat(max_groups=EXPERTS, max_rows=64, hidden_size=HIDDEN, dtype=torch.float32)
     server = ShardServer(make_shard(even(2), 0), CPU)
-    server.serve(ends[SHARD_RANK], wire, LIVENESS, "dispatch")
-    link = GroupLink(ends[ROUTER_RANK], wire, LIVENESS, PATIENCE_S, CPU, "dispatch")
+    server.serve(shard_end, wire, LIVENESS, "dispatch")
+    link = GroupLink(router_end, wire, LIVENESS, PATIENCE_S, CPU, "dispatch")
     yield link
     link.close()
     server.close()

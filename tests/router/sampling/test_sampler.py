@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from router.request import SamplingParams
+from router.sampling.logprobs import token_logprobs
 from router.sampling.noise import derived_seed, uniform
 from router.sampling.sampler import sample
 from router.sampling.state import SamplingState
@@ -272,3 +273,11 @@ def test_of_equally_likely_tokens_the_chosen_one_comes_first_among_the_alternati
     assert token.logprobs is not None
     assert token.logprobs.top[0][0] == token.token_id
     assert len({token_id for token_id, _ in token.logprobs.top}) == 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 20, VOCAB])
+def test_of_equally_likely_tokens_the_lowest_ids_are_listed_and_come_first(count: int) -> None:
+    few_RV = torch.randint(0, 3, (8, VOCAB), generator=torch.Generator().manual_seed(count)).float()
+    for logits_V, told in zip(few_RV, token_logprobs(few_RV, [0] * 8, [count] * 8), strict=True):
+        by_hand = sorted(range(VOCAB), key=lambda token_id: (-logits_V[token_id], token_id))
+        assert [token_id for token_id, _ in told.top] == by_hand[:count]

@@ -1,0 +1,202 @@
+"""Finds the tensors in a directory of safetensors files: which files count, and what their headers say.
+
+Which files: as in transformers, `model.safetensors` counts before an index. Without either, the
+files of a complete set model-00001-of-0000N.safetensors do.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from checkpoint.errors import CheckpointError
+from checkpoint.read_file import is_there, open_regular, parse_json, read_json
+
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+_MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets
+_MAX_LENGTH = 2**48  # of a dimension, and of a tensor in bytes
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor is stored.
+
+    offset: of its first byte in the file. dtype: name in the header, such as BF16.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class TensorFiles:
+    """The safetensors files of one directory.
+
+    paths: the readable files. entries: their tensors by name.
+    problems: one line for each missing or damaged file. lost: the tensors that the index places in
+    these files. warnings: what is odd, but loads.
+    """
+
+    paths: tuple[Path, ...]
+    entries: dict[str, TensorEntry]
+    problems: tuple[str, ...] = ()
+    lost: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that most bytes of weights have, as torch names it; None if there are none."""
+        nbytes: Counter[str] = Counter()
+        for entry in self.entries.values():
+            if entry.dtype in STORED_DTYPES:
+                nbytes[entry.dtype] += entry.nbytes
+        return str(STORED_DTYPES[nbytes.most_common(1)[0][0]]).removeprefix("torch.") if nbytes else None
+
+
+def read_tensor_files(directory: Path) -> TensorFiles:
+    """Read the headers of all safetensors files in `directory`.
+
+    Damaged or missing files are listed, not raised.
+    """
+    index_path, single = directory / INDEX_FILE, directory / SINGLE_FILE
+    try:
+        if is_there(single):
+            return TensorFiles((single,), _read_header(single), warnings=_two_sets(single, index_path))
+        if is_there(index_path):
+            return _read_files(directory, _files_of_index(index_path))
+        if numbered := _numbered_files(directory):
+            return _read_files(directory, dict.fromkeys(numbered))
+        return TensorFiles((), {}, (f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}",))
+    except CheckpointError as error:
+        return TensorFiles((), {}, (str(error),))
+
+
+def _two_sets(single: Path, index_path: Path) -> tuple[str, ...]:
+    if not is_there(index_path):
+        return ()
+    return (f"{single} and {index_path} are both there; the first is loaded, as in transformers: delete the other",)
+
+
+def _numbered_files(directory: Path) -> list[str]:
+    """The names of a set model-00001-of-0000N.safetensors, whether all are there or not; the largest set, if several.
+
+    Raises CheckpointError if the directory cannot be listed.
+    """
+    try:
+        matches = [re.fullmatch(r"model-(\d{5})-of-(\d{5})\.safetensors", name) for name in os.listdir(directory)]
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None
+    totals = {int(match[2]) for match in matches if match}
+    total = max(totals, default=0)
+    return [f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)]
+
+
+def _files_of_index(index_path: Path) -> dict[str, set[str] | None]:
+    """The tensors that the index places in each file."""
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path}: weight_map must be an object that names each tensor's file")
+    names_by_file: dict[str, set[str] | None] = {}
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str) or file_name in ("", "..") or Path(file_name).name != file_name:
+            raise CheckpointError(
+                f"{index_path}: weight_map puts {name:.100} into {file_name!r:.100}; "
+                "a file of the same directory is expected"
+            )
+        names = names_by_file.setdefault(file_name, set())
+        assert names is not None
+        names.add(name)
+    return names_by_file
+
+
+def _read_files(directory: Path, names_by_file: "dict[str, set[str] | None]") -> TensorFiles:
+    """names_by_file: the tensors that count, file by file; None: all of them."""
+    paths: list[Path] = []
+    entries: dict[str, TensorEntry] = {}
+    problems: list[str] = []
+    lost: set[str] = set()
+    for file_name, names in sorted(names_by_file.items()):
+        path = directory / file_name
+        try:
+            found = _read_header(path)
+            entries |= found if names is None else {name: entry for name, entry in found.items() if name in names}
+            paths.append(path)
+        except CheckpointError as error:
+            problems.append(str(error) if names is None else f"{error} ({len(names)} tensors)")
+            lost |= names or set()
+    return TensorFiles(tuple(paths), entries, tuple(problems), frozenset(lost))
+
+
+def _read_header(path: Path) -> dict[str, TensorEntry]:
+    if not is_there(path):
+        raise CheckpointError(f"{path} is missing")
+    with open(open_regular(path), "rb") as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            header_bytes = int.from_bytes(file.read(8), "little")
+            if not 2 <= header_bytes <= min(_MAX_HEADER_BYTES, size - 8):
+                raise CheckpointError(f"{path} is no safetensors file, or is truncated ({size} bytes)")
+            text = file.read(header_bytes)
+        except OSError as error:
+            raise CheckpointError(f"{path} has an unreadable header: {error.strerror}") from None
+    try:
+        header = parse_json(path, text)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} has an unreadable header: {str(error).removeprefix(f'{path}: ')}") from None
+    data_start = 8 + header_bytes
+    entries = {
+        name: _parse_entry(path, name, fields, data_start, size)
+        for name, fields in header.items()
+        if name != "__metadata__"
+    }
+    _check_layout(path, list(entries.values()), data_start, size)
+    return entries
+
+
+def _parse_entry(path: Path, name: str, fields: object, data_start: int, file_size: int) -> TensorEntry:
+    """One tensor's entry in a header, checked against the file.
+
+    data_start: the byte that offsets are relative to.
+    """
+    match fields:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+            all(type(length) is int and 0 <= length < _MAX_LENGTH for length in shape)
+            and 0 <= begin <= end < _MAX_LENGTH
+            and len(shape) <= 8
+        ):
+            entry = TensorEntry(path, dtype, tuple(shape), data_start + begin, end - begin)
+        case _:
+            raise CheckpointError(f"{path}: the header entry of {name:.100} is damaged: {fields!r:.200}")
+    if data_start + end > file_size:
+        raise CheckpointError(
+            f"{path} is truncated: {name:.100} ends at byte {data_start + end}, the file has {file_size}"
+        )
+    if entry.dtype in STORED_DTYPES and entry.nbytes != prod(entry.shape) * STORED_DTYPES[entry.dtype].itemsize:
+        raise CheckpointError(
+            f"{path}: {name:.100} has {entry.nbytes} bytes, which does not fit {entry.dtype} {list(entry.shape)}"
+        )
+    return entry
+
+
+def _check_layout(path: Path, entries: Sequence[TensorEntry], data_start: int, file_size: int) -> None:
+    """Tensors must fill the file, one after the other: else one would be read as a part of another."""
+    end = data_start
+    for entry in sorted(entries, key=lambda entry: (entry.offset, entry.nbytes)):
+        if entry.offset != end:
+            raise CheckpointError(
+                f"{path} has a damaged header: a tensor begins at byte {entry.offset}, the one before ends at {end}"
+            )
+        end += entry.nbytes
+    if end != file_size:
+        raise CheckpointError(f"{path} has {file_size - end} bytes behind its last tensor; download the file again")

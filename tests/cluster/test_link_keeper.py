@@ -1,0 +1,60 @@
+"""The thread that keeps a link is supervised: whatever goes wrong in it, the shard is linked again."""
+
+from typing import Any
+
+import torch
+
+from cluster.actors.link_keeper import LinkKeeper, LinkSettings
+from experts.endpoint import Liveness
+from experts.group_link import GroupLink
+from experts.link_table import LinkTable
+from experts.wire import WireFormat
+from tests.experts.ends import join_both
+from tests.processes import PATIENCE_S, wait_until
+
+WIRE = WireFormat(max_groups=2, max_rows=4, hidden_size=8, dtype=torch.float32)
+LIVENESS = Liveness(heartbeat_s=0.1, silence_s=PATIENCE_S)
+SETTINGS = LinkSettings(WIRE, LIVENESS, LIVENESS, PATIENCE_S)
+
+
+class ClumsyLink(GroupLink):
+    """Fails when it is closed, which happens outside of all that is expected to fail."""
+
+    def close(self) -> None:
+        super().close()
+        raise OSError("oh")
+
+
+class Keeper(LinkKeeper):
+    """Forms links within this process. The first two are clumsy."""
+
+    def __init__(self, table: LinkTable) -> None:
+        self.names: list[str] = []
+        self.formed: list[GroupLink] = []
+        self.peers: list[Any] = []
+        super().__init__(table, ["shard"], lambda name: None, SETTINGS, "router", torch.device("cpu"))
+
+    def _form(self, shard: int, shard_name: str, link_name: str) -> GroupLink:
+        near, far = join_both(link_name)
+        self.peers.append(far)
+        self.names.append(link_name)
+        make = ClumsyLink if len(self.formed) < 2 else GroupLink
+        self.formed.append(make(near, WIRE, LIVENESS, PATIENCE_S, torch.device("cpu"), link_name))
+        return self.formed[-1]
+
+
+def test_a_shard_is_linked_again_whatever_went_wrong_with_its_last_link() -> None:
+    table = LinkTable()
+    keeper = Keeper(table)
+    for place in range(2):
+        wait_until(lambda linked=place + 1: len(keeper.formed) == linked and table.down_reason(0) is None)
+        keeper.peers[place].close()
+    wait_until(lambda: len(keeper.formed) == 3 and table.down_reason(0) is None)
+    assert table.link(0) is keeper.formed[2]
+
+
+def test_link_names_never_repeat_not_even_when_the_router_has_started_anew() -> None:
+    """A shard may still have the old router's link of that name."""
+    keepers = [Keeper(LinkTable()) for _ in range(2)]
+    wait_until(lambda: all(keeper.names for keeper in keepers))
+    assert len({keeper.names[0] for keeper in keepers}) == 2
