@@ -98,7 +98,12 @@ class Generation:
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens appear under their names. Raises InvalidArgument."""
-        vocab_size = (await self._router.limits()).vocab_size
+        limits = await self._router.limits()
+        vocab_size = limits.vocab_size
+        if len(token_ids) > limits.max_context_tokens:
+            raise InvalidArgument(
+                "token_ids", f"has {len(token_ids)} tokens; at most {limits.max_context_tokens} fit into the context"
+            )
         if token_ids and max(token_ids) >= vocab_size:
             raise InvalidArgument("token_ids", f"contains {max(token_ids)}; token ids go from 0 to {vocab_size - 1}")
         return await _in_thread_if_large(len(token_ids), lambda: self._tokenizer.decode(token_ids, skip_special=False))
@@ -110,7 +115,7 @@ class Generation:
         answer that fails ends all. Raises RequestError.
         """
         n = params.num_answers()  # what needs no prompt is checked before the prompt takes time
-        params.check_stop()
+        params.check_lists()
         limits = await self._router.limits()
         token_ids = tuple(await self._token_ids(prompt, limits))
         params = self._with_stop_tokens(params, prompt)

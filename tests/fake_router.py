@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from checkpoint.make_tokenizer import byte_letters
 from checkpoint.tokenizer import Tokenizer
 from frontend.chat_template import ChatTemplate
-from frontend.delta_stream import DeltaStream, DeltaStreams
+from frontend.delta_stream import MAX_UNREAD_BYTES, DeltaStream, DeltaStreams
 from frontend.router_client import Readiness
 from router.request import FinishReason, GenerationRequest, RequestLimits, TokenDelta
 
@@ -62,15 +62,25 @@ class FakeRouter:
     endings: how requests are to be counted that were cancelled before their script had ended them.
     """
 
-    def __init__(self, script: Script | None = None, *, max_context_tokens: int = 1000) -> None:
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        max_context_tokens: int = 1000,
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
+    ) -> None:
         self.script = script or says("Hello!")
         self.ready = True
         self.requests: list[GenerationRequest] = []
         self.closed = threading.Event()
         self.endings: list[str] = []
         self._limits = RequestLimits(vocab_size=VOCAB_SIZE, max_context_tokens=max_context_tokens)
-        self._streams = DeltaStreams(self)
+        self._streams = DeltaStreams(self, max_unread_bytes)
         self._playing: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def unread_bytes(self) -> int:
+        return self._streams.unread_bytes
 
     async def limits(self) -> RequestLimits:
         return self._limits
