@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 
 BENCH := .bench
 
-.PHONY: help setup demo train-demo bench bench-plot bench-peers test test-demo test-slow check protos constraints clean
+.PHONY: help setup demo train-demo bench bench-plot bench-peers test test-demo test-slow fuzz check protos constraints clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -38,6 +38,11 @@ test-demo: check
 # make test-slow   the tests that take more than half a minute each
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# make fuzz   20,000 malformed requests to each method of a server, beside good streams
+# make fuzz-options: FUZZ_ARGS="--seed 1" and so on, see `.venv/bin/python -m tests.fuzz --help`
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
 # make check   ruff and mypy
 check: setup

@@ -6,7 +6,8 @@ user's text that name is plain text. It means the token only in text that the se
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from checkpoint.read_file import is_there, parse_json, read_json, read_text
 _FIX = "download the file again"
 _KIND = "Drover reads byte-level BPE tokenizers, the kind that Llama 4 has"
 
+# Far above any vocabulary: a table of this length must not eat the memory.
+_MAX_TOKEN_ID = 2**24
+
 # Tokenizers of another kind normalize text or add spaces. This text then does not decode to itself.
 _PROBE = "  Drover's 1st\n\tcafe\u0301 ß 你好 🐕 "
 
@@ -27,7 +31,9 @@ class Tokenizer:
     """One checkpoint's tokenizer. Immutable, so threads may share it.
 
     vocab_size: the highest token id plus 1.
-    bos_token_id: the beginning-of-text token; None if the model has none.
+    bos_token_id: the beginning-of-text token; None if the model has none. adds_bos: whether a text
+    begins with it, as tokenizer.json's post-processor says. eos_token_id: the token that ends a
+    turn, as tokenizer_config.json names it.
     max_token_bytes: length of the longest token. N bytes of text are at least N / max_token_bytes
     tokens.
     special_tokens: the id of each special token, by name.
@@ -39,8 +45,13 @@ class Tokenizer:
         token_bytes: list[bytes],
         special_tokens: dict[str, int],
         bos_token_id: int | None,
+        eos_token_id: int | None = None,
+        strips: Mapping[int, "_Strips"] | None = None,
     ) -> None:
-        """Use `Tokenizer.open`. token_bytes is indexed by token id; b"" for ids without a token."""
+        """Use `Tokenizer.open`. token_bytes is indexed by token id; b"" for ids without a token.
+
+        strips: the special tokens that take the white space around them along.
+        """
         # By default `tokenizers` encodes a special token's name in any text as the token. This
         # turns that off. `encode_with_specials` finds the names itself, so one backend (about 100
         # MB for Llama 4) serves both.
@@ -57,6 +68,9 @@ class Tokenizer:
         self.vocab_size = len(token_bytes)
         self.max_token_bytes = max(map(len, token_bytes))
         self.bos_token_id = bos_token_id
+        self.eos_token_id = eos_token_id
+        self.adds_bos = bos_token_id is not None and backend.encode("").ids[:1] == [bos_token_id]
+        self._strips = strips or {}
 
     @classmethod
     def open(cls, directory: Path) -> "Tokenizer":
@@ -67,31 +81,42 @@ class Tokenizer:
         Raises CheckpointError if a file is missing, damaged, or describes a tokenizer of another
         kind.
         """
-        path = directory / "tokenizer.json"
+        path, config_path = directory / "tokenizer.json", directory / "tokenizer_config.json"
         text = read_text(path)
         data = parse_json(path, text)
+        config = read_json(config_path) if is_there(config_path) else {}
         try:
             backend = tokenizers.Tokenizer.from_str(text)
             vocab = data["model"]["vocab"]
-            added: list[dict[str, Any]] = data.get("added_tokens", [])
+            added: list[dict[str, Any]] = list(data.get("added_tokens") or [])
+            added += _add_tokens(backend, _tokens_beside(directory, config))
             misplaced = [token["content"] for token in added if backend.token_to_id(token["content"]) != token["id"]]
-        except Exception as error:  # `tokenizers` raises plain Exception for whatever it cannot read
-            raise CheckpointError(f"{path}: not a tokenizer ({error}); {_FIX}") from error
+            ids = [*(vocab.values() if isinstance(vocab, dict) else ()), *(token["id"] for token in added)]
+            if not all(type(token_id) is int and 0 <= token_id <= _MAX_TOKEN_ID for token_id in ids):
+                raise ValueError(f"token ids must go from 0 to {_MAX_TOKEN_ID}")
+        except BaseException as error:  # `tokenizers` raises plain Exception, or panics, for whatever it cannot read
+            _raise_unless_broken(error)
+            raise CheckpointError(f"{path}: not a tokenizer ({_one_line(error)}); {_FIX}") from None
         if misplaced:  # where ids have gaps, `tokenizers` silently renumbers added tokens
             raise CheckpointError(f"{path}: the id of {misplaced[0]!r} does not follow the one before; {_FIX}")
         if not isinstance(vocab, dict):
             raise CheckpointError(f"{path}: is a {data['model'].get('type')} tokenizer; {_KIND}")
         for token in added:
-            if token.get("special") and any(token.get(flag) for flag in ("lstrip", "rstrip", "single_word")):
+            if token.get("special") and token.get("single_word"):
                 raise CheckpointError(
-                    f"{path}: special token {token['content']!r} has lstrip, rstrip or single_word; "
-                    "Drover reads tokenizers whose special tokens stand for their names alone, as Llama 4's do"
+                    f"{path}: special token {token['content']!r} has single_word; "
+                    "Drover reads tokenizers whose special tokens count wherever they stand, as Llama 4's do"
                 )
         backend.no_truncation()
         backend.no_padding()
-        special_tokens = {token["content"]: token["id"] for token in added if token.get("special")}
-        bos_token_id = _bos_token_id(directory, special_tokens)
-        tokenizer = cls(backend, _bytes_by_id(vocab, added, path), special_tokens, bos_token_id)
+        special = [token for token in added if token.get("special")]
+        special_tokens = {token["content"]: token["id"] for token in special}
+        bos_token_id = _bos_token_id(directory, config, special_tokens)
+        eos_token_id = special_tokens.get(token_name(config.get("eos_token")) or "")
+        strips = {token["id"]: _Strips(bool(token.get("lstrip")), bool(token.get("rstrip"))) for token in special}
+        strips = {token_id: each for token_id, each in strips.items() if each.before or each.after}
+        table = _bytes_by_id(vocab, added, path)
+        tokenizer = cls(backend, table, special_tokens, bos_token_id, eos_token_id, strips)
         if tokenizer.decode(tokenizer.encode(_PROBE, add_bos=False)) != _PROBE:
             raise CheckpointError(f"{path}: does not give text back unchanged; {_KIND}")
         return tokenizer
@@ -101,14 +126,25 @@ class Tokenizer:
 
         A lone surrogate becomes U+FFFD.
 
-        add_bos: put bos_token_id in front, if the model has one.
+        add_bos: put bos_token_id in front, if this tokenizer does that. Raises CheckpointError if
+        the checkpoint's tokenizer breaks on this text, as its regular expression may.
         """
         try:
-            ids = self._backend.encode(text, add_special_tokens=False).ids
-        except TypeError:  # not valid Unicode: JSON can escape half a surrogate pair
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            ids = self._backend.encode(text, add_special_tokens=False).ids
-        return [self.bos_token_id, *ids] if add_bos and self.bos_token_id is not None else ids
+            try:
+                ids = self._ids(text)
+            except TypeError:  # not valid Unicode: JSON can escape half a surrogate pair
+                ids = self._ids(text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        except BaseException as error:
+            _raise_unless_broken(error)
+            raise CheckpointError(f"the checkpoint's tokenizer cannot encode this text: {_one_line(error)}") from None
+        return [self.bos_token_id, *ids] if add_bos and self.bos_token_id is not None and self.adds_bos else ids
+
+    def _ids(self, text: str) -> list[int]:
+        # Of the backend's methods, those for batches alone release the GIL: `encode` holds up every
+        # thread for 2.7 s for 4 MB of text.
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
+        return ids
 
     def encode_with_specials(self, text: str) -> list[int]:
         """Encode text that the server wrote: the name of a special token becomes that token.
@@ -123,16 +159,19 @@ class Tokenizer:
     def split_specials(self, text: str) -> Iterator[str | int]:
         """The text in pieces: special tokens as ids, and the non-empty texts between them.
 
-        Of overlapping names the first counts; of names with the same start, the longest.
+        Of overlapping names the first counts; of names with the same start, the longest. A token
+        may take the white space before or after it along.
         """
-        end = 0
+        end, before = 0, _NO_STRIPS
         for match in self._special_pattern.finditer(text):
-            if end < match.start():
-                yield text[end : match.start()]
-            yield self.special_tokens[match[0]]
-            end = match.end()
-        if end < len(text):
-            yield text[end:]
+            token_id = self.special_tokens[match[0]]
+            strips = self._strips.get(token_id, _NO_STRIPS)
+            if between := _stripped(text[end : match.start()], before.after, strips.before):
+                yield between
+            yield token_id
+            end, before = match.end(), strips
+        if rest := _stripped(text[end:], before.after, False):
+            yield rest
 
     def special_starts(self, text: str) -> list[int]:
         """Every offset where a special token's name starts, even inside another or cut off by the text's end.
@@ -167,6 +206,61 @@ class Tokenizer:
         return token_id in self._special_ids
 
 
+@dataclass(frozen=True)
+class _Strips:
+    """Whether a special token takes the white space before it, or after it, along (lstrip, rstrip)."""
+
+    before: bool
+    after: bool
+
+
+_NO_STRIPS = _Strips(before=False, after=False)
+
+
+def _stripped(text: str, left: bool, right: bool) -> str:
+    text = text.lstrip() if left else text
+    return text.rstrip() if right else text
+
+
+def _raise_unless_broken(error: BaseException) -> None:
+    """Raise the error again unless it tells of a broken tokenizer: an Exception, or a panic.
+
+    A panic of the Rust library is no Exception; its class cannot be imported.
+    """
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _tokens_beside(directory: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tokens that other files add, as transformers reads them: by id.
+
+    They are in added_tokens_decoder of tokenizer_config.json, or else in added_tokens.json.
+    """
+    if decoder := config.get("added_tokens_decoder"):
+        if not isinstance(decoder, dict):
+            raise ValueError("added_tokens_decoder in tokenizer_config.json is no object")
+        tokens = [{**token, "id": int(token_id)} for token_id, token in decoder.items()]
+    else:
+        path = directory / "added_tokens.json"
+        named = read_json(path) if is_there(path) else {}
+        tokens = [{"content": name, "id": token_id, "special": True} for name, token_id in named.items()]
+    return sorted(tokens, key=lambda token: token["id"])
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, tokens: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add those that the tokenizer lacks, and return them."""
+    lacking = [token for token in tokens if backend.token_to_id(token["content"]) is None]
+    for token in lacking:
+        flags = {flag: bool(token.get(flag)) for flag in ("single_word", "lstrip", "rstrip", "normalized")}
+        made = tokenizers.AddedToken(token["content"], special=bool(token.get("special")), **flags)
+        (backend.add_special_tokens if token.get("special") else backend.add_tokens)([made])
+    return lacking
+
+
 def _bytes_by_id(vocab: dict[str, int], added: list[dict[str, Any]], path: Path) -> list[bytes]:
     byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
     added_bytes = {token["id"]: token["content"].encode() for token in added}
@@ -185,18 +279,17 @@ def _bytes_by_id(vocab: dict[str, int], added: list[dict[str, Any]], path: Path)
     return table
 
 
-def _bos_token_id(directory: Path, special_tokens: dict[str, int]) -> int | None:
+def _bos_token_id(directory: Path, config: Mapping[str, Any], special_tokens: dict[str, int]) -> int | None:
     path = directory / "tokenizer_config.json"
-    config = read_json(path) if is_there(path) else {}
     if "bos_token" in config:
         name = token_name(config["bos_token"])
         if name is not None and name not in special_tokens:
             raise CheckpointError(f"{path}: bos_token is {name!r}; must be a special token of tokenizer.json")
         return None if name is None else special_tokens[name]
     path = directory / "config.json"
-    config = read_json(path) if is_there(path) else {}
-    text_config = config.get("text_config") or {}  # where multimodal models have it
-    token_id = text_config.get("bos_token_id", config.get("bos_token_id"))
+    model = read_json(path) if is_there(path) else {}
+    text_config = model.get("text_config") or {}  # where multimodal models have it
+    token_id = text_config.get("bos_token_id", model.get("bos_token_id"))
     if token_id is None:
         return None
     if not isinstance(token_id, int) or token_id not in special_tokens.values():

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -17,16 +18,39 @@ TIMEOUT_S = 3.0
 RAY_TIMEOUT_S = 6.0
 
 
-async def page_in_time(model_name: str, router_name: str, shard_names: Sequence[str], namespace: str) -> bytes:
-    """`read_page` without blocking the event loop, and within RAY_TIMEOUT_S even if Ray's head is
-    away."""
-    reading = asyncio.to_thread(read_page, model_name, router_name, shard_names, namespace)
-    try:
-        return await asyncio.wait_for(reading, RAY_TIMEOUT_S)
-    except asyncio.TimeoutError:
-        nobody = [ShardReport(name, None) for name in shard_names]
-        page = render(model_name, [RouterReport(router_name, None, shard_names)], nobody)
-        return _comment(f"Ray did not answer within {RAY_TIMEOUT_S:g} s") + page
+class MetricsReader:
+    """Reads a deployment's page for any number of scrapes; lives on one event loop.
+
+    One reading is under way at a time, in a thread of its own, and all scrapes that come meanwhile
+    get its page. While Ray's head is away a reading takes minutes. Scrapes that gave up then leave
+    nothing behind, above all no busy thread among those that tokenize.
+    """
+
+    def __init__(
+        self, read: Callable[[], bytes], page_without_answers: bytes, timeout_s: float = RAY_TIMEOUT_S
+    ) -> None:
+        """read: blocks until the page is read. page_without_answers: for a scrape that waited timeout_s."""
+        self._read = read
+        self._page_without_answers = page_without_answers
+        self._timeout_s = timeout_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="metrics")
+        self._reading: asyncio.Future[bytes] | None = None
+
+    async def page(self) -> bytes:
+        """A page that was read after this was asked for, or while; takes timeout_s at most."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.get_running_loop().run_in_executor(self._thread, self._read)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._reading), self._timeout_s)
+        except asyncio.TimeoutError:
+            return _comment(f"Ray did not answer within {self._timeout_s:g} s") + self._page_without_answers
+
+
+def deployment_reader(model_name: str, router_name: str, shard_names: Sequence[str], namespace: str) -> MetricsReader:
+    """A reader of the page of one router and its shards."""
+    nobody = [ShardReport(name, None) for name in shard_names]
+    page = render(model_name, [RouterReport(router_name, None, shard_names)], nobody)
+    return MetricsReader(lambda: read_page(model_name, router_name, shard_names, namespace), page)
 
 
 def read_page(

@@ -13,17 +13,18 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2
 from ray import serve
+from ray.serve._private import grpc_util
 from starlette.requests import Request
 from starlette.responses import Response
 
 from checkpoint.config import read_config
 from checkpoint.tokenizer import Tokenizer
-from cluster.metrics_reader import page_in_time
+from cluster.metrics_reader import deployment_reader
 from cluster.router_client import RayRouterClient
 from frontend.chat_template import ChatTemplate
 from frontend.generation import Generation
 from frontend.grpc_api.health import HealthService
-from frontend.grpc_api.server import answer_stream, answer_unary
+from frontend.grpc_api.server import answer_stream, answer_unary, server_options
 from frontend.grpc_api.service import InferenceService
 from frontend.metrics.page import CONTENT_TYPE
 from frontend.model_card import ModelCard
@@ -31,6 +32,14 @@ from protos.drover.v1 import inference_pb2 as pb
 from router.request import request_limits
 
 METRICS_PATH = "/metrics"
+REPLICA_ENV = {
+    # A leaving replica stays reachable for so long, for HAProxy to notice; Serve's 30 s delay every
+    # stop.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    # A stream is then asked for its next message only when the client has taken the last one. With
+    # a thread of its own it runs ahead, and Serve queues its messages without bound.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
 GRPC_SERVICER_FUNCTIONS = (
     "frontend.grpc_api.server.add_inference_services",
     "frontend.grpc_api.server.add_health_service",
@@ -57,13 +66,17 @@ class Frontend:
     """One replica: tokenizing, chat templates, and the streams of its clients."""
 
     def __init__(self, spec: FrontendSpec) -> None:
-        self._spec = spec
         config = read_config(spec.checkpoint)
         card = ModelCard.of(spec.model_name, config, spec.dtype)
-        router = RayRouterClient(spec.router_name, spec.namespace, request_limits(config, spec.max_context_tokens))
+        limits = request_limits(config, spec.max_context_tokens)
+        # Serve has no setting for these. Its server in this process takes them from this list, and
+        # starts once this object is made.
+        grpc_util.DEFAULT_GRPC_SERVER_OPTIONS[:] = server_options(limits.max_context_tokens)
+        router = RayRouterClient(spec.router_name, spec.namespace, limits)
         tokenizer, chat_template = Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint)
         self._inference = InferenceService(Generation(card, tokenizer, chat_template, router))
         self._health = HealthService(router)
+        self._metrics = deployment_reader(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
 
     async def Generate(self, request: Any, grpc_context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         async with aclosing(answer_stream(self._inference.Generate, request, grpc_context)) as responses:
@@ -101,8 +114,7 @@ class Frontend:
             return Response(f"{request.url.path} is not here; {METRICS_PATH} is\n", 404, media_type="text/plain")
         if request.method not in ("GET", "HEAD"):
             return Response("only GET\n", 405, {"Allow": "GET, HEAD"}, media_type="text/plain")
-        spec = self._spec
-        page = await page_in_time(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
+        page = await self._metrics.page()
         # Also without a router: Prometheus drops a page with another status, and with it who is up
         # and who is not.
         return Response(page, headers={"Content-Type": CONTENT_TYPE})
@@ -116,11 +128,6 @@ def build(spec: FrontendSpec, replicas: int) -> serve.Application:
         num_replicas=replicas,
         max_ongoing_requests=1024,
         graceful_shutdown_timeout_s=5,
-        ray_actor_options={
-            "num_cpus": 0,
-            # A leaving replica stays reachable for so long, for HAProxy to notice; Serve's 30 s
-            # delay every stop.
-            "runtime_env": {"env_vars": {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1"}},
-        },
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": REPLICA_ENV}},
     )
     return deployment.bind(spec)

@@ -1,13 +1,13 @@
 """How a prompt is to be answered, as every protocol says it: plain data, with limits and defaults."""
 
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sized
 from dataclasses import dataclass, fields, replace
 
 from router.errors import InvalidArgument
-from router.request import SamplingParams
+from router.request import MAX_BIASED_TOKENS, SamplingParams
 
-MAX_STOP_STRINGS = 16
+MAX_ENTRIES = {"stop": 16, "stop_token_ids": 4096, "logit_bias": MAX_BIASED_TOKENS}  # of the lists
 MAX_STOP_CHARS = 256
 MAX_ANSWERS = 16
 
@@ -46,10 +46,9 @@ class AnswerParams:
             raise InvalidArgument("n", f"is {n}; must be from 1 to {MAX_ANSWERS}")
         return n
 
-    def check_stop(self) -> None:
-        """Raise InvalidArgument if there are too many stop strings, or one is empty or too long."""
-        if len(self.stop) > MAX_STOP_STRINGS:
-            raise InvalidArgument("stop", f"has {len(self.stop)} entries; at most {MAX_STOP_STRINGS} are taken")
+    def check_lists(self) -> None:
+        """Raise InvalidArgument if a list is too long, or a stop string is empty or too long."""
+        check_lengths({name: getattr(self, name) or () for name in MAX_ENTRIES})
         for index, stop in enumerate(self.stop):
             if not 1 <= len(stop) <= MAX_STOP_CHARS:
                 raise InvalidArgument(
@@ -69,6 +68,16 @@ class AnswerParams:
         given["stop_token_ids"] = default.stop_token_ids.union(self.stop_token_ids or ())
         given["logit_bias"] = tuple(sorted((self.logit_bias or {}).items())) or default.logit_bias
         return replace(default, **given)
+
+
+def check_lengths(lists: Mapping[str, Sized]) -> None:
+    """Raise InvalidArgument if one of these fields of AnswerParams has too many entries.
+
+    Looks at lengths alone: a protocol's edge asks before it reads the entries.
+    """
+    for name, entries in lists.items():
+        if len(entries) > MAX_ENTRIES[name]:
+            raise InvalidArgument(name, f"has {len(entries)} entries; at most {MAX_ENTRIES[name]} are taken")
 
 
 _SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))

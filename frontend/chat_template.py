@@ -20,21 +20,15 @@ Known limit: a template that itself writes the first part of a special token's n
 content.
 """
 
-import json
+import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
-
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any
 
 from checkpoint.errors import CheckpointError
 from checkpoint.read_file import is_there, read_json, read_text
 from checkpoint.tokenizer import Tokenizer, token_name
+from frontend.template_process import TEMPLATE_PROCESS, TemplateFailed
 from router.errors import InvalidArgument
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -51,9 +45,9 @@ class ChatTemplate:
     def __init__(self, source: str, special_names: dict[str, str] | None = None) -> None:
         """source: the Jinja program.
 
-        special_names: variables for it, such as eos_token. Raises TemplateSyntaxError.
+        special_names: variables for it, such as eos_token.
         """
-        self._template = _environment().from_string(source)
+        self._source = source
         self._special_names = special_names or {}
 
     @classmethod
@@ -72,21 +66,23 @@ class ChatTemplate:
             return None
         names = {key: token_name(value) for key, value in config.items() if key.endswith("_token")}
         try:
-            return cls(source, {key: name for key, name in names.items() if name is not None})
-        except jinja2.TemplateSyntaxError as error:
-            raise CheckpointError(
-                f"{path}: line {error.lineno} of the chat template: {error.message}; download the file again"
-            ) from error
+            TEMPLATE_PROCESS.check(source)
+        except TemplateFailed as error:
+            where = "the chat template" if error.line is None else f"line {error.line} of the chat template"
+            raise CheckpointError(f"{path}: {where}: {error}; download the file again") from None
+        return cls(source, {key: name for key, name in names.items() if name is not None})
 
-    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer, most_tokens: int = 2**24) -> list[int]:
         """The prompt that lets the model answer a conversation, whose oldest message is first.
+
+        most_tokens: a text that must have more than these is refused before it is encoded.
 
         Raises InvalidArgument when there is no message, a role is unknown or the template refuses
         the conversation.
         """
         _check(messages)
-        now = datetime.now()  # one instant for both renderings
-        text = self._render(messages, tokenizer, now)
+        now_s = time.time()  # one instant for both renderings
+        text = self._render(messages, tokenizer, now_s, most_tokens)
         name_starts = [tokenizer.special_starts(content) for _, content in messages]
         if not any(name_starts):
             return tokenizer.encode_with_specials(text)
@@ -95,7 +91,7 @@ class ChatTemplate:
             (role, _mask(content, starts, stand_ins))
             for (role, content), starts in zip(messages, name_starts, strict=True)
         ]
-        masked_text = self._render(masked, tokenizer, now)
+        masked_text = self._render(masked, tokenizer, now_s, most_tokens)
         restore = str.maketrans({stand_in: letter for letter, stand_in in stand_ins.items()})
         if masked_text.translate(restore) != text:
             raise InvalidArgument(
@@ -108,21 +104,21 @@ class ChatTemplate:
             ids += [part] if isinstance(part, int) else tokenizer.encode(part.translate(restore), add_bos=False)
         return ids
 
-    def _render(self, messages: Sequence[Message], tokenizer: Tokenizer, now: datetime) -> str:
+    def _render(self, messages: Sequence[Message], tokenizer: Tokenizer, now_s: float, most_tokens: int) -> str:
         names = dict(self._special_names)
         if tokenizer.bos_token_id is not None:
             names["bos_token"] = tokenizer.decode([tokenizer.bos_token_id])
+        variables = names | {
+            "messages": [{"role": role, "content": content} for role, content in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         try:
-            return self._template.render(
-                **names,
-                messages=[{"role": role, "content": content} for role, content in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                strftime_now=now.strftime,
-            )
-        except Exception as error:  # the checkpoint's program, which can fail in any way that a program can
-            raise InvalidArgument("messages", f"the checkpoint's chat template refuses them: {error}") from error
+            most_chars = most_tokens * tokenizer.max_token_bytes
+            return TEMPLATE_PROCESS.render(self._source, variables, now_s, most_chars)
+        except TemplateFailed as error:
+            raise InvalidArgument("messages", f"the checkpoint's chat template refuses them: {error}") from None
 
 
 def _check(messages: Sequence[Message]) -> None:
@@ -164,39 +160,3 @@ def _find_source(directory: Path, tokenizer_config: dict[str, Any]) -> tuple[Pat
     if source is not None and not isinstance(source, str):
         raise CheckpointError(f"{path}: chat_template is no text; download the file again")
     return path, source
-
-
-class _GenerationBlocks(jinja2.ext.Extension):
-    """`{% generation %}` marks what to train on; for a prompt, a block is just its content."""
-
-    tags = {"generation"}  # noqa: RUF012 -- jinja2 declares it this way
-
-    def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        return jinja2.nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON as it is: Jinja's own filter would escape it for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as Hugging Face sets it up for chat templates (transformers 5.23,
-    `utils/chat_template_utils.py`)."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _GenerationBlocks]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    return environment

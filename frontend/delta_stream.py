@@ -2,16 +2,35 @@
 
 A router's deltas arrive mixed. `DeltaStreams` sorts them by request; each `DeltaStream` queues
 those of one call. Both live on one event loop.
+
+A router does not wait for clients. What a client does not read waits here, since gRPC takes no more
+messages than its flow control allows. All streams together hold MAX_UNREAD_BYTES. Beyond that, the
+stream with most unread ends, and its requests with it.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from router.counts.requests import CANCELLED
-from router.errors import AlreadyExists, RequestError
+from router.errors import AlreadyExists, RequestError, ResourceExhausted
 from router.request import GenerationRequest, TokenDelta
+
+MAX_UNREAD_BYTES = 256 * 2**20
+
+# Memory of CPython's objects, as tests/frontend/test_delta_stream.py measures it.
+DELTA_BYTES = 400
+LOGPROBS_BYTES = 300  # of one position
+ALTERNATIVE_BYTES = 120
+
+
+def bytes_of(delta: TokenDelta) -> int:
+    """About how much memory a delta takes."""
+    told = [entry for entry in (*delta.logprobs, *delta.prompt_logprobs) if entry is not None]
+    alternatives = sum(len(entry.top) for entry in told)
+    return DELTA_BYTES + 36 * len(delta.token_ids) + LOGPROBS_BYTES * len(told) + ALTERNATIVE_BYTES * alternatives
 
 
 class RequestSink(Protocol):
@@ -32,6 +51,13 @@ class RequestSink(Protocol):
         ...
 
 
+@dataclass
+class Unread:
+    """Memory of what waits for readers, of all streams of a router client."""
+
+    total_bytes: int = 0
+
+
 class DeltaStream:
     """The deltas of one or several requests in the order of their arrival; it ends when all requests have ended.
 
@@ -40,14 +66,21 @@ class DeltaStream:
     """
 
     def __init__(
-        self, requests: Sequence[GenerationRequest], sink: RequestSink, stream_of: dict[str, "DeltaStream"]
+        self,
+        requests: Sequence[GenerationRequest],
+        sink: RequestSink,
+        stream_of: dict[str, "DeltaStream"],
+        unread: Unread,
     ) -> None:
         """stream_of: by request id, which stream gets the deltas; this one enters its requests
-        while they run."""
+        while they run. unread: this stream's part is counted in it."""
         self._unsubmitted = tuple(requests)
         self._sink, self._stream_of = sink, stream_of
         self._running: set[str] = set()
-        self._queue: deque[TokenDelta] = deque()
+        self._queue: deque[tuple[TokenDelta, int]] = deque()  # with its bytes
+        self._error: RequestError | None = None
+        self._unread = unread
+        self.unread_bytes = 0
         self._awake = asyncio.Event()
 
     def __aiter__(self) -> "DeltaStream":
@@ -64,7 +97,9 @@ class DeltaStream:
         If the reader is cancelled while it waits here, this closes the stream.
         """
         self._submit()
-        while self._running:
+        while self._running or self._error is not None:
+            if self._error is not None:
+                raise self._error
             if not self._queue:
                 self._awake.clear()
                 try:
@@ -73,7 +108,8 @@ class DeltaStream:
                     self.close(CANCELLED)
                     raise
                 continue
-            delta = self._queue.popleft()
+            delta, delta_bytes = self._queue.popleft()
+            self._count_unread(-delta_bytes)
             if delta.request_id not in self._running:
                 continue  # it was cancelled after this was made
             if isinstance(delta.error, AlreadyExists):
@@ -90,7 +126,9 @@ class DeltaStream:
 
     def put(self, delta: TokenDelta) -> None:
         """Queue a delta for the reader."""
-        self._queue.append(delta)
+        delta_bytes = bytes_of(delta)
+        self._queue.append((delta, delta_bytes))
+        self._count_unread(delta_bytes)
         self._awake.set()
 
     def cancel(self, request_id: str, ending: str) -> None:
@@ -103,14 +141,29 @@ class DeltaStream:
             self._forget(request_id)
             self._sink.cancel(request_id, ending)
 
+    def overflow(self) -> None:
+        """Cancel every request, forget what is unread, and tell the reader why, should one come."""
+        self._error = ResourceExhausted(
+            f"the client does not read its stream: {self.unread_bytes >> 20} MiB waited for it; read messages as they "
+            "come, or ask for less"
+        )
+        self.close(CANCELLED)
+        self._awake.set()
+
     def close(self, ending: str) -> None:
-        """Cancel every request that has not ended.
+        """Cancel every request that has not ended, and forget what is unread.
 
         May be called at any time, again, and while a reader waits.
         """
         self._unsubmitted = ()
         for request_id in tuple(self._running):
             self.cancel(request_id, ending)
+        self._queue.clear()
+        self._count_unread(-self.unread_bytes)
+
+    def _count_unread(self, more_bytes: int) -> None:
+        self.unread_bytes += more_bytes
+        self._unread.total_bytes += more_bytes
 
     def _submit(self) -> None:
         requests, self._unsubmitted = self._unsubmitted, ()
@@ -130,8 +183,10 @@ class DeltaStream:
 class DeltaStreams:
     """All streams of one router client."""
 
-    def __init__(self, sink: RequestSink) -> None:
+    def __init__(self, sink: RequestSink, max_unread_bytes: int = MAX_UNREAD_BYTES) -> None:
         self._sink = sink
+        self._max_unread_bytes = max_unread_bytes
+        self._unread = Unread()
         self._stream_of: dict[str, DeltaStream] = {}
 
     @property
@@ -140,7 +195,7 @@ class DeltaStreams:
         return bool(self._stream_of)
 
     def new_stream(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
-        return DeltaStream(requests, self._sink, self._stream_of)
+        return DeltaStream(requests, self._sink, self._stream_of, self._unread)
 
     def deliver(self, deltas: Iterable[TokenDelta]) -> None:
         """Hand each delta to its stream; those of requests that have ended or were cancelled are
@@ -149,6 +204,13 @@ class DeltaStreams:
             stream = self._stream_of.get(delta.request_id)
             if stream is not None:
                 stream.put(delta)
+        while self._unread.total_bytes > self._max_unread_bytes:
+            max(self._stream_of.values(), key=lambda stream: stream.unread_bytes).overflow()
+
+    @property
+    def unread_bytes(self) -> int:
+        """Memory of what waits for readers now."""
+        return self._unread.total_bytes
 
     def fail_all(self, error: RequestError) -> None:
         """End every stream with `error`."""

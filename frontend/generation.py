@@ -8,7 +8,9 @@ share is here. Errors are those of router/errors.py. They name bare fields: "max
 import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 from checkpoint.tokenizer import Tokenizer
@@ -70,6 +72,7 @@ class Generation:
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self._router = router
+        self._chat_threads = ThreadPoolExecutor(4, "chat")
 
     @property
     def has_chat_template(self) -> bool:
@@ -95,7 +98,12 @@ class Generation:
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """The text of token ids; special tokens appear under their names. Raises InvalidArgument."""
-        vocab_size = (await self._router.limits()).vocab_size
+        limits = await self._router.limits()
+        vocab_size = limits.vocab_size
+        if len(token_ids) > limits.max_context_tokens:
+            raise InvalidArgument(
+                "token_ids", f"has {len(token_ids)} tokens; at most {limits.max_context_tokens} fit into the context"
+            )
         if token_ids and max(token_ids) >= vocab_size:
             raise InvalidArgument("token_ids", f"contains {max(token_ids)}; token ids go from 0 to {vocab_size - 1}")
         return await _in_thread_if_large(len(token_ids), lambda: self._tokenizer.decode(token_ids, skip_special=False))
@@ -107,9 +115,10 @@ class Generation:
         answer that fails ends all. Raises RequestError.
         """
         n = params.num_answers()  # what needs no prompt is checked before the prompt takes time
-        params.check_stop()
+        params.check_lists()
         limits = await self._router.limits()
         token_ids = tuple(await self._token_ids(prompt, limits))
+        params = self._with_stop_tokens(params, prompt)
         requests = self._requests(token_ids, n, params, limits)
         stops = StopStrings(params.stop)
         call_id = requests[0].request_id
@@ -128,6 +137,20 @@ class Generation:
                     yield delta
         finally:
             token_deltas.close(CANCELLED)
+
+    def _with_stop_tokens(self, params: AnswerParams, prompt: Prompt) -> AnswerParams:
+        """The parameters with the tokens that end this answer besides the model's end tokens.
+
+        A stop string may be a special token's name, which never is in the text. A chat's turn ends
+        with the tokenizer's own end token, too: the config of a chat model may not list it.
+        """
+        named = {self._tokenizer.special_tokens.get(stop) for stop in params.stop}
+        if isinstance(prompt, ChatPrompt) and not params.ignore_eos:
+            named.add(self._tokenizer.eos_token_id)
+        stop_token_ids = {token_id for token_id in named if token_id is not None}
+        if not stop_token_ids:
+            return params
+        return replace(params, stop_token_ids=stop_token_ids.union(params.stop_token_ids or ()))
 
     def _requests(
         self, token_ids: tuple[int, ...], n: int, params: AnswerParams, limits: RequestLimits
@@ -172,8 +195,9 @@ class Generation:
         )
         # A template writes at least one token for each message, even if its content is empty.
         _check_fits("messages", max(len(messages), content_bytes // self._tokenizer.max_token_bytes), limits)
-        text_bytes = content_bytes + sum(len(role) for role, _ in messages)
-        return await _in_thread_if_large(text_bytes, lambda: template.encode(messages, self._tokenizer))
+        # Always in a thread: the checkpoint's template may take as long as it is allowed to.
+        encode = partial(template.encode, messages, self._tokenizer, limits.max_context_tokens)
+        return await asyncio.get_running_loop().run_in_executor(self._chat_threads, encode)
 
     def _check_text_fits(self, field: str, text: str, limits: RequestLimits) -> int:
         """The text's size in bytes.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from frontend.template_process import TEMPLATE_PROCESS
 from tests.processes import processes_with, wait_until
 
 # Several torch threads in one process crawl while other processes use the same cores, as the cluster tests' do.
@@ -35,6 +36,7 @@ def _no_process_outlives_the_tests() -> Iterator[None]:
 
     remaining: dict[int, str] = {}
     yield
+    TEMPLATE_PROCESS.close()
     try:
         wait_until(nothing_is_left)
     except AssertionError:

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from checkpoint.make_tokenizer import byte_letters
 from checkpoint.tokenizer import Tokenizer
 from frontend.chat_template import ChatTemplate
-from frontend.delta_stream import DeltaStream, DeltaStreams
+from frontend.delta_stream import MAX_UNREAD_BYTES, DeltaStream, DeltaStreams
 from frontend.router_client import Readiness
 from router.request import FinishReason, GenerationRequest, RequestLimits, TokenDelta
 
@@ -33,7 +33,15 @@ def byte_tokenizer() -> Tokenizer:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     vocab = {letter: byte for byte, letter in enumerate(byte_letters())}
     model = {"type": "BPE", "vocab": vocab, "merges": []}
+    bos = {"id": "<|begin|>", "ids": [BOS], "tokens": ["<|begin|>"]}
+    post_processor = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<|begin|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"<|begin|>": bos},
+    }
     data = {"added_tokens": special, "pre_tokenizer": byte_level, "decoder": byte_level, "model": model}
+    data["post_processor"] = post_processor
     with TemporaryDirectory() as directory:
         (Path(directory) / "tokenizer.json").write_text(json.dumps(data))
         (Path(directory) / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<|begin|>"}))
@@ -54,15 +62,25 @@ class FakeRouter:
     endings: how requests are to be counted that were cancelled before their script had ended them.
     """
 
-    def __init__(self, script: Script | None = None, *, max_context_tokens: int = 1000) -> None:
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        max_context_tokens: int = 1000,
+        max_unread_bytes: int = MAX_UNREAD_BYTES,
+    ) -> None:
         self.script = script or says("Hello!")
         self.ready = True
         self.requests: list[GenerationRequest] = []
         self.closed = threading.Event()
         self.endings: list[str] = []
         self._limits = RequestLimits(vocab_size=VOCAB_SIZE, max_context_tokens=max_context_tokens)
-        self._streams = DeltaStreams(self)
+        self._streams = DeltaStreams(self, max_unread_bytes)
         self._playing: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def unread_bytes(self) -> int:
+        return self._streams.unread_bytes
 
     async def limits(self) -> RequestLimits:
         return self._limits

@@ -1,12 +1,14 @@
 """Requests from bytes.
 
-Bytes that are no valid request become a value that says why, not an exception.
+Bytes that are no valid request, or hold too many fields, become a value that says why, not an
+exception.
 
 An exception in a request deserializer reaches the client as INTERNAL "Exception deserializing
 request!", which blames the server and hides the field. So a deserializer made here never raises;
 `frontend/grpc_api/server.py` answers a MalformedRequest with INVALID_ARGUMENT.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,13 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-LENGTH_DELIMITED = 2  # the wire type of strings, bytes, messages and packed numbers
+# Protobuf's wire types. Those of strings, bytes, messages and packed numbers are LENGTH_DELIMITED.
+VARINT, FIXED64, LENGTH_DELIMITED, GROUP, GROUP_END, FIXED32 = range(6)
+
+# In one request, those inside messages included; a packed list is one field. A conversation has
+# three for each message. Protobuf makes 50 bytes and more of a field of two, and a loop over a
+# million fields holds up every stream for a second.
+MAX_FIELDS = 32_768
 
 
 @dataclass(frozen=True)
@@ -32,9 +40,15 @@ class MalformedRequest:
 
 
 def decoder(request_class: type[Message]) -> Callable[[bytes], Message | MalformedRequest]:
-    """A request deserializer for `request_class` that returns MalformedRequest instead of raising."""
+    """A request deserializer for `request_class` that returns MalformedRequest instead of raising.
+
+    It takes time in proportion to the bytes, whatever they are: fields are counted first.
+    """
 
     def decode(raw: bytes) -> Message | MalformedRequest:
+        crowd = _too_many_fields(raw, request_class.DESCRIPTOR)
+        if crowd is not None:
+            return crowd
         try:
             return request_class.FromString(raw)
         except DecodeError:
@@ -43,6 +57,67 @@ def decoder(request_class: type[Message]) -> Callable[[bytes], Message | Malform
             )
 
     return decode
+
+
+def _too_many_fields(raw: bytes, descriptor: Any) -> MalformedRequest | None:
+    """Names the most frequent field, if there are more than MAX_FIELDS in all.
+
+    Reads up to MAX_FIELDS tags and skips what follows each. Where the bytes make no sense, it
+    leaves the verdict to protobuf, which ends there, too.
+    """
+    seen: Counter[str] = Counter()
+    try:
+        left = _count(raw, 0, len(raw), descriptor, "", MAX_FIELDS, seen)
+    except (IndexError, ValueError):
+        return None
+    if left >= 0:
+        return None
+    [(path, count)] = seen.most_common(1)
+    return MalformedRequest(
+        path or descriptor.full_name,
+        f"occurs {count} times among the first {MAX_FIELDS} fields; a request has at most {MAX_FIELDS} fields",
+    )
+
+
+def _count(raw: bytes, place: int, end: int, descriptor: Any, path: str, left: int, seen: Counter[str]) -> int:
+    """Count the fields of the message in raw[place:end], and of those inside it.
+
+    left: how many may still come. Returns what is left of it, below 0 as soon as there are more.
+    seen: by path. Raises IndexError or ValueError where the bytes are no message.
+    """
+    while place < end and left >= 0:
+        tag, place = _varint(raw, place)
+        left -= 1
+        field = descriptor.fields_by_number.get(tag >> 3)
+        name = "" if field is None else _join(path, field)
+        seen[name] += 1
+        wire_type = tag & 7
+        if wire_type == VARINT:
+            _, place = _varint(raw, place)
+        elif wire_type == LENGTH_DELIMITED:
+            length, place = _varint(raw, place)
+            if length > end - place:
+                raise ValueError
+            if field is not None and field.type == FieldDescriptor.TYPE_MESSAGE:
+                left = _count(raw, place, place + length, field.message_type, name, left, seen)
+            place += length
+        elif wire_type in (FIXED32, FIXED64):
+            place += 4 if wire_type == FIXED32 else 8
+        elif wire_type not in (GROUP, GROUP_END):  # what is in a group is counted like what is beside it
+            raise ValueError
+    return left
+
+
+def _varint(raw: bytes, place: int) -> tuple[int, int]:
+    """The number at `place`, and the place behind it. Raises IndexError, or ValueError if it is too long."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = raw[place]
+        place += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, place
+    raise ValueError
 
 
 def _fault_in(raw: bytes, descriptor: Any, path: str = "") -> MalformedRequest | None:
@@ -61,7 +136,7 @@ def _fault_in(raw: bytes, descriptor: Any, path: str = "") -> MalformedRequest |
         if field is None or unknown.wire_type != LENGTH_DELIMITED:
             continue
         index = seen[field.number] = seen.get(field.number, -1) + 1
-        name = _join(path, field, index)
+        name = _join(path, field) + (f"[{index}]" if field.is_repeated else "")
         if field.type == FieldDescriptor.TYPE_STRING:
             try:
                 unknown.data.decode("utf-8")
@@ -75,11 +150,8 @@ def _fault_in(raw: bytes, descriptor: Any, path: str = "") -> MalformedRequest |
     return None
 
 
-def _join(path: str, field: FieldDescriptor, index: int) -> str:
-    """The name that Drover's errors give a field: oneof members behind their oneof, repeated ones
-    with their index."""
+def _join(path: str, field: FieldDescriptor) -> str:
+    """The name that Drover's errors give a field, oneof members behind their oneof."""
     oneof = field.containing_oneof
     name = f"{oneof.name}.{field.name}" if oneof is not None and not oneof.name.startswith("_") else field.name
-    if field.is_repeated:
-        name = f"{name}[{index}]"
     return f"{path}.{name}" if path else name

@@ -3,7 +3,7 @@ frontend/generation.py."""
 
 from typing import Any
 
-from frontend.answer_params import AnswerParams
+from frontend.answer_params import MAX_ENTRIES, AnswerParams, check_lengths
 from protos.drover.v1 import inference_pb2 as pb
 
 _SAMPLING = pb.SamplingParams.DESCRIPTOR.fields_by_name
@@ -20,8 +20,12 @@ def wire_path(field: str) -> str:
 
 
 def answer_params(request: pb.GenerateRequest | pb.ChatRequest) -> AnswerParams:
-    """The request's parameters; None for a field that was left out."""
+    """The request's parameters; None for a field that was left out.
+
+    Raises InvalidArgument for a list that is too long, before it takes the time to read it.
+    """
     sampling = request.sampling
+    check_lengths({name: getattr(sampling, name) for name in MAX_ENTRIES})
     given: dict[str, Any] = {field.name: value for field, value in sampling.ListFields() if not field.is_repeated}
     return AnswerParams(
         **given,

@@ -25,9 +25,14 @@ from frontend.grpc_api.status import metadata_of, status_of
 from protos.drover.v1 import inference_pb2
 from router.errors import InvalidArgument
 
-# Large enough for any context as text. At gRPC's default of 4 MiB, a long prompt would fail with a
-# puzzling status.
-MAX_REQUEST_BYTES = 256 * 2**20
+# A token of text has 4 to 8 bytes in most languages, a token id on the wire at most 3.
+REQUEST_BYTES_PER_TOKEN = 16
+MIN_REQUEST_BYTES = 4 * 2**20  # gRPC's own default; a small context does not lower it
+MAX_REQUEST_BYTES = 64 * 2**20  # a context of ten million tokens does not raise it further
+# gRPC cancels calls at random once 1,000 wait to be taken up, and all beyond 3,000. Their clients
+# would see CANCELLED. The router's queue refuses with a reason instead.
+MAX_PENDING_CALLS = 2**20
+NO_COMPRESSION = 1 << 0  # the set of grpc_compression_algorithm that holds GRPC_COMPRESS_NONE alone
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -89,6 +94,26 @@ async def answer_stream(
         raise CallFailed(_set_status(context, error)) from None
 
 
+def max_request_bytes(max_context_tokens: int) -> int:
+    """How large a request may be, in bytes: any prompt that the context holds, and not much more."""
+    return min(max(REQUEST_BYTES_PER_TOKEN * max_context_tokens, MIN_REQUEST_BYTES), MAX_REQUEST_BYTES)
+
+
+def server_options(max_context_tokens: int) -> list[tuple[str, int]]:
+    """gRPC's options for a server of this context; a larger request gets RESOURCE_EXHAUSTED.
+
+    A compressed request gets UNIMPLEMENTED. gRPC compares only its packed size with the limit, and
+    250 kB unpack to 250 MB.
+    """
+    return [
+        ("grpc.max_receive_message_length", max_request_bytes(max_context_tokens)),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.compression_enabled_algorithms_bitset", NO_COMPRESSION),
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
+    ]
+
+
 def add_inference_services(servicer: Any, server: grpc.aio.Server) -> None:
     """Register drover.v1.Inference; like the generated `add_InferenceServicer_to_server`, but see `_add_service`.
 
@@ -117,11 +142,8 @@ async def serve_in_process(
     cancelled.
     Raises DroverError if the port is taken.
     """
-    options = [
-        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.so_reuseport", 0),  # otherwise a second server would silently share the port with the first
-    ]
+    options = server_options((await service.limits()).max_context_tokens)
+    options += [("grpc.so_reuseport", 0)]  # otherwise a second server would silently share the port with the first
     server = grpc.aio.server(options=options)
     add_inference_services(handlers_of(INFERENCE, service), server)
     add_health_service(handlers_of(HEALTH, health), server)

@@ -14,7 +14,7 @@ from frontend.generation import ChatPrompt, Generation, Prompt, TextPrompt, Toke
 from frontend.grpc_api.sampling_fields import answer_params, wire_path
 from protos.drover.v1 import inference_pb2 as pb
 from router.errors import InvalidArgument
-from router.request import FinishReason
+from router.request import FinishReason, RequestLimits
 
 _FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
@@ -27,6 +27,10 @@ class InferenceService:
 
     def __init__(self, generation: Generation) -> None:
         self._generation = generation
+
+    async def limits(self) -> RequestLimits:
+        """What the router can take."""
+        return await self._generation.limits()
 
     def Generate(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Continue a prompt."""
@@ -45,7 +49,7 @@ class InferenceService:
     async def Detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         """Token ids to text."""
         self._generation.check_model(request.model)
-        return pb.DetokenizeResponse(text=await self._generation.detokenize(list(request.token_ids)))
+        return pb.DetokenizeResponse(text=await self._generation.detokenize(request.token_ids))
 
     async def GetModelInfo(self, request: pb.GetModelInfoRequest) -> pb.GetModelInfoResponse:
         """What is served, and its limits."""

@@ -10,6 +10,7 @@ import llama_models.llama4.tokenizer as llama4
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from checkpoint.errors import CheckpointError
 from checkpoint.make_tokenizer import write_byte_tokenizer, write_llama4_tokenizer
@@ -255,9 +256,92 @@ def test_a_vocabulary_without_some_byte_is_refused(directory: Path, edit: Edit) 
         Tokenizer.open(directory)
 
 
-def test_special_tokens_that_take_white_space_along_are_refused(directory: Path, edit: Edit) -> None:
-    edit("tokenizer.json", lambda data: data["added_tokens"][0].update(rstrip=True))
-    with pytest.raises(CheckpointError, match=r"special token '<\|begin_of_text\|>' has lstrip, rstrip"):
+def test_special_tokens_that_must_be_whole_words_are_refused(directory: Path, edit: Edit) -> None:
+    edit("tokenizer.json", lambda data: data["added_tokens"][0].update(single_word=True))
+    with pytest.raises(CheckpointError, match=r"special token '<\|begin_of_text\|>' has single_word"):
+        Tokenizer.open(directory)
+
+
+def theirs(directory: Path, text: str, **options: bool) -> list[int]:
+    """What transformers makes of a text in which names of special tokens are tokens."""
+    ids: list[int] = PreTrainedTokenizerFast.from_pretrained(directory)(text, **options)["input_ids"]
+    return ids
+
+
+@pytest.mark.parametrize("flags", [{"lstrip": True}, {"rstrip": True}, {"lstrip": True, "rstrip": True}], ids=str)
+@pytest.mark.parametrize(
+    "text", ["a <|eot|> b", "a\n\t <|eot|><|eot|>  b", " <|eot|> ", "<|eot|>", "a<|eom|> <|eot|>b"]
+)
+def test_special_tokens_take_white_space_along_as_in_transformers(
+    flags: dict[str, bool], text: str, directory: Path, edit: Edit
+) -> None:
+    def strip(data: Any) -> None:
+        next(token for token in data["added_tokens"] if token["content"] == "<|eot|>").update(flags)
+
+    edit("tokenizer.json", strip)
+    assert Tokenizer.open(directory).encode_with_specials(text) == theirs(directory, text, add_special_tokens=False)
+
+
+def in_decoder(edit: Edit, token_id: int) -> None:
+    token = {"content": "<|new|>", "special": True, "lstrip": False, "rstrip": False, "normalized": False}
+    edit("tokenizer_config.json", lambda data: data.update(added_tokens_decoder={str(token_id): token}))
+
+
+def test_tokens_that_the_tokenizers_config_adds_are_special_tokens(directory: Path, edit: Edit) -> None:
+    token_id = Tokenizer.open(directory).vocab_size
+    in_decoder(edit, token_id)
+    tokenizer = Tokenizer.open(directory)
+    assert tokenizer.special_tokens["<|new|>"] == token_id
+    assert tokenizer.decode([token_id]) == "<|new|>"
+    text = "Hi<|new|>!"
+    assert tokenizer.encode_with_specials(text) == theirs(directory, text, add_special_tokens=False)
+
+
+def test_tokens_of_added_tokens_json_are_special_tokens(directory: Path) -> None:
+    token_id = Tokenizer.open(directory).vocab_size
+    (directory / "added_tokens.json").write_text(json.dumps({"<|two|>": token_id + 1, "<|one|>": token_id}))
+    special = Tokenizer.open(directory).special_tokens
+    assert (special["<|one|>"], special["<|two|>"]) == (token_id, token_id + 1)
+
+
+def test_an_added_token_with_a_gap_before_it_is_refused(directory: Path, edit: Edit) -> None:
+    in_decoder(edit, Tokenizer.open(directory).vocab_size + 5)
+    with pytest.raises(CheckpointError, match=r"the id of '<\|new\|>' does not follow"):
+        Tokenizer.open(directory)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_text_begins_with_bos_only_where_the_tokenizer_adds_it(directory: Path, edit: Edit, adds: bool) -> None:
+    if not adds:
+        edit("tokenizer.json", lambda data: data.update(post_processor=None))
+    tokenizer = Tokenizer.open(directory)
+    assert tokenizer.adds_bos == adds
+    assert tokenizer.encode("Hello", add_bos=True) == theirs(directory, "Hello")
+
+
+def test_the_tokenizer_names_its_own_end_token(directory: Path, edit: Edit) -> None:
+    tokenizer = Tokenizer.open(directory)
+    assert tokenizer.eos_token_id == tokenizer.special_tokens["<|eot|>"]
+    edit("tokenizer_config.json", lambda data: data.update(eos_token=None))
+    assert Tokenizer.open(directory).eos_token_id is None
+
+
+PANICS = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+
+
+def test_a_regular_expression_that_gives_up_refuses_the_text_and_no_other(directory: Path, edit: Edit) -> None:
+    """tokenizers panics, which Python sees as an error that is no Exception."""
+    edit("tokenizer.json", lambda data: data["pre_tokenizer"]["pretokenizers"].__setitem__(0, PANICS))
+    tokenizer = Tokenizer.open(directory)
+    with pytest.raises(CheckpointError, match="the checkpoint's tokenizer cannot encode this text: Onig: Regex search"):
+        tokenizer.encode("x" * 40 + "z", add_bos=False)
+    assert tokenizer.decode(tokenizer.encode("Hello", add_bos=False)) == "Hello"
+
+
+@pytest.mark.parametrize("token_id", [10**12, -1, "7", 1.5, None, True])
+def test_an_id_that_is_none_is_refused(directory: Path, edit: Edit, token_id: object) -> None:
+    edit("tokenizer.json", lambda data: data["added_tokens"][-1].update(id=token_id))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         Tokenizer.open(directory)
 
 

@@ -20,11 +20,14 @@ from client import Client, DeadlineExceeded, InvalidRequest, NotFound, ResourceE
 from cluster.launch import Deployment
 from cluster.metrics_reader import read_page
 from cluster.reports import Batch
+from protos.drover.v1 import inference_pb2 as pb
+from protos.drover.v1 import inference_pb2_grpc
 from router.counts.requests import EngineStats
 from router.errors import AlreadyExists
 from router.request import GenerationRequest, SamplingParams, TokenDelta
 from tests.cluster.deployment import NAMESPACE, SCOUT, SharedRay, actor, http_get, router_stats
 from tests.command import ROOT, drover, start
+from tests.loopback import failure_of
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
@@ -65,7 +68,7 @@ BAD_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "an empty prompt of tokens": ({"prompt": []}, "prompt"),
     "a token id out of range": ({"prompt": [1, 400]}, "prompt.token_ids: contains 400"),
     "a prompt longer than the context": ({"prompt": HELLO * 84}, "prompt.token_ids: has at least 504 tokens"),
-    "a prompt of 20 MB": ({"prompt": "many words " * 2_000_000}, "prompt.text"),
+    "a prompt of 3 MB": ({"prompt": "many words " * 300_000}, "prompt.text"),
     "more tokens than the context holds": ({"max_tokens": 495}, "sampling.max_tokens: is 495"),
     "no tokens": ({"max_tokens": 0}, "sampling.max_tokens: is 0"),
     "a negative number of tokens": ({"max_tokens": -1}, "sampling.max_tokens: is -1"),
@@ -103,6 +106,19 @@ def test_malformed_utf8_is_invalid_argument(deployment: Deployment) -> None:
             list(call(not_utf8, timeout=PATIENCE_S))
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "prompt.text" in error.value.details() or "text: is not valid UTF-8" in error.value.details()
+
+
+def test_a_replica_of_serve_has_the_limits_of_every_server(deployment: Deployment) -> None:
+    """Serve has no setting for them; a Ray that no longer takes them from where they are put fails here."""
+    with grpc.insecure_channel(deployment.address) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        too_large, compressed = pb.TokenizeRequest(text="x" * 5_000_000), pb.TokenizeRequest(text="x" * 1_000_000)
+        error = failure_of(lambda: stub.Tokenize(too_large, timeout=PATIENCE_S))
+        assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "larger than max" in error.details()
+        gzip = grpc.Compression.Gzip
+        error = failure_of(lambda: stub.Tokenize(compressed, timeout=PATIENCE_S, compression=gzip))
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_request_that_can_never_fit_is_refused(client: Client) -> None:

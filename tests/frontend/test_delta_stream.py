@@ -1,15 +1,16 @@
 """Streams of deltas: sorted by request, and whatever ends them early reaches the router with its reason."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import pytest
 
-from frontend.delta_stream import DeltaStream, DeltaStreams
+from frontend.delta_stream import DeltaStream, DeltaStreams, bytes_of
 from router.counts.requests import CANCELLED
-from router.errors import AlreadyExists, Unavailable
-from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta
+from router.errors import AlreadyExists, ResourceExhausted, Unavailable
+from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta, TokenLogprobs
 from tests.processes import PATIENCE_S
 
 
@@ -200,5 +201,62 @@ def test_an_id_that_the_router_refuses_is_not_cancelled_for_the_one_that_has_it(
         stream.close(CANCELLED)
         assert sink.cancelled == {"b": CANCELLED}
         assert not streams.any_running
+
+    with_streams(test)
+
+
+@pytest.mark.parametrize("alternatives", [None, 0, 20])
+def test_the_bytes_of_a_delta_are_about_what_python_takes(alternatives: int | None) -> None:
+    def delta(index: int) -> TokenDelta:
+        top = tuple((1000 * index + k, -0.5 - k) for k in range(alternatives or 0))
+        logprobs = () if alternatives is None else (TokenLogprobs(1000 + index, -0.25 - index, top),)
+        return TokenDelta("a", (1000 + index,), logprobs, first=index)
+
+    tracemalloc.start()
+    try:
+        deltas = [delta(index) for index in range(1000)]
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0.4 < sum(map(bytes_of, deltas)) / taken < 3  # what earlier tests freed is taken again, and not counted
+
+
+def test_unread_memory_is_bounded_and_the_stream_with_most_of_it_ends() -> None:
+    async def test() -> None:
+        sink = Sink()
+        one = bytes_of(tokens("a", 1))
+        streams = DeltaStreams(sink, max_unread_bytes=100 * one)
+        unread, other = new(streams, "a", "b"), new(streams, "c")
+        for stream in (unread, other):
+            streams.deliver([])
+            reading = asyncio.create_task(anext(stream))
+            await asyncio.sleep(0)
+            streams.deliver([tokens("a", 0), tokens("c", 0)])
+            await reading
+        for _ in range(1000):
+            streams.deliver([tokens("a", 1), tokens("b", 1), tokens("c", 1)])
+            assert streams.unread_bytes <= 100 * one
+            assert made([await anext(other)]) == [("c", (1,))]
+        assert sink.cancelled == {"a": CANCELLED, "b": CANCELLED}
+        with pytest.raises(ResourceExhausted, match="does not read"):
+            await anext(unread)
+        streams.deliver([tokens("c", 2, last=True)])
+        assert made([await anext(other)]) == [("c", (2,))]
+        assert not streams.any_running
+        assert streams.unread_bytes == 0
+
+    asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
+
+
+def test_a_stream_that_is_closed_leaves_nothing_unread() -> None:
+    async def test(streams: DeltaStreams, sink: Sink) -> None:
+        stream = new(streams, "a")
+        reading = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        streams.deliver([tokens("a", 1), tokens("a", 2)])
+        await reading
+        assert streams.unread_bytes > 0
+        stream.close(CANCELLED)
+        assert streams.unread_bytes == 0
 
     with_streams(test)

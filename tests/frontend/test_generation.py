@@ -239,3 +239,30 @@ def test_what_needs_no_prompt_is_refused_before_the_prompt_is_tokenized(
     monkeypatch.setattr(type(byte_tokenizer()), "encode", encode)
     with pytest.raises(InvalidArgument, match="must"):
         answer(FakeRouter(says("Hello!")), HELLO, params)
+
+
+def stop_tokens_of(prompt: Prompt, params: AnswerParams, **tokenizer_changes: Any) -> frozenset[int]:
+    """The stop tokens that reach the router."""
+    router, tokenizer = FakeRouter(), byte_tokenizer.__wrapped__()
+    for name, value in tokenizer_changes.items():
+        setattr(tokenizer, name, value)
+
+    async def ask() -> None:
+        [_ async for _ in Generation(CARD, tokenizer, LINE_TEMPLATE, router).answer(prompt, params)]
+
+    run(ask())
+    return router.requests[0].sampling.stop_token_ids
+
+
+def test_a_stop_string_that_is_a_special_tokens_name_is_that_token() -> None:
+    """Special tokens are never in the text, so the string would never be found."""
+    assert stop_tokens_of(HELLO, AnswerParams(stop=("x", "<|end|>"))) == {EOS}
+    assert stop_tokens_of(HELLO, AnswerParams(stop=("<|end|> ",), stop_token_ids=[5])) == {5}
+
+
+def test_a_chat_ends_with_the_tokenizers_own_end_token_too() -> None:
+    chat = ChatPrompt([("user", "Hi")])
+    assert stop_tokens_of(chat, AnswerParams(), eos_token_id=BOS) == {BOS}
+    assert stop_tokens_of(chat, AnswerParams(stop_token_ids=[5]), eos_token_id=BOS) == {5, BOS}
+    assert stop_tokens_of(chat, AnswerParams(ignore_eos=True), eos_token_id=BOS) == frozenset()
+    assert stop_tokens_of(HELLO, AnswerParams(), eos_token_id=BOS) == frozenset()

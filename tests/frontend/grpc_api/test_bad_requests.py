@@ -3,6 +3,7 @@
 import grpc
 import pytest
 
+from frontend.grpc_api.server import max_request_bytes
 from protos.drover.v1 import inference_pb2 as pb
 from protos.drover.v1 import inference_pb2_grpc
 from tests.fake_router import VOCAB_SIZE, FakeRouter
@@ -40,13 +41,13 @@ BAD_PROMPTS = {
         pb.GenerateRequest(text="x" * CONTEXT_TOKENS),
         "prompt: has 1001 tokens; the context holds 1000, prompt and completion together",
     ),
-    "20 MiB of text": (
-        pb.GenerateRequest(text="x" * 20 * MIB),
-        "prompt.text: has at least 2330168 tokens; the context holds 1000, prompt and completion together",
+    "3 MiB of text": (
+        pb.GenerateRequest(text="x" * 3 * MIB),
+        "prompt.text: has at least 349525 tokens; the context holds 1000, prompt and completion together",
     ),
-    "20 MiB of long characters": (
-        pb.GenerateRequest(text="🦙" * 5 * MIB),
-        "prompt.text: has at least 2330168 tokens; the context holds 1000, prompt and completion together",
+    "3 MiB of long characters": (
+        pb.GenerateRequest(text="🦙" * (3 * MIB // 4)),
+        "prompt.text: has at least 349525 tokens; the context holds 1000, prompt and completion together",
     ),
 }
 BAD_SAMPLING = {
@@ -105,6 +106,14 @@ BAD_SAMPLING = {
     "empty stop string": (sampled(stop=["a", ""]), "sampling.stop[1]: has 0 characters; must have from 1 to 256"),
     "long stop string": (sampled(stop=["ü" * 257]), "sampling.stop[0]: has 257 characters; must have from 1 to 256"),
     "17 stop strings": (sampled(stop=list("abcdefghijklmnopq")), "sampling.stop: has 17 entries; at most 16 are taken"),
+    "4097 stop token ids": (
+        sampled(stop_token_ids=[5] * 4097),
+        "sampling.stop_token_ids: has 4097 entries; at most 4096 are taken",
+    ),
+    "1025 biases": (
+        sampled(logit_bias=dict.fromkeys(range(1025), 1.0)),
+        "sampling.logit_bias: has 1025 entries; at most 1024 are taken",
+    ),
     "no time at all": (
         pb.GenerateRequest(text="Hi", timeout_s=0),
         "timeout_s: is 0; must be above 0 and finite",
@@ -146,13 +155,13 @@ BAD_CHATS = {
         pb.ChatRequest(messages=[pb.ChatMessage(content="Hi")]),
         "messages[0].role: is ''; must be one of system, user, assistant, tool",
     ),
-    "20 MiB": (
-        pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="x" * 20 * MIB)]),
-        "messages[0].content: has at least 2330168 tokens; the context holds 1000, prompt and completion together",
+    "3 MiB": (
+        pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="x" * 3 * MIB)]),
+        "messages[0].content: has at least 349525 tokens; the context holds 1000, prompt and completion together",
     ),
-    "20 MiB in many": (
-        pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="x" * 8000)] * 2500),
-        "messages: has at least 2222222 tokens; the context holds 1000, prompt and completion together",
+    "3 MiB in many": (
+        pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="x" * 8000)] * 380),
+        "messages: has at least 337777 tokens; the context holds 1000, prompt and completion together",
     ),
 }
 
@@ -194,3 +203,69 @@ def test_detokenize_names_a_bad_token_id(stub) -> None:
     error = failure_of(lambda: stub.Detokenize(pb.DetokenizeRequest(token_ids=[1, 999]), timeout=PATIENCE_S))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert error.details() == "token_ids: contains 999; token ids go from 0 to 257"
+
+
+def test_detokenize_takes_a_context_of_tokens_and_no_more(stub) -> None:
+    assert len(stub.Detokenize(pb.DetokenizeRequest(token_ids=[65] * CONTEXT_TOKENS), timeout=PATIENCE_S).text) == 1000
+    too_many = pb.DetokenizeRequest(token_ids=[65] * (CONTEXT_TOKENS + 1))
+    error = failure_of(lambda: stub.Detokenize(too_many, timeout=PATIENCE_S))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details() == "token_ids: has 1001 tokens; at most 1000 fit into the context"
+
+
+CROWDS = {
+    "messages": ("Chat", pb.ChatRequest(messages=[pb.ChatMessage()] * 40_000), "messages: occurs 32769 times"),
+    "stop strings": (
+        "Generate",
+        sampled(stop=["a"] * 40_000),
+        "sampling.stop: occurs 32767 times among the first 32768 fields; a request has at most 32768 fields",
+    ),
+    "biases": ("Generate", sampled(logit_bias=dict.fromkeys(range(20_000), 1.0)), "sampling.logit_bias: occurs 10923"),
+}
+
+
+@pytest.mark.parametrize(("method", "request_", "details"), CROWDS.values(), ids=CROWDS)
+def test_too_many_fields_are_counted_before_they_are_read(stub, method: str, request_, details: str) -> None:
+    error = failure_of(lambda: list(getattr(stub, method)(request_, timeout=PATIENCE_S)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith(details)
+
+
+def test_as_many_messages_as_are_taken_reach_the_template(stub) -> None:
+    request = pb.ChatRequest(messages=[pb.ChatMessage(role="user", content="x")] * 10_000)
+    error = failure_of(lambda: list(stub.Chat(request, timeout=PATIENCE_S)))
+    assert error.details().startswith("messages: has at least 10000 tokens")
+
+
+@pytest.mark.parametrize("method", ["Generate", "Chat", "Tokenize", "Detokenize", "GetModelInfo"])
+def test_a_request_beyond_4_mib_is_refused_by_its_size(channel, method: str) -> None:
+    call = channel.unary_stream(f"/drover.v1.Inference/{method}")
+    error = failure_of(lambda: list(call(bytes(20 * MIB), timeout=PATIENCE_S)))
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"larger than max ({20 * MIB} vs. {4 * MIB})" in error.details()
+
+
+def test_a_compressed_request_is_refused_unread(stub) -> None:
+    """250 MB of zeros travel as 250 kB."""
+    request = pb.TokenizeRequest(text="x" * MIB)
+    error = failure_of(lambda: stub.Tokenize(request, timeout=PATIENCE_S, compression=grpc.Compression.Gzip))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "gzip" in error.details()
+
+
+@pytest.mark.parametrize(("context_tokens", "mib"), [(1000, 4), (2**20, 16), (10_000_000, 64)])
+def test_the_size_of_a_request_follows_the_context(context_tokens: int, mib: int) -> None:
+    assert max_request_bytes(context_tokens) == mib * MIB
+
+
+def test_a_prompt_that_fills_a_large_context_is_taken() -> None:
+    """A million tokens take 2 MB as ids, and as text about as many bytes as may come."""
+    tokens = 2**20
+    router = FakeRouter(max_context_tokens=tokens)
+    prompt = pb.TokenIds(ids=[200] * (tokens - 8))
+    with serving(router) as address, grpc.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.InferenceStub(channel)
+        generate(stub, pb.GenerateRequest(token_ids=prompt, sampling=pb.SamplingParams(max_tokens=8)))
+        error = failure_of(lambda: generate(stub, pb.GenerateRequest(text="x" * 15 * tokens)))
+    assert [len(request.prompt_token_ids) for request in router.requests] == [tokens - 8]
+    assert error.details().startswith("prompt.text: has at least 1747626 tokens")
