@@ -1,10 +1,12 @@
 """`drover demo`: the whole system in a minute. Serves a small model, talks to it, and stops."""
 
 import argparse
+import json
+import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +16,6 @@ from cli.output import Answer, show
 from client import Client, DeltaStream, Message
 
 if TYPE_CHECKING:
-    from cluster.launch import Deployment
-
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = """\
@@ -82,16 +82,22 @@ def add_parser(subparsers: "Subparsers") -> None:
     parser.set_defaults(json=False, stats=True)
 
 
+@dataclass(frozen=True)
+class _Served:
+    """start_s: seconds from creating the actors until the model answers."""
+
+    name: str
+    address: str
+    start_s: float
+
+
 def run(args: argparse.Namespace) -> int:
     """Start, speak, stop."""
-    from cli.progress import StartProgress
-    from cli.serve import interrupt_on_signals
-    from cluster import launch, ray_runtime
-    from cluster.config import load_deployment
+    from cli.serve import serving
     from cluster.free_ports import free_ports
 
-    ending = threading.Event()
-    interrupt_on_signals(ending)
+    # SIGTERM ends the demo like Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     began = time.monotonic()
     grpc_port, http_port = free_ports(2)
     overrides = [
@@ -103,26 +109,23 @@ def run(args: argparse.Namespace) -> int:
     ]
     if args.checkpoint is not None:
         overrides.append(f"checkpoint={args.checkpoint.resolve()}")
-    config = load_deployment(DEPLOYMENT, overrides)
-    try:
-        with StartProgress() as progress:
-            deployment = launch.start(config, progress)
-        interrupt_on_signals(ending)  # again: Ray has replaced the handlers
-        print(f"\n{config.name} is served on {deployment.address} by 1 router and {args.shards} shards\n", flush=True)
-        answers = _speak(deployment, args)
-        _summarize(answers, deployment, time.monotonic() - began)
-    finally:
-        ending.set()
-        ray_runtime.disconnect()
+    with serving(DEPLOYMENT, overrides, "quietly") as (child, control):
+        line = control.makefile().readline()
+        if not line:
+            return child.wait() or 1  # it has said why
+        served = _Served(**json.loads(line))
+        print(f"\n{served.name} is served on {served.address} by 1 router and {args.shards} shards\n", flush=True)
+        answers = _speak(served, args)
+        _summarize(answers, served, time.monotonic() - began)
     print("stopped, nothing left running")
     return 0
 
 
-def _speak(deployment: "Deployment", args: argparse.Namespace) -> list[Answer]:
+def _speak(served: _Served, args: argparse.Namespace) -> list[Answer]:
     """A chat, if the embedded model runs and no prompt is given; then the prompts."""
     embedded = args.checkpoint is None and not args.prompt
     answers = []
-    with Client(deployment.address) as client:
+    with Client(served.address) as client:
         if embedded:
             print("A chat, each answer the likeliest:\n", flush=True)
             conversation: list[Message] = []
@@ -148,10 +151,10 @@ def _show(start: Callable[[], DeltaStream], args: argparse.Namespace) -> Answer:
     return answer
 
 
-def _summarize(answers: list[Answer], deployment: "Deployment", total_s: float) -> None:
+def _summarize(answers: list[Answer], served: _Served, total_s: float) -> None:
     first_ms = sorted(answer.ttft_ms for answer in answers if answer.ttft_ms is not None)
     speeds = sorted(answer.tokens_per_s for answer in answers if answer.tokens_per_s is not None)
-    print(f"start time            {deployment.start_s:8.1f} s      (actors, weights, links and the gRPC port)")
+    print(f"start time            {served.start_s:8.1f} s      (actors, weights, links and the gRPC port)")
     if first_ms:
         print(f"time to first token   {first_ms[len(first_ms) // 2]:8.1f} ms     (median of {len(first_ms)} prompts)")
     if speeds:

@@ -1,17 +1,33 @@
 """`drover serve`: start a deployment and keep it running."""
 
 import argparse
+import os
+import select
 import signal
+import socket
+import subprocess
 import sys
-import threading
-import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from checkpoint.errors import DroverError
+from cli.process_tree import adopt_orphans, end_descendants, reap
+
 if TYPE_CHECKING:
-    from cluster.launch import Deployment
+    from cluster.config import DeploymentConfig
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TEARDOWN_S = 60.0
+# Blocked signals stay blocked in a new process, and would in all of Ray's.
+_UNBLOCK = """\
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 DESCRIPTION = """\
 Start the deployment that a YAML file describes. Serves until Ctrl-C or
@@ -19,6 +35,10 @@ Start the deployment that a YAML file describes. Serves until Ctrl-C or
 
 The file must name a checkpoint. Every other key has a default;
 deploy/local.yaml shows them all.
+
+Exit codes: 0 stopped while it served, by Ctrl-C, SIGTERM or `drover stop`;
+1 failed, stderr says why; 2 wrong usage; 130 stopped before it served.
+Whatever the code, nothing that it started is left running.
 """
 EPILOG = """\
 examples:
@@ -53,60 +73,100 @@ def add_parser(subparsers: "Subparsers") -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve in the foreground, or start and return."""
-    from cli.progress import StartProgress
-    from cluster import launch, ray_runtime, teardown
+    """Serve in the foreground, or start and return.
+
+    Ray runs in a child (cli/serving.py), this process has none of it: signals are safe here at any
+    moment, and whatever becomes of Ray, its processes are ended here.
+    """
     from cluster.config import ConfigError, load_deployment
 
     config = load_deployment(args.config, args.overrides)
     if args.detach and config.ray.address == "local":
         raise ConfigError("--detach needs a running Ray cluster: a local Ray ends with this process; set ray.address")
-    ending = threading.Event()
-    interrupt_on_signals(ending)
-    try:
-        with StartProgress() as progress:
-            deployment = launch.start(config, progress)
-        if args.detach:
-            print(_served(deployment), flush=True)
-            return 0
-        try:
-            interrupt_on_signals(ending)  # again: Ray has replaced the handlers
-            print(_served(deployment), flush=True)
-            print(f"Ctrl-C ends it, or: drover stop --namespace {config.ray.namespace}", flush=True)
-            _wait_until_removed(config.ray.namespace)
-            print("the deployment was stopped from elsewhere", file=sys.stderr)
-        except KeyboardInterrupt:
-            print("stopping ...", flush=True)
-        ending.set()
-        teardown.end(config)
-        print("stopped", flush=True)
-        return 0
-    finally:
-        ending.set()
-        ray_runtime.disconnect()
+    # Blocked, signals wait until sigwait takes them: none comes amid anything.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOPPING, signal.SIGCHLD})
+    with serving(args.config, args.overrides, "detach" if args.detach else "stay") as (child, control):
+        return _watch(child, control, config)
 
 
-def interrupt_on_signals(ending: threading.Event) -> None:
-    """Make SIGTERM interrupt like Ctrl-C.
+@contextmanager
+def serving(
+    config: Path, overrides: Sequence[str], how: str
+) -> "Iterator[tuple[subprocess.Popen[bytes], socket.socket]]":
+    """The process that serves (cli/serving.py), and the socket that tells what became of it, during the block.
 
-    Once `ending` is set, the clean-up runs and both are ignored.
+    Afterwards nothing is left of what it had started, however it ended. how: see cli.serving.main.
     """
+    from cluster.local_rays import forget_local_ray
 
-    def interrupt(number: int, frame: object) -> None:
-        if not ending.is_set():
-            raise KeyboardInterrupt
+    adopt_orphans()
+    control, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "cli.serving", str(theirs.fileno()), how, str(config), *overrides]
+    child = subprocess.Popen(
+        [sys.executable, "-c", _UNBLOCK, *command],
+        pass_fds=[theirs.fileno()],
+        start_new_session=True,  # the terminal's Ctrl-C is for this process alone
+        env=os.environ | {"PYTHONPATH": _python_path()},
+    )
+    theirs.close()
+    try:
+        yield child, control
+    finally:
+        control.close()
+        end_descendants()
+        forget_local_ray(child.pid)
 
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+
+def _watch(child: "subprocess.Popen[bytes]", control: socket.socket, config: "DeploymentConfig") -> int:
+    """Wait for the child, or for a signal that stops it. Returns the exit code."""
+    while child.poll() is None:
+        number = signal.sigwait({*_STOPPING, signal.SIGCHLD})
+        reap(but=child.pid)
+        if number in _STOPPING:
+            served = _is_readable(control)
+            print("stopping ...", flush=True)
+            control.close()
+            _stop(child, config)
+            print("stopped", flush=True)
+            return 0 if served else 128 + signal.SIGINT
+    if child.returncode < 0:
+        name = signal.Signals(-child.returncode).name
+        raise DroverError(f"the process that serves was ended by {name}; everything it had started is ended, too")
+    return child.returncode
 
 
-def _served(deployment: "Deployment") -> str:
-    address = deployment.address
-    return f"{deployment.config.name} is served on {address}; try: drover generate 'Hello' --address {address}"
+def _stop(child: "subprocess.Popen[bytes]", config: "DeploymentConfig") -> None:
+    """End what was started. A local Ray descends from this process; on a running one, parts must be removed."""
+    if config.ray.address == "local":
+        return
+    try:
+        child.wait(_TEARDOWN_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+    if child.returncode != 0:
+        # Ray ended it before it could clean up. A new process can: it is `drover stop`.
+        arguments = ["stop", "--namespace", config.ray.namespace]
+        if config.ray.address != "auto":
+            arguments += ["--ray-address", config.ray.address]
+        subprocess.run(
+            [sys.executable, "-c", _UNBLOCK, sys.executable, "-m", "cli.main", *arguments],
+            timeout=_TEARDOWN_S,
+            capture_output=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": _python_path()},
+        )
 
 
-def _wait_until_removed(namespace: str) -> None:
-    from cluster.names import actor_names
+def _is_readable(control: socket.socket) -> bool:
+    return bool(select.select([control], [], [], 0)[0])
 
-    while actor_names(namespace):  # Ray sends no notification when an actor ends, so poll
-        time.sleep(1.0)
+
+def _python_path() -> str:
+    """PYTHONPATH with Drover's root in front, and without the working directory.
+
+    An empty entry stands for the working directory. A `client.py` there would take the place of ours.
+    """
+    root = str(Path(__file__).resolve().parents[1])
+    others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", ".", root)]
+    return os.pathsep.join([root, *others])

@@ -6,8 +6,13 @@ Python without Ray.
 
 import json
 import os
+import re
+import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
+
+from cluster.private_folder import home, private_folder
 
 CONNECT_TIMEOUT_S = 5.0
 
@@ -19,9 +24,9 @@ def record_local_ray(namespace: str, address: str) -> None:
     path.write_text(json.dumps({"namespace": namespace, "address": address, "pid": os.getpid()}))
 
 
-def forget_local_ray() -> None:
-    """Remove this process's files, if there are any."""
-    for path in _folder().glob(f"*.{os.getpid()}.json"):
+def forget_local_ray(process_id: int | None = None) -> None:
+    """Remove a process's files, by default this one's, if there are any."""
+    for path in _folder().glob(f"*.{process_id or os.getpid()}.json"):
         path.unlink(missing_ok=True)
 
 
@@ -42,6 +47,35 @@ def find_local_ray(namespace: str) -> str | None:
     return None
 
 
+def end_orphaned_proxies() -> list[int]:
+    """End the HAProxies of local Rays that are gone, and return their process ids.
+
+    A HAProxy survives if Ray and whoever started it were killed at once. It keeps its ports, and
+    answers that there is nobody behind it. Its config is in a folder with its starter's process id.
+    """
+    ended = []
+    pattern = re.compile(re.escape(str(private_folder())) + r"/haproxy-(\d+)/")
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
+        except OSError:
+            continue  # it ended in the meantime
+        match = pattern.search(command)
+        if match and "haproxy\0" in command and not _is_serving(int(match[1])):
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(int(entry.name), signal.SIGKILL)
+                ended.append(int(entry.name))
+    return ended
+
+
+def _is_serving(process_id: int) -> bool:
+    """Whether a process lives that may have a local Ray; ids are used again, by other programs."""
+    try:
+        return b"python" in Path(f"/proc/{process_id}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
 def is_reachable(address: str) -> bool:
     """Whether something listens at host:port."""
     host, separator, port = address.rpartition(":")
@@ -55,4 +89,4 @@ def is_reachable(address: str) -> bool:
 
 
 def _folder() -> Path:
-    return Path.home() / ".drover"
+    return home() / ".drover"

@@ -8,7 +8,8 @@ import ray
 from checkpoint.errors import DroverError
 from cluster.config import RayConfig
 from cluster.free_ports import free_serve_ports
-from cluster.local_rays import forget_local_ray, is_reachable, record_local_ray
+from cluster.local_rays import end_orphaned_proxies, forget_local_ray, is_reachable, record_local_ray
+from cluster.private_folder import ensure_home, private_folder, short_temporary_folder
 
 # Small: tensors never go through Ray's object store, only control messages and token batches do.
 OBJECT_STORE_BYTES = 200 * 10**6
@@ -33,17 +34,21 @@ def connect(config: RayConfig) -> None:
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _mute_raylet()
+    ensure_home()
+    # A busy machine is slow, not broken: Ray gives a node 30 s to start and Serve's proxy 3 x 5 s.
+    for name in ("RAY_raylet_start_wait_time_s", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"):
+        os.environ.setdefault(name, "120")
     common = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if config.address == "local":
-        os.environ.update(_serve_ports())
-        context = ray.init(
-            "local",
-            num_cpus=config.num_cpus,
-            num_gpus=config.num_gpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            **common,
-        )
+        end_orphaned_proxies()
+        os.environ.update(_serve_ports() | _serve_files())
+        local = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "include_dashboard": False}
+        folder = str(short_temporary_folder() / "ray")
+        try:
+            context = ray.init("local", _temp_dir=folder, object_store_memory=OBJECT_STORE_BYTES, **local, **common)
+        except Exception as error:  # Ray's own are of many classes
+            ray.shutdown()
+            raise DroverError(f"Ray could not start on this machine: {_one_line(error)}; its logs: {folder}") from None
         record_local_ray(config.namespace, context.address_info["gcs_address"])
         return
     address = _address_of_this_machine() if config.address == "auto" else config.address
@@ -62,6 +67,22 @@ def disconnect() -> None:
     """Leave the cluster. A local Ray ends."""
     ray.shutdown()
     forget_local_ray()
+
+
+def fault() -> str | None:
+    """Why Ray no longer works, or None: a process of the local Ray has died, or the cluster's head does not answer."""
+    node = ray._private.worker._global_node
+    dead = [] if node is None else [kind for kind, _ in node.dead_processes()]
+    if dead:
+        return f"Ray's {' and '.join(dead)} died; its logs: {node.get_logs_dir_path()}"
+    if not is_reachable(ray.get_runtime_context().gcs_address):
+        return f"Ray's head at {ray.get_runtime_context().gcs_address} does not answer any more"
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _mute_raylet() -> None:
@@ -86,6 +107,19 @@ def _address_of_this_machine() -> str:
     if not address or not is_reachable(address):
         raise NoRay(f"no Ray cluster runs on this machine; {_START_RAY}")
     return str(address)
+
+
+def _serve_files() -> dict[str, str]:
+    """Environment variables with paths for HAProxy: by default they are one folder for all users of a machine.
+
+    In it is HAProxy's admin socket, which anybody may use who reaches it. The folder's name has this
+    process's id, so that a HAProxy that outlives its Ray can be told from others.
+    """
+    folder = private_folder() / f"haproxy-{os.getpid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}
+    paths = {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
+    return paths | {"RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder)}
 
 
 def _serve_ports() -> dict[str, str]:

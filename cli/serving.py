@@ -1,0 +1,106 @@
+"""The process that holds Ray and a deployment, for `drover serve`. See cli/serve.py, which starts it.
+
+Signals never reach it: Ray has handlers of its own, which end the process amid anything. Its
+control socket says when to end: when the other end is closed, on purpose or because that process
+was killed.
+"""
+
+import _thread
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from checkpoint.errors import DroverError
+from cli.process_tree import adopt_orphans, end_descendants
+
+if TYPE_CHECKING:
+    from cluster.config import DeploymentConfig
+    from cluster.launch import Deployment
+
+GIVE_UP_S = 60.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve. argv: the control socket's descriptor, how, the config's path, overrides.
+
+    how: "stay" until the deployment ends; "quietly", the same without a word on stdout; "detach".
+    Once it serves, a line of JSON goes over the control socket: name, address and start_s.
+    """
+    descriptor, how, path, *overrides = argv
+    control = socket.socket(fileno=int(descriptor))
+    adopt_orphans()
+    from cli.progress import StartProgress
+    from cluster import launch, ray_runtime
+    from cluster.config import load_deployment
+
+    try:
+        config = load_deployment(Path(path), list(overrides))
+        threading.Thread(target=_end_with, args=(control, config.ray.address == "local"), daemon=True).start()
+        with StartProgress() as progress:
+            deployment = launch.start(config, progress)
+        served = {"name": config.name, "address": deployment.address, "start_s": deployment.start_s}
+        control.sendall(json.dumps(served).encode() + b"\n")
+        if how != "quietly":
+            print(_served(deployment), flush=True)
+        if how == "detach":
+            ray_runtime.disconnect()
+            return 0
+        if how == "stay":
+            print(f"Ctrl-C ends it, or: drover stop --namespace {config.ray.namespace}", flush=True)
+        return _stay(config)
+    except DroverError as error:
+        print(f"drover: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _stay(config: "DeploymentConfig") -> int:
+    """Return once the deployment is gone, was asked to end, or Ray has died."""
+    from cluster import ray_runtime, teardown
+    from cluster.names import actor_names
+
+    try:
+        while True:  # Ray sends no notification when an actor ends, so poll
+            if (fault := ray_runtime.fault()) is not None:
+                raise DroverError(fault)
+            if not actor_names(config.ray.namespace):
+                print("the deployment was stopped from elsewhere", file=sys.stderr)
+                return 0
+            time.sleep(1.0)
+    except KeyboardInterrupt:
+        teardown.end(config)
+        ray_runtime.disconnect()
+        return 0
+
+
+def _end_with(control: socket.socket, is_local: bool) -> None:
+    """Wait until the other end of `control` is closed, then end this process."""
+    try:
+        while control.recv(1):
+            pass
+    except OSError:
+        pass
+    if is_local:  # all of Ray descends from this process
+        end_descendants()
+        os._exit(0)
+    _thread.interrupt_main()  # removes from the cluster what was started there
+    time.sleep(GIVE_UP_S)
+    os._exit(1)
+
+
+def _served(deployment: "Deployment") -> str:
+    address = deployment.address
+    return f"{deployment.config.name} is served on {address}; try: drover generate 'Hello' --address {address}"
+
+
+if __name__ == "__main__":
+    exit_code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # What is left of a local Ray is ended by the parent; Ray's own way out takes seconds, or aborts.
+    os._exit(exit_code)
