@@ -21,8 +21,8 @@ from router.request import GenerationRequest, TokenDelta
 MAX_UNREAD_BYTES = 256 * 2**20
 
 # Memory of CPython's objects, as tests/frontend/test_delta_stream.py measures it.
-DELTA_BYTES = 400
-LOGPROBS_BYTES = 300  # of one position
+DELTA_BYTES = 250
+LOGPROBS_BYTES = 200  # of one position
 ALTERNATIVE_BYTES = 120
 
 

@@ -212,13 +212,15 @@ def test_the_bytes_of_a_delta_are_about_what_python_takes(alternatives: int | No
         logprobs = () if alternatives is None else (TokenLogprobs(1000 + index, -0.25 - index, top),)
         return TokenDelta("a", (1000 + index,), logprobs, first=index)
 
-    tracemalloc.start()
-    try:
-        deltas = [delta(index) for index in range(1000)]
-        taken = tracemalloc.get_traced_memory()[0]
-    finally:
-        tracemalloc.stop()
-    assert 0.4 < sum(map(bytes_of, deltas)) / taken < 3  # what earlier tests freed is taken again, and not counted
+    taken = []
+    for _ in range(5):  # threads that other tests have left may allocate, too
+        tracemalloc.start()
+        try:
+            deltas = [delta(index) for index in range(1000)]
+            taken.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert 0.5 < sum(map(bytes_of, deltas)) / min(taken) < 2
 
 
 def test_unread_memory_is_bounded_and_the_stream_with_most_of_it_ends() -> None:

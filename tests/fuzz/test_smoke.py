@@ -8,7 +8,7 @@ from tests.fuzz.campaign import GOOD, fuzz, resident_bytes
 from tests.fuzz.malformed import METHODS, malformed
 from tests.reference import make_served_reference
 
-PER_METHOD = 150
+PER_METHOD = 60
 
 
 def test_malformed_requests_hurt_nobody(tmp_path: Path) -> None:
