@@ -59,6 +59,9 @@ _ERROR_TYPES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
 }
+# grpc's messages when this process has cancelled the call. Every other CANCELLED is a server's: HAProxy
+# resets a stream so when the frontend replica behind it dies.
+_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!")
 # grpc's messages when no connection was made. Every other UNAVAILABLE comes from a server.
 _NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed", "Name resolution failure")
 
@@ -83,6 +86,8 @@ def error_of(error: grpc.RpcError, address: str) -> ClientError:
         message = f"no server answers at {address} ({message})"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"{address} did not finish in time: {message}"
+    elif code is grpc.StatusCode.CANCELLED and not any(text in message for text in _CANCELLED_HERE):
+        code, message = grpc.StatusCode.UNAVAILABLE, f"{address} broke the call off; try again ({message})"
     made = _ERROR_TYPES.get(code, ClientError)(code, message or f"{address} answered {code.name} without a message")
     if isinstance(made, ResourceExhausted):
         made.retry_after_s = _retry_after_s(call.trailing_metadata(), message)
