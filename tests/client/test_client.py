@@ -293,15 +293,25 @@ def test_a_server_that_goes_away_mid_stream_is_unavailable() -> None:
                 next(stream)
 
 
-def test_a_call_that_the_server_cancels_is_unavailable() -> None:
-    """HAProxy resets the streams of a dead frontend replica with the code that grpc shows as CANCELLED."""
-
-    def cancel(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
-        context.abort(grpc.StatusCode.CANCELLED, "reset")
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.CANCELLED, "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"),
+        (
+            grpc.StatusCode.NOT_FOUND,
+            "Application metadata not set. Ping /ray.serve.RayServeAPIService/ListApplications for available "
+            "applications.",
+        ),
+        (grpc.StatusCode.UNKNOWN, "Received http2 header with status: 500"),
+    ],
+)
+def test_what_haproxy_says_without_a_replica_is_unavailable(code: grpc.StatusCode, details: str) -> None:
+    def end(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.abort(code, details)
         yield b""
 
     server = grpc.server(ThreadPoolExecutor(1))
-    methods = {"Generate": grpc.unary_stream_rpc_method_handler(cancel)}
+    methods = {"Generate": grpc.unary_stream_rpc_method_handler(end)}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("drover.v1.Inference", methods),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
