@@ -59,6 +59,13 @@ _ERROR_TYPES = {
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
 }
+# grpc's messages when this process has cancelled the call.
+_CANCELLED_HERE = ("Locally cancelled by application!", "Channel closed!")
+# HAProxy's answers when it has no frontend replica for a call: it knows none, or none took the call.
+_NO_REPLICA = {
+    grpc.StatusCode.NOT_FOUND: "Ping /ray.serve.RayServeAPIService/ListApplications",
+    grpc.StatusCode.UNKNOWN: "Received http2 header with status: 500",
+}
 # grpc's messages when no connection was made. Every other UNAVAILABLE comes from a server.
 _NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed", "Name resolution failure")
 
@@ -83,7 +90,19 @@ def error_of(error: grpc.RpcError, address: str) -> ClientError:
         message = f"no server answers at {address} ({message})"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"{address} did not finish in time: {message}"
+    elif _is_broken_off(code, message):
+        code, message = grpc.StatusCode.UNAVAILABLE, f"{address} broke the call off; try again ({message})"
     made = _ERROR_TYPES.get(code, ClientError)(code, message or f"{address} answered {code.name} without a message")
     if isinstance(made, ResourceExhausted):
         made.retry_after_s = _retry_after_s(call.trailing_metadata(), message)
     return made
+
+
+def _is_broken_off(code: grpc.StatusCode, message: str) -> bool:
+    """Whether HAProxy ended the call because a frontend replica died, or none is there.
+
+    It resets the streams of a dead replica, which grpc shows as CANCELLED.
+    """
+    if code is grpc.StatusCode.CANCELLED:
+        return not any(text in message for text in _CANCELLED_HERE)
+    return code in _NO_REPLICA and _NO_REPLICA[code] in message

@@ -128,6 +128,9 @@ def build(spec: FrontendSpec, replicas: int) -> serve.Application:
         num_replicas=replicas,
         max_ongoing_requests=1024,
         graceful_shutdown_timeout_s=5,
+        # Serve notices a dead replica at its next check only; its own 10 s are how long the port would
+        # stay without one.
+        health_check_period_s=1,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": REPLICA_ENV}},
     )
     return deployment.bind(spec)

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -281,15 +282,58 @@ def test_no_server_is_said_with_the_address() -> None:
         client.model_info(timeout_s=PATIENCE_S)
 
 
-def test_a_server_that_goes_away_mid_stream_is_an_error() -> None:
+def test_a_server_that_goes_away_mid_stream_is_unavailable() -> None:
     with ExitStack() as server:
         address = server.enter_context(serving(FakeRouter(says_then_waits("Hel"))))
         with Client(address) as client:
             stream = client.generate("Hi", timeout_s=PATIENCE_S)
             assert next(stream).text == "Hel"
             server.close()
-            with pytest.raises(ClientError):
+            with pytest.raises(ServerUnavailable):
                 next(stream)
+
+
+@pytest.mark.parametrize(
+    ("code", "details"),
+    [
+        (grpc.StatusCode.CANCELLED, "Stream removed (RST_STREAM (Received RST_STREAM with error code 8))"),
+        (
+            grpc.StatusCode.NOT_FOUND,
+            "Application metadata not set. Ping /ray.serve.RayServeAPIService/ListApplications for available "
+            "applications.",
+        ),
+        (grpc.StatusCode.UNKNOWN, "Received http2 header with status: 500"),
+    ],
+)
+def test_what_haproxy_says_without_a_replica_is_unavailable(code: grpc.StatusCode, details: str) -> None:
+    def end(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.abort(code, details)
+        yield b""
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    methods = {"Generate": grpc.unary_stream_rpc_method_handler(end)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("drover.v1.Inference", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with (
+            Client(f"127.0.0.1:{port}") as client,
+            pytest.raises(ServerUnavailable, match=rf"127\.0\.0\.1:{port} broke the call off"),
+        ):
+            list(client.generate("Hi", timeout_s=PATIENCE_S))
+    finally:
+        server.stop(None)
+
+
+def test_what_the_client_cancels_itself_is_no_fault_of_the_server() -> None:
+    with serving(FakeRouter(says_then_waits("Hel"))) as address:
+        client = Client(address)
+        stream = client.generate("Hi", timeout_s=PATIENCE_S)
+        assert next(stream).text == "Hel"
+        client.close()
+        with pytest.raises(ClientError) as error:
+            next(stream)
+    assert error.value.code is grpc.StatusCode.CANCELLED
 
 
 def test_errors_survive_pickling() -> None:

@@ -10,6 +10,7 @@ import ray
 from cluster import launch, ray_runtime, teardown
 from cluster.config import DeploymentConfig, parse_deployment
 from cluster.free_ports import free_ports
+from cluster.names import app_name
 from cluster.reports import ActorState, RouterStats
 from tests.processes import PATIENCE_S
 
@@ -117,3 +118,10 @@ def pid_of(name: str) -> int:
 def router_stats() -> RouterStats:
     stats: RouterStats = ray.get(actor("router-0").stats.remote(), timeout=PATIENCE_S)
     return stats
+
+
+def replica_pids() -> list[int]:
+    """The frontend replicas' processes on this process's Ray. The machine may run those of others, too."""
+    replicas = f"SERVE_REPLICA::{app_name(NAMESPACE)}#"
+    actors = ray._private.state.actors().values()
+    return [actor["Pid"] for actor in actors if actor["Name"].startswith(replicas) and actor["State"] == "ALIVE"]
