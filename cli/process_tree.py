@@ -18,8 +18,8 @@ def adopt_orphans() -> None:
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants() -> list[int]:
-    """Process ids of everything that descends from this process and lives."""
+def descendants(process_id: int | None = None) -> list[int]:
+    """Process ids of everything that descends from a process, by default this one, and lives."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -31,7 +31,7 @@ def descendants() -> list[int]:
             continue  # it ended in the meantime
         if state != "Z":
             children.setdefault(int(parent), []).append(int(entry.name))
-    found, unseen = [], [os.getpid()]
+    found, unseen = [], [process_id or os.getpid()]
     while unseen:
         born = children.get(unseen.pop(), [])
         found += born

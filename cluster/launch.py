@@ -24,6 +24,7 @@ from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
 from cluster.actors.specs import frontend_spec, router_spec, shard_specs
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
+from cluster.local_rays import end_orphaned_proxies
 from cluster.names import ROUTER_NAME, actor_names, app_name
 from cluster.reports import ActorState, Phase
 from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
@@ -34,6 +35,8 @@ from kernels.openmp import WAITING_THREADS
 # Actors and Serve are polled at this interval: Ray sends no notification when they are ready or gone.
 POLL_S = 0.1
 ROOM_TIMEOUT_S = 30.0
+# A node that starts on a busy machine may miss deadlines of Ray's own.
+RAY_ATTEMPTS = 3
 HEALTH_TIMEOUT_S = 5.0
 # Ray drops bundles without resources, which would shift the index of all later bundles.
 MIN_CPUS = 0.001
@@ -73,14 +76,16 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     Raises DroverError. What was started on a running cluster is removed first. A local Ray is not:
     the caller ends it, with everything in it, by `ray_runtime.disconnect`.
     """
+    if config.ray.address == "local":
+        end_orphaned_proxies()  # one of them may have the port
     checkpoint = check(config)
     for warning in checkpoint.warnings:
         progress.stage(f"note: {warning}")
     if "cuda" in (config.router.device, config.shards.device):
         progress.stage('note: on CUDA and over NCCL Drover was never run yet; see "Known limits" in README.md')
     progress.stage("starting Ray" if config.ray.address == "local" else "joining the Ray cluster")
-    ray_runtime.connect(config.ray)
     deadline = time.monotonic() + config.start_timeout_s
+    _connect(config, progress, deadline)
     _check_nothing_runs(config)
     try:
         progress.stage("reserving CPUs and GPUs")
@@ -93,7 +98,8 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
         _wait_for_weights(actors, progress, deadline)
         progress.stage("linking the router to its shards")
         _wait_until(lambda: _unready_reason(actors[ROUTER_NAME]), deadline, "the router is not ready")
-        address = f"{config.frontend.host}:{config.frontend.grpc_port}"
+        host = config.frontend.host
+        address = f"{f'[{host}]' if ':' in host else host}:{config.frontend.grpc_port}"
         _wait_until(lambda: _not_serving(address), deadline, f"gRPC on {address} does not answer")
         start_s = time.monotonic() - began
     except BaseException as error:
@@ -102,6 +108,18 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
             raise StartError(f"Ray failed: {_first_line(error)}") from error
         raise
     return Deployment(config, address, start_s)
+
+
+def _connect(config: DeploymentConfig, progress: Progress, deadline: float) -> None:
+    for attempt in range(RAY_ATTEMPTS - 1, -1, -1):
+        try:
+            ray_runtime.connect(config.ray)
+        except ray_runtime.RayDidNotStart as error:
+            if attempt == 0 or time.monotonic() > deadline:
+                raise
+            progress.stage(f"note: {error}; trying again")
+        else:
+            return
 
 
 def check(config: DeploymentConfig) -> Checkpoint:
@@ -149,7 +167,8 @@ def _ray_is_on_this_machine(address: str) -> bool:
 def _check_ports(config: DeploymentConfig) -> None:
     frontend = config.frontend
     for key, port in (("frontend.grpc_port", frontend.grpc_port), ("frontend.http_port", frontend.http_port)):
-        with socket.socket() as probe:
+        family = socket.AF_INET6 if ":" in frontend.host else socket.AF_INET
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((frontend.host, port))
@@ -298,6 +317,9 @@ def _not_serving(address: str) -> str:
     return "" if status == "SERVING" else status
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    cause = getattr(error, "cause", None)
+    if isinstance(error, ray.exceptions.RayTaskError) and isinstance(cause, BaseException):
+        return f"{type(cause).__name__}: {_first_line(cause)}"  # what Ray puts before it are addresses and ids
     lines = [line for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

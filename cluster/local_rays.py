@@ -7,6 +7,7 @@ Python without Ray.
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 from contextlib import suppress
@@ -26,8 +27,19 @@ def record_local_ray(namespace: str, address: str) -> None:
 
 def forget_local_ray(process_id: int | None = None) -> None:
     """Remove a process's files, by default this one's, if there are any."""
-    for path in _folder().glob(f"*.{process_id or os.getpid()}.json"):
+    process_id = process_id or os.getpid()
+    for path in _folder().glob(f"*.{process_id}.json"):
         path.unlink(missing_ok=True)
+    shutil.rmtree(haproxy_folder(process_id), ignore_errors=True)
+
+
+def haproxy_folder(process_id: int) -> Path:
+    """Where the HAProxy of a process's local Ray has its files.
+
+    Names are short: Ray adds the node's id, of 56 letters, and HAProxy takes socket paths of 97
+    bytes at most.
+    """
+    return private_folder() / f"h{process_id}"
 
 
 def find_local_ray(namespace: str) -> str | None:
@@ -54,7 +66,7 @@ def end_orphaned_proxies() -> list[int]:
     answers that there is nobody behind it. Its config is in a folder with its starter's process id.
     """
     ended = []
-    pattern = re.compile(re.escape(str(private_folder())) + r"/haproxy-(\d+)/")
+    pattern = re.compile(re.escape(str(private_folder())) + r"/h(\d+)/")
     for entry in Path("/proc").iterdir():
         try:
             command = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""

@@ -1,6 +1,6 @@
 """A folder that belongs to this user alone, with a short path, for what must be in a file system.
 
-Sockets of Ray and HAProxy have paths of at most 107 bytes, and TMPDIR may be long. Names in /tmp
+Sockets of Ray and HAProxy have paths of at most 97 bytes, and TMPDIR may be long. Names in /tmp
 may be another user's. A user may have no home: containers run as any number.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from checkpoint.errors import DroverError
 
-_LONGEST_TMPDIR = 40
+_LONGEST_TMPDIR = 8
 
 
 def short_temporary_folder() -> Path:

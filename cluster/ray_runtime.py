@@ -8,12 +8,16 @@ import ray
 from checkpoint.errors import DroverError
 from cluster.config import RayConfig
 from cluster.free_ports import free_serve_ports
-from cluster.local_rays import end_orphaned_proxies, forget_local_ray, is_reachable, record_local_ray
-from cluster.private_folder import ensure_home, private_folder, short_temporary_folder
+from cluster.local_rays import forget_local_ray, haproxy_folder, is_reachable, record_local_ray
+from cluster.private_folder import ensure_home, short_temporary_folder
 
 # Small: tensors never go through Ray's object store, only control messages and token batches do.
 OBJECT_STORE_BYTES = 200 * 10**6
 _START_RAY = 'start one (`ray start --head`), or serve with ray.address: "local"'
+
+
+class RayDidNotStart(DroverError):
+    """A local Ray could not be started; on a busy machine another try may do."""
 
 
 class NoRay(DroverError):
@@ -40,7 +44,6 @@ def connect(config: RayConfig) -> None:
         os.environ.setdefault(name, "120")
     common = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if config.address == "local":
-        end_orphaned_proxies()
         os.environ.update(_serve_ports() | _serve_files())
         local = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus, "include_dashboard": False}
         folder = str(short_temporary_folder() / "ray")
@@ -48,7 +51,9 @@ def connect(config: RayConfig) -> None:
             context = ray.init("local", _temp_dir=folder, object_store_memory=OBJECT_STORE_BYTES, **local, **common)
         except Exception as error:  # Ray's own are of many classes
             ray.shutdown()
-            raise DroverError(f"Ray could not start on this machine: {_one_line(error)}; its logs: {folder}") from None
+            raise RayDidNotStart(
+                f"Ray could not start on this machine: {_one_line(error)}; its logs: {folder}"
+            ) from None
         record_local_ray(config.namespace, context.address_info["gcs_address"])
         return
     address = _address_of_this_machine() if config.address == "auto" else config.address
@@ -115,9 +120,9 @@ def _serve_files() -> dict[str, str]:
     In it is HAProxy's admin socket, which anybody may use who reaches it. The folder's name has this
     process's id, so that a HAProxy that outlives its Ray can be told from others.
     """
-    folder = private_folder() / f"haproxy-{os.getpid()}"
+    folder = haproxy_folder(os.getpid())
     folder.mkdir(mode=0o700, exist_ok=True)
-    files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "SERVER_STATE_FILE": "server-state"}
+    files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "a.sock", "SERVER_STATE_FILE": "server-state"}
     paths = {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
     return paths | {"RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder)}
 

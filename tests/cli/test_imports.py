@@ -4,10 +4,14 @@ tests/cluster/ asks the same of a replica that serves, and of `status` and `stop
 """
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from tests.command import RUN_COMMAND, watched
+from tests.command import ROOT, RUN_COMMAND, watched
+from tests.processes import PATIENCE_S
 
 MODEL = "torch numba llvmlite tokenizers"
 
@@ -37,3 +41,22 @@ def test_looking_where_nothing_runs_loads_no_model(command: str, module: str) ->
 def test_a_frontend_loads_no_torch() -> None:
     """It encodes text and holds streams; tokenizers is all that it needs of a model."""
     assert watched("torch numba llvmlite", "import cluster.serve_app").loaded == []
+
+
+def test_a_module_of_the_working_directory_does_not_take_the_place_of_ours(tmp_path: Path) -> None:
+    """An empty entry in PYTHONPATH stands for the working directory."""
+    for name in ("client", "checkpoint", "router"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    script = "import sys; sys.path.insert(0, ''); sys.argv = ['drover', '--help']; import cli.main; cli.main.main()"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), ""])}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "serve" in done.stdout

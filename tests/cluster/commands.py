@@ -15,6 +15,7 @@ from tests.command import Screen
 from tests.processes import processes_with, wait_until
 
 NAMESPACE = "drover-lifecycle"
+MARK = "DROVER_TEST_MARK"
 # A Ray of its own, a process for each part, and weights; also where importing torch takes seconds.
 START_S = 180.0
 
@@ -22,9 +23,9 @@ START_S = 180.0
 @contextmanager
 def marked_environment() -> Iterator[dict[str, str]]:
     """An environment by which every process that descends from a command is known; none may outlive the block."""
-    name, value = "DROVER_TEST_MARK", uuid.uuid4().hex
-    yield os.environ | {name: value}
-    wait_until(lambda: not processes_with(f"{name}={value}"))
+    value = uuid.uuid4().hex
+    yield os.environ | {MARK: value}
+    wait_until(lambda: not processes_with(f"{MARK}={value}"))
 
 
 def write_deployment_file(path: Path, checkpoint: Path) -> Path:

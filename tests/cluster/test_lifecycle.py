@@ -1,18 +1,23 @@
 """`drover serve`, `status`, `stop` and `demo` as a user runs them, with a local Ray, of which nothing is left."""
 
 import json
+import os
 import re
 import signal
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from cli.process_tree import descendants
 from tests.cli.test_imports import MODEL
 from tests.cluster import commands
 from tests.cluster.commands import NAMESPACE, START_S, address_in, assert_ends_cleanly, write_deployment_file
 from tests.command import ROOT, RUN_COMMAND, Screen, Watched, drover, drover_process, start, watched
+from tests.processes import processes_with, wait_until
 from tests.reference import Reference
 
 
@@ -74,6 +79,85 @@ def test_ctrl_c_while_starting_stops_everything(deployment_file: Path, marked_en
         process.send_signal(signal.SIGINT)
         assert process.wait(START_S) == 130
         assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_termination_at_the_first_moment_of_a_start_leaves_nothing(
+    deployment_file: Path, marked_environment: dict[str, str]
+) -> None:
+    """Ray is just being started: its own handlers would dump a stack and abort."""
+    for stage in (b"starting Ray", b"reserving"):
+        with start("serve", str(deployment_file), env=marked_environment) as process:
+            assert process.stderr is not None
+            Screen(process.stderr.fileno()).read_until(stage, START_S)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(START_S) == 130
+            assert process.stderr.read() == b""
+
+
+def processes_of(environment: dict[str, str]) -> dict[int, str]:
+    return processes_with(f"{commands.MARK}={environment[commands.MARK]}")
+
+
+def descending_from(process_id: int, name: str) -> list[int]:
+    """Ids of processes below this one whose command line has `name` in it."""
+
+    def command(pid: int) -> str:
+        try:
+            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except FileNotFoundError:
+            return ""  # it ended in the meantime
+
+    return [pid for pid in descendants(process_id) if name in command(pid)]
+
+
+@contextmanager
+def served(environment: dict[str, str], deployment_file: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    with start("serve", str(deployment_file), env=environment) as process:
+        assert process.stdout is not None
+        Screen(process.stdout.fileno()).read_until(b"is served on", START_S)
+        yield process
+
+
+def test_a_dead_part_of_ray_ends_serve_with_one_line_wherever_it_lives(
+    deployment_file: Path, marked_environment: dict[str, str], tmp_path: Path
+) -> None:
+    """TMPDIR is longer than a socket's path may be, and there is no home."""
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    environment = marked_environment | {"TMPDIR": str(folder), "HOME": "/"}
+    with served(environment, deployment_file) as process:
+        assert process.stderr is not None
+        [raylet] = [
+            pid for pid in descending_from(process.pid, "raylet/raylet") if "/raylet" in os.readlink(f"/proc/{pid}/exe")
+        ]
+        os.kill(raylet, signal.SIGKILL)
+        assert process.wait(START_S) == 1
+        last = process.stderr.read().decode().splitlines()[-1]
+        assert re.fullmatch(r"drover: error: Ray's .*raylet.* died; its logs: /.*", last)
+
+
+def test_a_killed_serve_leaves_nothing(deployment_file: Path, marked_environment: dict[str, str]) -> None:
+    """The command alone is killed: the process that it had started notices, and ends all that it had started."""
+    with served(marked_environment, deployment_file) as process:
+        process.kill()
+        wait_until(lambda: not processes_of(marked_environment), START_S)
+
+
+def test_the_next_start_ends_a_haproxy_that_outlived_everything(
+    deployment_file: Path, marked_environment: dict[str, str]
+) -> None:
+    with served(marked_environment, deployment_file) as process:
+        proxies = descending_from(process.pid, "haproxy -db")
+        assert proxies
+        everything = [process.pid, *descendants(process.pid)]
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # all at once: nobody is left to end anything
+            for pid in set(everything) - set(proxies):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+    wait_until(lambda: set(processes_of(marked_environment)) <= set(proxies))
+    assert processes_of(marked_environment)
+    assert "shards.count is 129" in serve_fails(deployment_file, marked_environment, "shards.count=129")  # far enough
+    wait_until(lambda: not processes_of(marked_environment))
 
 
 def serve_fails(deployment_file: Path, environment: dict[str, str], *overrides: str) -> str:
