@@ -63,6 +63,8 @@ class SamplingDefaults:
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    max_tokens: int | None = None
+    min_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -214,12 +216,19 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         floor_scale=text.positive("floor_scale", 8192),
         attn_scale=text.number("attn_scale", 0.1),
         tie_word_embeddings=text.flag("tie_word_embeddings", top.flag("tie_word_embeddings", False)),
-        bos_token_id=next(iter(_token_ids(text, "bos_token_id") or _token_ids(top, "bos_token_id", 1)), None),
+        bos_token_id=_bos_token_id(text, top),
         eos_token_ids=_token_ids(text, "eos_token_id") or _token_ids(top, "eos_token_id", 2),
         dtype=dtype,
         naming=ARCHITECTURES[architecture],
     )
     return _with_end_tokens(config, config.eos_token_ids, source)
+
+
+def _bos_token_id(text: "_Fields", top: "_Fields") -> int | None:
+    """None also where the vocabulary lacks it: transformers warns, and loads."""
+    token_id = next(iter(_token_ids(text, "bos_token_id") or _token_ids(top, "bos_token_id", 1)), None)
+    vocab_size = text.positive("vocab_size", 202048)
+    return token_id if token_id is not None and 0 <= token_id < vocab_size else None
 
 
 def _architecture(top: "_Fields") -> str:
@@ -229,9 +238,9 @@ def _architecture(top: "_Fields") -> str:
 
 def _with_end_tokens(config: ModelConfig, token_ids: tuple[int, ...], source: str) -> ModelConfig:
     """The config with these end tokens, less those that its vocabulary lacks: no text can end with them."""
-    possible = tuple(token_id for token_id in token_ids if token_id < config.vocab_size)
+    possible = tuple(token_id for token_id in token_ids if 0 <= token_id < config.vocab_size)
     warnings = config.warnings
-    if beyond := [token_id for token_id in token_ids if token_id >= config.vocab_size]:
+    if beyond := [token_id for token_id in token_ids if not 0 <= token_id < config.vocab_size]:
         text = f"{source}: eos_token_id {str(beyond)[1:-1]:.100} is ignored; vocab_size is {config.vocab_size}"
         warnings = (*warnings, text)
     return replace(config, eos_token_ids=possible, warnings=warnings)
@@ -256,9 +265,9 @@ def _layers(text: "_Fields", num_layers: int) -> tuple[LayerConfig, ...]:
     for kind in types:
         if kind not in ("chunked_attention", "full_attention"):
             text.fail("layer_types", kind, "'chunked_attention' or 'full_attention'")
-    for index in moe:
-        if not isinstance(index, int) or not 0 <= index < num_layers:
-            text.fail("moe_layers", index, f"a layer index below num_hidden_layers ({num_layers})")
+    for index in moe:  # one beyond the last layer counts for nothing: the model was shortened
+        if not isinstance(index, int):
+            text.fail("moe_layers", index, "a layer index")
     is_moe = frozenset(moe)
     return tuple(
         LayerConfig(bool(rope[i]), has_chunks and types[i] == "chunked_attention", i in is_moe)
@@ -293,7 +302,7 @@ def _token_ids(fields: "_Fields", key: str, default: int | None = None) -> tuple
     value = fields.raw.get(key, default)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     for token_id in ids:
-        if not isinstance(token_id, int) or isinstance(token_id, bool) or token_id < 0:
+        if not isinstance(token_id, int) or isinstance(token_id, bool):
             fields.fail(key, token_id, "a token id, or a list of them")
     return tuple(ids)
 
@@ -322,6 +331,8 @@ def _with_generation(config: ModelConfig, fields: "_Fields") -> ModelConfig:
         top_k=max(0, read("top_k", lambda: fields.whole("top_k", -1, 2**31 - 1), 0)),  # -1, too, keeps all
         min_p=read("min_p", lambda: fields.between("min_p", 0, 1), 0.0),
         repetition_penalty=read("repetition_penalty", lambda: fields.between("repetition_penalty", 1e-6, 1e6), 1.0),
+        max_tokens=read("max_new_tokens", lambda: fields.whole("max_new_tokens", 1, 2**31 - 1), None),
+        min_tokens=read("min_new_tokens", lambda: fields.whole("min_new_tokens", 0, 2**31 - 1), 0),
     )
     config = replace(config, sampling_defaults=sampling, warnings=(*config.warnings, *warnings))
     return _with_end_tokens(config, eos, fields.source) if eos else config

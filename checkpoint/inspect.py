@@ -15,7 +15,7 @@ import torch
 from checkpoint.config import ModelConfig, read_config
 from checkpoint.errors import CheckpointError
 from checkpoint.layout import count_parameters, tensor_specs
-from checkpoint.read_file import is_there, read_json
+from checkpoint.read_file import MAX_BYTES, is_there, read_json, read_text
 from checkpoint.tensor_files import TensorFiles, read_tensor_files
 from checkpoint.tensors import as_stored, compare
 
@@ -77,10 +77,14 @@ def inspect_checkpoint(directory: Path | str) -> Report:
     except CheckpointError as error:
         problems.append(str(error))
     files = read_tensor_files(directory)
-    if config is not None:
-        config = as_stored(config, files)
+    try:
+        config = None if config is None else as_stored(config, files)
+    except CheckpointError as error:
+        config = None
+        problems.append(str(error))
     problems += files.problems if config is None else compare(config, files)
     problems += _tokenizer_problems(directory, config)
+    problems += _template_problems(directory)
 
     total = active = kv_global = kv_chunked = None
     if config is not None:
@@ -127,7 +131,7 @@ def _tokenizer_problems(directory: Path, config: ModelConfig | None) -> list[str
     if not is_there(path):
         return [f"{path} is missing, so text cannot become tokens"]
     try:
-        ids = _token_ids(read_json(path))
+        ids = _token_ids(read_json(path, MAX_BYTES))
         if is_there(directory / "tokenizer_config.json"):
             read_json(directory / "tokenizer_config.json")
     except CheckpointError as error:
@@ -147,6 +151,16 @@ def _tokenizer_problems(directory: Path, config: ModelConfig | None) -> list[str
             if token_id is not None and token_id not in ids
         ]
     return problems
+
+
+def _template_problems(directory: Path) -> list[str]:
+    path = directory / "chat_template.jinja"
+    try:
+        if is_there(path):
+            read_text(path)
+    except CheckpointError as error:
+        return [str(error)]
+    return []
 
 
 def _token_ids(tokenizer: dict[str, Any]) -> set[int]:

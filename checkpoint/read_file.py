@@ -13,8 +13,9 @@ from typing import Any
 
 from checkpoint.errors import CheckpointError
 
-# The largest there is, Llama 4's tokenizer.json, has 27 MB.
-MAX_BYTES = 256 * 2**20
+# The largest there is, Llama 4's tokenizer.json, has 27 MB; all other files have less than 1 MB. JSON takes up to
+# thirty times as much memory as its text.
+MAX_BYTES, MAX_SMALL_BYTES = 256 * 2**20, 16 * 2**20
 _FIX = "download the file again"
 
 
@@ -40,13 +41,13 @@ def open_regular(path: Path) -> int:
     return descriptor
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, most_bytes: int = MAX_SMALL_BYTES) -> str:
     """The text of a checkpoint's file. Raises CheckpointError, with the fix, if it is missing or damaged."""
     with open(open_regular(path), "rb") as file:
-        if os.fstat(file.fileno()).st_size > MAX_BYTES:
-            raise CheckpointError(f"{path} has more than {MAX_BYTES >> 20} MiB; {_FIX}")
+        if os.fstat(file.fileno()).st_size > most_bytes:
+            raise CheckpointError(f"{path} has more than {most_bytes >> 20} MiB; {_FIX}")
         try:
-            data = file.read(MAX_BYTES)
+            data = file.read(most_bytes)
         except OSError as error:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     try:
@@ -55,9 +56,9 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); {_FIX}") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most_bytes: int = MAX_SMALL_BYTES) -> dict[str, Any]:
     """The object in a checkpoint's JSON file. Raises CheckpointError, with the fix, if it is missing or damaged."""
-    return parse_json(path, read_text(path))
+    return parse_json(path, read_text(path, most_bytes))
 
 
 def parse_json(path: Path, text: str | bytes) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from checkpoint.read_file import is_there, open_regular, parse_json, read_json
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-_MAX_HEADER_BYTES = 100_000_000  # the limit that the safetensors library sets
+_MAX_HEADER_BYTES = 32 * 2**20  # of a quarter of a million tensors; as JSON it takes a gigabyte of memory
 _MAX_LENGTH = 2**48  # of a dimension, and of a tensor in bytes
 
 
@@ -97,8 +97,10 @@ def _numbered_files(directory: Path) -> list[str]:
         matches = [re.fullmatch(r"model-(\d{5})-of-(\d{5})\.safetensors", name) for name in os.listdir(directory)]
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None
-    totals = {int(match[2]) for match in matches if match}
+    totals = Counter(int(match[2]) for match in matches if match)
     total = max(totals, default=0)
+    if total - totals[total] > 100:
+        raise CheckpointError(f"{directory} has {totals[total]} of {total} files model-*-of-{total:05}.safetensors")
     return [f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)]
 
 
@@ -111,7 +113,7 @@ def _files_of_index(index_path: Path) -> dict[str, set[str] | None]:
     for name, file_name in weight_map.items():
         if not isinstance(file_name, str) or file_name in ("", "..") or Path(file_name).name != file_name:
             raise CheckpointError(
-                f"{index_path}: weight_map puts {name:.100} into {file_name!r:.100}; "
+                f"{index_path}: weight_map puts {name!r:.100} into {file_name!r:.100}; "
                 "a file of the same directory is expected"
             )
         names = names_by_file.setdefault(file_name, set())
@@ -121,7 +123,7 @@ def _files_of_index(index_path: Path) -> dict[str, set[str] | None]:
 
 
 def _read_files(directory: Path, names_by_file: "dict[str, set[str] | None]") -> TensorFiles:
-    """names_by_file: the tensors that count, file by file; None: all of them."""
+    """names_by_file: the tensors that an index places in each file; None: there is no index."""
     paths: list[Path] = []
     entries: dict[str, TensorEntry] = {}
     problems: list[str] = []
@@ -130,7 +132,7 @@ def _read_files(directory: Path, names_by_file: "dict[str, set[str] | None]") ->
         path = directory / file_name
         try:
             found = _read_header(path)
-            entries |= found if names is None else {name: entry for name, entry in found.items() if name in names}
+            entries |= found  # also what an index leaves out, as in transformers
             paths.append(path)
         except CheckpointError as error:
             problems.append(str(error) if names is None else f"{error} ({len(names)} tensors)")
@@ -169,15 +171,19 @@ def _parse_entry(path: Path, name: str, fields: object, data_start: int, file_si
 
     data_start: the byte that offsets are relative to.
     """
+    if not name.isprintable():  # it would reach a terminal
+        raise CheckpointError(f"{path}: the header has a damaged name: {name!a:.100}")
     match fields:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
             all(type(length) is int and 0 <= length < _MAX_LENGTH for length in shape)
             and 0 <= begin <= end < _MAX_LENGTH
             and len(shape) <= 8
+            and dtype.isprintable()
+            and len(dtype) <= 32
         ):
             entry = TensorEntry(path, dtype, tuple(shape), data_start + begin, end - begin)
         case _:
-            raise CheckpointError(f"{path}: the header entry of {name:.100} is damaged: {fields!r:.200}")
+            raise CheckpointError(f"{path}: the header entry of {name:.100} is damaged: {fields!a:.200}")
     if data_start + end > file_size:
         raise CheckpointError(
             f"{path} is truncated: {name:.100} ends at byte {data_start + end}, the file has {file_size}"

@@ -112,8 +112,16 @@ class Checkpoint:
 
 
 def as_stored(config: ModelConfig, files: TensorFiles) -> ModelConfig:
-    """The config with what only the files tell: how their tensors are named, and their dtype if it names none."""
+    """The config with what only the files tell: how their tensors are named, and their dtype if it names none.
+
+    Raises CheckpointError if they cannot belong together, before a list of what is missing eats the memory.
+    """
     naming = Naming.found_in(files.entries, config.naming)
+    of_experts = 3 * len(config.moe_layers) * config.num_experts
+    if not naming.fused_experts and of_experts > 2 * len(files.entries):
+        raise CheckpointError(
+            f"the config calls for {of_experts} tensors of experts; the files have {len(files.entries)} tensors in all"
+        )
     return replace(config, naming=naming, dtype=config.dtype or files.dtype or "bfloat16")
 
 

@@ -15,7 +15,7 @@ import tokenizers
 
 from checkpoint.errors import CheckpointError
 from checkpoint.make_tokenizer import byte_letters
-from checkpoint.read_file import is_there, parse_json, read_json, read_text
+from checkpoint.read_file import MAX_BYTES, is_there, parse_json, read_json, read_text
 
 _FIX = "download the file again"
 _KIND = "Drover reads byte-level BPE tokenizers, the kind that Llama 4 has"
@@ -82,7 +82,7 @@ class Tokenizer:
         kind.
         """
         path, config_path = directory / "tokenizer.json", directory / "tokenizer_config.json"
-        text = read_text(path)
+        text = read_text(path, MAX_BYTES)
         data = parse_json(path, text)
         config = read_json(config_path) if is_there(config_path) else {}
         try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from checkpoint.errors import DroverError
 
 _LONGEST_TMPDIR = 8
+_OTHER_FOLDER = f"set TMPDIR to a folder of your own, of at most {_LONGEST_TMPDIR} letters"
 
 
 def short_temporary_folder() -> Path:
@@ -27,9 +28,9 @@ def private_folder() -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = os.lstat(folder)
     except OSError as error:
-        raise DroverError(f"{folder} cannot be made: {error.strerror}; set TMPDIR to a folder of your own") from None
+        raise DroverError(f"{folder} cannot be made: {error.strerror}; {_OTHER_FOLDER}") from None
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise DroverError(f"{folder} is not yours; remove it, or set TMPDIR to a folder of your own")
+        raise DroverError(f"{folder} is not yours; have it removed, or {_OTHER_FOLDER}")
     folder.chmod(0o700)
     return folder
 
@@ -37,7 +38,8 @@ def private_folder() -> Path:
 def home() -> Path:
     """The user's home, if there is one that can be written to; else the private folder."""
     named = os.environ.get("HOME", "")
-    return Path(named) if named not in ("", "/") and os.access(named, os.W_OK) else private_folder()
+    is_usable = named not in ("", "/") and os.path.isdir(named) and os.access(named, os.W_OK | os.X_OK)
+    return Path(named) if is_usable else private_folder()
 
 
 def ensure_home() -> None:

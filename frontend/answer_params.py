@@ -64,6 +64,7 @@ class AnswerParams:
         """
         given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(self, name)) is not None}
         given.setdefault("max_tokens", min(default.max_tokens, room_tokens))
+        given.setdefault("min_tokens", min(default.min_tokens, given["max_tokens"]))
         given.setdefault("seed", secrets.randbits(63))
         given["stop_token_ids"] = default.stop_token_ids.union(self.stop_token_ids or ())
         given["logit_bias"] = tuple(sorted((self.logit_bias or {}).items())) or default.logit_bias

@@ -1,6 +1,6 @@
 """What is told about the served model, and how it samples by default."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from checkpoint.config import ModelConfig
 from checkpoint.layout import count_parameters
@@ -43,5 +43,8 @@ class ModelCard:
             total_parameters=total,
             active_parameters=active,
             dtype=dtype,
-            default_sampling=SamplingParams(DEFAULT_MAX_TOKENS, **asdict(config.sampling_defaults)),
+            default_sampling=replace(
+                DEFAULT_SAMPLING,
+                **{name: value for name, value in asdict(config.sampling_defaults).items() if value is not None},
+            ),
         )

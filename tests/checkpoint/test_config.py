@@ -215,7 +215,7 @@ BAD_FIELDS = [
     ({"no_rope_layers": [1, 1, 1, "no"]}, "no_rope_layers is 'no'; it must be a list of 1"),
     ({"layer_types": ["full_attention"]}, r"layer_types is .*num_hidden_layers \(4\) entries"),
     ({"layer_types": ["sliding_attention"] * 4}, "'sliding_attention'; it must be 'chunked_attention' or 'full_"),
-    ({"moe_layers": [4]}, r"moe_layers is 4; it must be a layer index below num_hidden_layers \(4\)"),
+    ({"moe_layers": ["1"]}, "moe_layers is '1'; it must be a layer index"),
     ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling: rope_type is 'yarn'; it must be 'default' or 'llama3'"),
     ({"rope_scaling": {"rope_type": "llama3"}}, "rope_scaling: factor is None; it must be a finite number above 0"),
     ({"rope_scaling": {**SCOUT_SCALING, "high_freq_factor": 0.5}}, r"high_freq_factor is 0.5; .*low_freq_factor \(1"),
@@ -223,7 +223,7 @@ BAD_FIELDS = [
         {"rope_parameters": {"partial_rotary_factor": 0.5}},
         "rope_parameters: partial_rotary_factor is 0.5; it must be 1",
     ),
-    ({"eos_token_id": [1, -2]}, "eos_token_id is -2; it must be a token id, or a list of them"),
+    ({"eos_token_id": [1, "2"]}, "eos_token_id is '2'; it must be a token id, or a list of them"),
     ({"bos_token_id": "<s>"}, "bos_token_id is '<s>'; it must be a token id"),
 ]
 
@@ -299,8 +299,9 @@ def with_generation(directory: Path, **fields: object) -> ModelConfig:
 
 
 def test_every_sampling_field_of_a_generation_config_counts(tmp_path: Path) -> None:
-    config = with_generation(tmp_path, temperature=0.5, top_p=0.8, top_k=-1, min_p=0.1, repetition_penalty=1.2)
-    assert config.sampling_defaults == SamplingDefaults(0.5, 0.8, 0, 0.1, 1.2)
+    given = {"temperature": 0.5, "top_p": 0.8, "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.2}
+    config = with_generation(tmp_path, **given, max_new_tokens=50, min_new_tokens=3)
+    assert config.sampling_defaults == SamplingDefaults(0.5, 0.8, 0, 0.1, 1.2, 50, 3)
     assert config.warnings == ()
 
 
@@ -328,10 +329,10 @@ def test_nonsense_in_a_generation_config_is_ignored_with_a_warning(tmp_path: Pat
 
 
 def test_end_tokens_that_the_vocabulary_lacks_are_ignored_with_a_warning(tmp_path: Path) -> None:
-    config = with_generation(tmp_path, eos_token_id=[5, 202_048, 7])
+    config = with_generation(tmp_path, eos_token_id=[5, 202_048, -1, 7])
     assert config.eos_token_ids == (5, 7)
     [warning] = config.warnings
-    assert "generation_config.json: eos_token_id 202048 is ignored; vocab_size is 202048" in warning
+    assert "generation_config.json: eos_token_id 202048, -1 is ignored; vocab_size is 202048" in warning
     assert parse(eos_token_id=300_000).eos_token_ids == ()
     assert len(parse(eos_token_id=300_000).warnings) == 1
 
@@ -369,6 +370,14 @@ NAMED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", NAMED)
 def test_names_and_nesting_may_be_mixed(name: str) -> None:
     assert parse(**NAMED[name]).num_layers == 4
+
+
+def test_a_shortened_model_may_list_experts_of_layers_that_it_no_longer_has() -> None:
+    assert parse(num_hidden_layers=4, moe_layers=[1, 3, 5, 7]).moe_layers == (1, 3)
+
+
+def test_a_beginning_token_that_the_vocabulary_lacks_is_none() -> None:
+    assert parse(bos_token_id=10**9).bos_token_id is None
 
 
 def test_a_model_of_another_type_is_refused_whatever_class_it_names() -> None:

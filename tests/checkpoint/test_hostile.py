@@ -19,7 +19,14 @@ from frontend.chat_template import ChatTemplate
 from tests.checkpoint.test_inspect import TINY
 from tests.processes import PATIENCE_S
 
-FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+FILES = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 JSON_FILES = tuple(name for name in FILES if name.endswith(".json"))
 
 
@@ -61,9 +68,12 @@ def refusal(folder: Path) -> str:
         Tokenizer.open(folder)
         ChatTemplate.open(folder)
 
+    problems: list[str] = []
     with pytest.raises(DroverError) as caught:
         in_time(serve)
-    in_time(lambda: inspect_checkpoint(folder))
+    in_time(lambda: problems.extend(inspect_checkpoint(folder).problems))
+    assert problems
+    assert all("\n" not in problem for problem in problems)
     return str(caught.value)
 
 
@@ -136,7 +146,7 @@ def test_json_that_is_none_is_named(name: str, content: str, folder: Path) -> No
 def test_a_file_of_endless_length_is_not_read(name: str, folder: Path) -> None:
     os.truncate(folder / name, 2**40)  # sparse: it takes no room on the disk
     message = refusal(folder)
-    assert f"{folder / name} has more than 256 MiB" in message
+    assert f"{folder / name} has more than {256 if name == 'tokenizer.json' else 16} MiB" in message
 
 
 VALUES = [None, True, -1, 0, 10**30, 1.5, "", "x" * 1000, [], [[]], {}, {"": None}, [None] * 50]
@@ -231,6 +241,8 @@ HEADERS: dict[str, Callable[[Entries], object]] = {
     "true as a length": lambda entries: entries[NORM].update(shape=[True]),
     "many dimensions": lambda entries: entries[NORM].update(shape=[1] * 100_000),
     "an unknown dtype": lambda entries: entries[NORM].update(dtype="F8_E4M3", shape=[64]),
+    "a name that drives a terminal": lambda entries: entries.update({"\x1b[2J\nx": entries.pop(NORM)}),
+    "a dtype that drives a terminal": lambda entries: entries[NORM].update(dtype="\x1b[2J\nx"),
     "a dtype that is no text": lambda entries: entries[NORM].update(dtype=None),
 }
 
@@ -242,6 +254,7 @@ def test_a_header_that_lies_is_refused(name: str, folder: Path) -> None:
     with_header(folder, entries)
     message = refusal(folder)
     assert "model.safetensors" in message or NORM in message
+    assert message.isprintable()
     assert len(message) < 1000
 
 
@@ -261,3 +274,19 @@ def test_a_folder_that_may_not_be_searched_is_named(folder: Path) -> None:
         assert str(folder) in refusal(folder)
     finally:
         folder.chmod(0o700)
+
+
+def test_experts_beyond_all_files_are_refused_before_they_are_listed(folder: Path) -> None:
+    """4096 layers of 65536 unfused experts, of which there is one."""
+    entries = header(folder)
+    entries["model.layers.0.feed_forward.experts.0.gate_proj.weight"] = entries.pop(NORM)
+    with_header(folder, entries)
+    config = json.loads((folder / "config.json").read_text())
+    huge = {"num_hidden_layers": 4096, "num_local_experts": 65_536, "no_rope_layers": [], "layer_types": None}
+    (folder / "config.json").write_text(json.dumps(config | huge | {"moe_layers": None}))
+    assert "the config calls for 805306368 tensors of experts" in refusal(folder)
+
+
+def test_of_many_numbered_files_the_missing_are_counted_and_not_listed(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-99999.safetensors")
+    assert "has 1 of 99999 files model-*-of-99999.safetensors" in refusal(folder)

@@ -259,7 +259,7 @@ def test_a_header_entry_that_cannot_be(name: str, damaged: Path) -> None:
 @pytest.mark.parametrize("target", ["../secret.safetensors", "/etc/passwd", "sub/x.safetensors", "..", "", 7, ["x"]])
 def test_an_index_that_leaves_the_directory(target: object, sharded: Path) -> None:
     (sharded / INDEX_FILE).write_text(json.dumps({"weight_map": {DOWN: target}}))
-    assert f"weight_map puts {DOWN} into {target!r}; a file of the same directory is expected" in refusal(sharded)
+    assert f"weight_map puts {DOWN!r} into {target!r}; a file of the same directory is expected" in refusal(sharded)
 
 
 @pytest.mark.parametrize("content", ["{}", '{"weight_map": []}', '{"weight_map": {}}'])

@@ -27,7 +27,7 @@ def test_the_folder_is_this_users_alone(temporary: Path) -> None:
 def test_what_somebody_else_has_put_there_is_refused(temporary: Path) -> None:
     place = temporary / f"drover-{os.getuid()}"
     place.symlink_to("/tmp")
-    with pytest.raises(DroverError, match=r"is not yours; remove it, or set TMPDIR"):
+    with pytest.raises(DroverError, match=r"is not yours; have it removed, or set TMPDIR"):
         private_folder.private_folder()
     place.unlink()
     place.write_text("")

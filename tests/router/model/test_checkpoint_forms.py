@@ -127,6 +127,16 @@ def test_a_single_file_counts_before_an_index_and_the_second_set_is_reported(
     assert "are both there; the first is loaded" in warning
 
 
+def test_a_tensor_that_an_index_leaves_out_is_loaded_as_in_transformers(reference: Reference, tmp_path: Path) -> None:
+    directory = in_two_files(reference, tmp_path)
+    index = {}
+    for path in directory.glob("model-*.safetensors"):
+        index |= dict.fromkeys(load_file(path), path.name)
+    del index["model.norm.weight"]
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    same_logits(directory, reference)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_without_a_dtype_in_the_config_the_files_say_it(
     reference: Reference, tmp_path: Path, dtype: torch.dtype
