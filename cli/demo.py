@@ -96,8 +96,9 @@ def run(args: argparse.Namespace) -> int:
     from cli.serve import serving
     from cluster.free_ports import free_ports
 
-    # SIGTERM ends the demo like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # SIGTERM ends the demo like Ctrl-C, and both do in a shell's background, too.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
     grpc_port, http_port = free_ports(2)
     overrides = [

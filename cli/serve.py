@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoint.errors import DroverError
-from cli.process_tree import adopt_orphans, end_descendants, reap
 
 if TYPE_CHECKING:
     from cluster.config import DeploymentConfig
 
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TEARDOWN_S = 60.0
-# Blocked signals stay blocked in a new process, and would in all of Ray's.
-_UNBLOCK = """\
-import os, signal, sys
+_ROOT = str(Path(__file__).resolve().parents[1])
+_TEARDOWN_S = 90.0
+# The child's first words. Blocked signals stay blocked in a new process, and would in all of Ray's. An interrupt that
+# was ignored, as for a shell's background jobs, must be none. The first entry of sys.path is the working directory.
+_SERVING = """\
+import sys
+sys.path[0] = {root!r}
+import signal
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
-os.execv(sys.argv[1], sys.argv[1:])
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from {module} import main
+sys.exit(main(sys.argv[1:]))
 """
 
 DESCRIPTION = """\
@@ -78,15 +82,21 @@ def run(args: argparse.Namespace) -> int:
     Ray runs in a child (cli/serving.py), this process has none of it: signals are safe here at any
     moment, and whatever becomes of Ray, its processes are ended here.
     """
+    stopping = {signal.SIGINT, signal.SIGTERM}
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        stopping.add(signal.SIGHUP)
+    # Blocked, signals wait until sigwait takes them: none comes amid anything.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*stopping, signal.SIGCHLD})
     from cluster.config import ConfigError, load_deployment
 
     config = load_deployment(args.config, args.overrides)
     if args.detach and config.ray.address == "local":
         raise ConfigError("--detach needs a running Ray cluster: a local Ray ends with this process; set ray.address")
-    # Blocked, signals wait until sigwait takes them: none comes amid anything.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*_STOPPING, signal.SIGCHLD})
     with serving(args.config, args.overrides, "detach" if args.detach else "stay") as (child, control):
-        return _watch(child, control, config)
+        while child.poll() is None:
+            if signal.sigwait({*stopping, signal.SIGCHLD}) in stopping:
+                return _stop(child, control, config)
+        return _exit_code(child)
 
 
 @contextmanager
@@ -98,75 +108,80 @@ def serving(
     Afterwards nothing is left of what it had started, however it ended. how: see cli.serving.main.
     """
     from cluster.local_rays import forget_local_ray
+    from cluster.marked_processes import VARIABLE, end_marked, mark_of_this_process
 
-    adopt_orphans()
     control, theirs = socket.socketpair()
-    command = [sys.executable, "-m", "cli.serving", str(theirs.fileno()), how, str(config), *overrides]
+    mark = mark_of_this_process()
     child = subprocess.Popen(
-        [sys.executable, "-c", _UNBLOCK, *command],
+        _python("cli.serving", str(theirs.fileno()), how, str(config), *overrides),
         pass_fds=[theirs.fileno()],
         start_new_session=True,  # the terminal's Ctrl-C is for this process alone
-        env=os.environ | {"PYTHONPATH": _python_path()},
+        env=_environment() | {VARIABLE: mark},
     )
     theirs.close()
     try:
         yield child, control
     finally:
         control.close()
-        end_descendants()
+        end_marked(mark)
+        child.wait()
         forget_local_ray(child.pid)
 
 
-def _watch(child: "subprocess.Popen[bytes]", control: socket.socket, config: "DeploymentConfig") -> int:
-    """Wait for the child, or for a signal that stops it. Returns the exit code."""
-    while child.poll() is None:
-        number = signal.sigwait({*_STOPPING, signal.SIGCHLD})
-        reap(but=child.pid)
-        if number in _STOPPING:
-            served = _is_readable(control)
-            print("stopping ...", flush=True)
-            control.close()
-            _stop(child, config)
-            print("stopped", flush=True)
-            return 0 if served else 128 + signal.SIGINT
-    if child.returncode < 0:
-        name = signal.Signals(-child.returncode).name
-        raise DroverError(f"the process that serves was ended by {name}; everything it had started is ended, too")
-    return child.returncode
+def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "DeploymentConfig") -> int:
+    """Stop at a signal. Returns the exit code.
 
-
-def _stop(child: "subprocess.Popen[bytes]", config: "DeploymentConfig") -> None:
-    """End what was started. A local Ray descends from this process; on a running one, parts must be removed."""
-    if config.ray.address == "local":
-        return
-    try:
-        child.wait(_TEARDOWN_S)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
-    if child.returncode != 0:
-        # Ray ended it before it could clean up. A new process can: it is `drover stop`.
-        arguments = ["stop", "--namespace", config.ray.namespace]
-        if config.ray.address != "auto":
-            arguments += ["--ray-address", config.ray.address]
-        subprocess.run(
-            [sys.executable, "-c", _UNBLOCK, sys.executable, "-m", "cli.main", *arguments],
-            timeout=_TEARDOWN_S,
-            capture_output=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": _python_path()},
-        )
-
-
-def _is_readable(control: socket.socket) -> bool:
-    return bool(select.select([control], [], [], 0)[0])
-
-
-def _python_path() -> str:
-    """PYTHONPATH with Drover's root in front, and without the working directory.
-
-    An empty entry stands for the working directory. A `client.py` there would take the place of ours.
+    A local Ray is ended by whoever ends what `serving` has started. On a running one, parts must be
+    removed: by the child, or else, if Ray ended it first, by a `drover stop`. Raises DroverError.
     """
-    root = str(Path(__file__).resolve().parents[1])
-    others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", ".", root)]
-    return os.pathsep.join([root, *others])
+    has_served = _has_served(control)
+    print("stopping ...", flush=True)
+    if config.ray.address != "local":
+        control.close()
+        try:
+            is_clean = child.wait(_TEARDOWN_S) == 0
+        except subprocess.TimeoutExpired:
+            is_clean = False
+        if not is_clean and not _removed(config):
+            namespace = config.ray.namespace
+            raise DroverError(f"parts of it may still run; see drover status --namespace {namespace}, then drover stop")
+    print("stopped", flush=True)
+    return 0 if has_served else 128 + signal.SIGINT
+
+
+def _removed(config: "DeploymentConfig") -> bool:
+    """Remove the deployment by a new process; whether nothing of it is left."""
+    arguments = ["stop", "--namespace", config.ray.namespace]
+    if config.ray.address != "auto":
+        arguments += ["--ray-address", config.ray.address]
+    try:
+        done = subprocess.run(
+            _python("cli.main", *arguments), timeout=_TEARDOWN_S, capture_output=True, check=False, env=_environment()
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0 or b"nothing runs" in done.stderr
+
+
+def _exit_code(child: "subprocess.Popen[bytes]") -> int:
+    """What this command ends with, once the child has by itself. Raises DroverError if the child could not say why."""
+    code: int = child.returncode
+    if code in (0, 1):
+        return code
+    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
+    raise DroverError(f"the process that serves was ended {how}; everything that it had started is ended, too")
+
+
+def _has_served(control: socket.socket) -> bool:
+    """Whether the child has said so; at the end of the stream it has not."""
+    return bool(select.select([control], [], [], 0)[0]) and control.recv(1) != b""
+
+
+def _python(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-c", _SERVING.format(root=_ROOT, module=module), *arguments]
+
+
+def _environment() -> dict[str, str]:
+    """With Drover's root first in PYTHONPATH, for Ray's workers, and without the working directory."""
+    others = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry not in ("", ".", _ROOT)]
+    return os.environ | {"PYTHONPATH": os.pathsep.join([_ROOT, *others])}

@@ -13,11 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from checkpoint.errors import DroverError
-from cli.process_tree import adopt_orphans, end_descendants
 
 if TYPE_CHECKING:
     from cluster.config import DeploymentConfig
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 GIVE_UP_S = 60.0
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str]) -> NoReturn:
     """Serve. argv: the control socket's descriptor, how, the config's path, overrides.
 
     how: "stay" until the deployment ends; "quietly", the same without a word on stdout; "detach".
@@ -34,7 +34,6 @@ def main(argv: Sequence[str]) -> int:
     """
     descriptor, how, path, *overrides = argv
     control = socket.socket(fileno=int(descriptor))
-    adopt_orphans()
     from cli.progress import StartProgress
     from cluster import launch, ray_runtime
     from cluster.config import load_deployment
@@ -50,13 +49,20 @@ def main(argv: Sequence[str]) -> int:
             print(_served(deployment), flush=True)
         if how == "detach":
             ray_runtime.disconnect()
-            return 0
+            _end(0)
         if how == "stay":
             print(f"Ctrl-C ends it, or: drover stop --namespace {config.ray.namespace}", flush=True)
-        return _stay(config)
+        _end(_stay(config))
     except DroverError as error:
         print(f"drover: error: {error}", file=sys.stderr)
-        return 1
+        _end(1)
+
+
+def _end(exit_code: int) -> NoReturn:
+    """End at once: what is left of a local Ray is the parent's to end; Ray's own way out takes seconds, or aborts."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _stay(config: "DeploymentConfig") -> int:
@@ -80,13 +86,13 @@ def _stay(config: "DeploymentConfig") -> int:
 
 def _end_with(control: socket.socket, is_local: bool) -> None:
     """Wait until the other end of `control` is closed, then end this process."""
-    try:
+    from cluster.marked_processes import VARIABLE, end_marked
+
+    with suppress(OSError):
         while control.recv(1):
             pass
-    except OSError:
-        pass
-    if is_local:  # all of Ray descends from this process
-        end_descendants()
+    if is_local:  # all of Ray has this process's mark
+        end_marked(os.environ[VARIABLE])
         os._exit(0)
     _thread.interrupt_main()  # removes from the cluster what was started there
     time.sleep(GIVE_UP_S)
@@ -96,11 +102,3 @@ def _end_with(control: socket.socket, is_local: bool) -> None:
 def _served(deployment: "Deployment") -> str:
     address = deployment.address
     return f"{deployment.config.name} is served on {address}; try: drover generate 'Hello' --address {address}"
-
-
-if __name__ == "__main__":
-    exit_code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # What is left of a local Ray is ended by the parent; Ray's own way out takes seconds, or aborts.
-    os._exit(exit_code)

@@ -56,7 +56,11 @@ def run(args: argparse.Namespace) -> int:
     elif status["routers"] or status["shards"]:
         _show(status)
     else:
+        from cluster.marked_processes import left_over
+
         print(f"nothing runs in namespace {args.namespace!r}", file=sys.stderr)
+        if left := left_over():
+            print(f"{len(left)} processes of a killed drover serve are left; drover stop ends them", file=sys.stderr)
     return 0 if status["routers"] or status["shards"] else 1
 
 

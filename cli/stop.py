@@ -36,6 +36,10 @@ def run(args: argparse.Namespace) -> int:
             from cluster.teardown import stop
 
             removed = stop(args.namespace)
+    from cluster.marked_processes import end_left_over
+
+    if ended := end_left_over():
+        removed.append(f"{len(ended)} processes of a drover serve that was killed")
     if not removed:
         print(f"nothing runs in namespace {args.namespace!r}", file=sys.stderr)
         return 1

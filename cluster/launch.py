@@ -24,7 +24,7 @@ from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
 from cluster.actors.specs import frontend_spec, router_spec, shard_specs
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
-from cluster.local_rays import end_orphaned_proxies
+from cluster.marked_processes import end_left_over
 from cluster.names import ROUTER_NAME, actor_names, app_name
 from cluster.reports import ActorState, Phase
 from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
@@ -77,7 +77,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     the caller ends it, with everything in it, by `ray_runtime.disconnect`.
     """
     if config.ray.address == "local":
-        end_orphaned_proxies()  # one of them may have the port
+        end_left_over()  # a HAProxy among them may have the port
     checkpoint = check(config)
     for warning in checkpoint.warnings:
         progress.stage(f"note: {warning}")

@@ -6,11 +6,8 @@ Python without Ray.
 
 import json
 import os
-import re
 import shutil
-import signal
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 from cluster.private_folder import home, private_folder
@@ -57,35 +54,6 @@ def find_local_ray(namespace: str) -> str | None:
             return address
         path.unlink(missing_ok=True)
     return None
-
-
-def end_orphaned_proxies() -> list[int]:
-    """End the HAProxies of local Rays that are gone, and return their process ids.
-
-    A HAProxy survives if Ray and whoever started it were killed at once. It keeps its ports, and
-    answers that there is nobody behind it. Its config is in a folder with its starter's process id.
-    """
-    ended = []
-    pattern = re.compile(re.escape(str(private_folder())) + r"/h(\d+)/")
-    for entry in Path("/proc").iterdir():
-        try:
-            command = (entry / "cmdline").read_bytes().decode(errors="replace") if entry.name.isdigit() else ""
-        except OSError:
-            continue  # it ended in the meantime
-        match = pattern.search(command)
-        if match and "haproxy\0" in command and not _is_serving(int(match[1])):
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(int(entry.name), signal.SIGKILL)
-                ended.append(int(entry.name))
-    return ended
-
-
-def _is_serving(process_id: int) -> bool:
-    """Whether a process lives that may have a local Ray; ids are used again, by other programs."""
-    try:
-        return b"python" in Path(f"/proc/{process_id}/cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def is_reachable(address: str) -> bool:

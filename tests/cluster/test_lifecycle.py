@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from cli.process_tree import descendants
 from tests.cli.test_imports import MODEL
 from tests.cluster import commands
 from tests.cluster.commands import NAMESPACE, START_S, address_in, assert_ends_cleanly, write_deployment_file
@@ -98,16 +97,9 @@ def processes_of(environment: dict[str, str]) -> dict[int, str]:
     return processes_with(f"{commands.MARK}={environment[commands.MARK]}")
 
 
-def descending_from(process_id: int, name: str) -> list[int]:
-    """Ids of processes below this one whose command line has `name` in it."""
-
-    def command(pid: int) -> str:
-        try:
-            return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except FileNotFoundError:
-            return ""  # it ended in the meantime
-
-    return [pid for pid in descendants(process_id) if name in command(pid)]
+def named(environment: dict[str, str], name: str) -> list[int]:
+    """Ids of what runs there whose command line has `name` in it."""
+    return [pid for pid, command in processes_of(environment).items() if name in command]
 
 
 @contextmanager
@@ -118,8 +110,9 @@ def served(environment: dict[str, str], deployment_file: Path) -> Iterator["subp
         yield process
 
 
+@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
 def test_a_dead_part_of_ray_ends_serve_with_one_line_wherever_it_lives(
-    deployment_file: Path, marked_environment: dict[str, str], tmp_path: Path
+    part: str, deployment_file: Path, marked_environment: dict[str, str], tmp_path: Path
 ) -> None:
     """TMPDIR is longer than a socket's path may be, and there is no home."""
     folder = tmp_path / ("long" * 40)
@@ -127,13 +120,11 @@ def test_a_dead_part_of_ray_ends_serve_with_one_line_wherever_it_lives(
     environment = marked_environment | {"TMPDIR": str(folder), "HOME": "/"}
     with served(environment, deployment_file) as process:
         assert process.stderr is not None
-        [raylet] = [
-            pid for pid in descending_from(process.pid, "raylet/raylet") if "/raylet" in os.readlink(f"/proc/{pid}/exe")
-        ]
-        os.kill(raylet, signal.SIGKILL)
+        [pid] = [pid for pid in processes_of(environment) if os.readlink(f"/proc/{pid}/exe").endswith(f"/{part}")]
+        os.kill(pid, signal.SIGKILL)
         assert process.wait(START_S) == 1
         last = process.stderr.read().decode().splitlines()[-1]
-        assert re.fullmatch(r"drover: error: Ray's .*raylet.* died; its logs: /.*", last)
+        assert re.fullmatch(rf"drover: error: Ray's .*{part}.* died; its logs: /.*", last)
 
 
 def test_a_killed_serve_leaves_nothing(deployment_file: Path, marked_environment: dict[str, str]) -> None:
@@ -146,10 +137,10 @@ def test_a_killed_serve_leaves_nothing(deployment_file: Path, marked_environment
 def test_the_next_start_ends_a_haproxy_that_outlived_everything(
     deployment_file: Path, marked_environment: dict[str, str]
 ) -> None:
-    with served(marked_environment, deployment_file) as process:
-        proxies = descending_from(process.pid, "haproxy -db")
+    with served(marked_environment, deployment_file):
+        proxies = named(marked_environment, "haproxy -db")
         assert proxies
-        everything = [process.pid, *descendants(process.pid)]
+        everything = list(processes_of(marked_environment))
         for number in (signal.SIGSTOP, signal.SIGKILL):  # all at once: nobody is left to end anything
             for pid in set(everything) - set(proxies):
                 with suppress(ProcessLookupError):

@@ -1,0 +1,78 @@
+"""The processes that a `drover serve` has started, known by a mark in their environment.
+
+Whatever they start inherits the mark, and keeps it when its parent is gone. So all can be found and
+ended, and nobody else's. The mark names the `drover serve`, by process id and start time: what
+carries the mark of one that is gone is left over. Plain Python without Ray.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+VARIABLE = "DROVER_SERVE"
+
+
+def mark_of_this_process() -> str:
+    """The mark for what this process starts."""
+    started = _start_time(os.getpid())
+    return f"{os.getpid()}-{started}"
+
+
+def end_marked(mark: str, timeout_s: float = 20.0) -> None:
+    """Kill every process with this mark but this one, and those that they still start."""
+    deadline_s = time.monotonic() + timeout_s
+    while (alive := _marked().get(mark, [])) and time.monotonic() < deadline_s:
+        _kill(alive)
+        time.sleep(0.01)  # Linux tells of children only, not of theirs
+
+
+def left_over() -> list[int]:
+    """Processes whose `drover serve` is gone, though they should have ended with it."""
+    return [pid for mark, pids in _marked().items() if not _lives(mark) for pid in pids]
+
+
+def end_left_over() -> list[int]:
+    """Kill them, and return their process ids."""
+    ended = left_over()
+    _kill(ended)
+    return ended
+
+
+def _marked() -> dict[str, list[int]]:
+    """Process ids by mark, of those that this user may look into; without this process and the dead."""
+    found: dict[str, list[int]] = {}
+    prefix = f"{VARIABLE}=".encode()
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            marks = [line for line in (entry / "environ").read_bytes().split(b"\0") if line.startswith(prefix)]
+        except OSError:
+            continue  # another user's, or it has just ended
+        if marks and _start_time(int(entry.name)) is not None:
+            found.setdefault(marks[0].removeprefix(prefix).decode(errors="replace"), []).append(int(entry.name))
+    return found
+
+
+def _lives(mark: str) -> bool:
+    process_id, _, started = mark.partition("-")
+    return process_id.isdigit() and str(_start_time(int(process_id))) == started
+
+
+def _start_time(process_id: int) -> int | None:
+    """When it started, in clock ticks since the system did; None if it has ended. Ids are used again."""
+    try:
+        # pid (command) state ...; the command may hold anything, also parentheses
+        state, *fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state in "ZX" else int(fields[18])
+
+
+def _kill(process_ids: list[int]) -> None:
+    for process_id in process_ids:
+        try:
+            os.kill(process_id, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            pass
