@@ -1,6 +1,7 @@
 """Rows between two GPUs: 2-rank NCCL groups, beside the Gloo pair that announces the rows."""
 
 import datetime
+import math
 import os
 import socket
 import threading
@@ -96,7 +97,7 @@ class NcclRows:
             # Kept until the next send: the rows must not be freed while they travel.
             self._sending = (rows_ND, self._group.send([rows_ND], self._peer, DATA_TAG))
 
-    def receive(self, rows: int, timeout_s: float) -> torch.Tensor:
+    def receive(self, rows: int, timeout_s: float = math.inf) -> torch.Tensor:
         self._buffers.reverse()
         x_ND = self._buffers[0][:rows]
         arrived = torch.cuda.Event()
