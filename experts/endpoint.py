@@ -112,7 +112,7 @@ class Endpoint:
         with self._ending("lost"):
             receive = self._pair.post_receive(buffers[0])
             posted.set()
-            while True:
+            while not self.ended.is_set():
                 receive.wait(self._liveness.silence_s)
                 receive = self._pair.post_receive(buffers[1])
                 packed = assembly.add(buffers[0])
