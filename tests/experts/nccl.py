@@ -3,10 +3,12 @@
 - Each rank of a communicator has one queue, for both directions. Only what is first in it goes on.
 - A send of more than EAGER_BYTES is done when its receive is; a smaller one needs no receive.
 - Nobody waits in `send`, `recv` or `wait`; a stream's mark tells what is done.
+- It knows only where rows are in memory, and keeps them no longer than their owners do.
 - Both sizes must match. abort ends all that is queued, and later calls raise.
 """
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +21,19 @@ EAGER_BYTES = 32
 
 @dataclass(eq=False)
 class FakeWork:
-    tensor: torch.Tensor | None
+    memory: "weakref.ref[torch.Tensor]"
     gpu: "FakeGpu"
     is_send: bool
     is_done: bool = False
 
+    @property
+    def tensor(self) -> torch.Tensor:
+        tensor = self.memory()
+        assert tensor is not None, "rows were freed while they travelled"
+        return tensor
+
     def finish(self) -> None:
-        self.is_done, self.tensor = True, None
+        self.is_done = True
 
     def wait(self) -> None:
         self.gpu.current.work.append(self)
@@ -57,14 +65,12 @@ class Ends:
             if not self.queues[rank]:
                 continue
             first = self.queues[rank][0]
-            assert first.tensor is not None
             if first.is_send and first.tensor.nbytes <= EAGER_BYTES:
                 self._left_for[1 - rank].append(first.tensor.clone())
             elif not first.is_send and self._left_for[rank]:
                 _copy(self._left_for[rank].popleft(), first.tensor)
             elif not first.is_send and self.queues[1 - rank] and self.queues[1 - rank][0].is_send:
                 sent = self.queues[1 - rank][0]
-                assert sent.tensor is not None
                 _copy(sent.tensor, first.tensor)
                 self.queues[1 - rank].popleft().finish()
             else:
@@ -123,7 +129,7 @@ class FakeCommunicator:
         with self._network.lock:
             if self._is_aborted:
                 raise RuntimeError("NCCL communicator was aborted")
-            work = FakeWork(tensor, self._gpu, is_send)
+            work = FakeWork(weakref.ref(tensor), self._gpu, is_send)
             self._ends.queues[self._rank].append(work)
             self._network.go_on(self._ends)
         return work

@@ -41,8 +41,9 @@ def test_one_communicator_used_in_two_directions_deadlocks() -> None:
     network = Network()
     gpus = [FakeGpu(network) for _ in range(2)]
     router, shard = (gpu.communicator("one", rank) for rank, gpu in enumerate(gpus))
-    work = [router.send([rows_of(2, 1.0)], 1, 0), shard.send([rows_of(2, 2.0)], 0, 0)]
-    work += [router.recv([rows_of(2, 0.0)], 1, 0), shard.recv([rows_of(2, 0.0)], 0, 0)]
+    rows = [rows_of(2, value) for value in range(4)]
+    work = [router.send(rows[:1], 1, 0), shard.send(rows[1:2], 0, 0)]
+    work += [router.recv(rows[2:3], 1, 0), shard.recv(rows[3:], 0, 0)]
     assert not any(each.is_done for each in work)
     router.abort()
     assert [each.is_done for each in work] == [True, False, True, False]
