@@ -29,6 +29,7 @@ from cluster.names import ROUTER_NAME, actor_names, app_name
 from cluster.reports import ActorState, Phase
 from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
 from cluster.teardown import end, serve_applications
+from experts.groups.nccl import NCCL_ENVIRONMENT
 from frontend.chat_template import ChatTemplate
 from kernels.openmp import WAITING_THREADS
 
@@ -235,7 +236,7 @@ def _create(
         # waiting there.
         "max_concurrency": 8 if cls is RemoteShard else 1000,
         "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-        "runtime_env": {"env_vars": WAITING_THREADS},
+        "runtime_env": {"env_vars": WAITING_THREADS | NCCL_ENVIRONMENT},
     }
     return ray.remote(cls).options(**options).remote(spec)
 

@@ -4,12 +4,17 @@ One thread receives. It always has a receive posted, so no send waits for a busy
 that cross cannot deadlock. Another thread sends what was posted, and heartbeats while nothing is.
 Neither computes, and whoever posts never waits for a peer. A peer that was silent for silence_s is
 dead. One that is merely slow still sends heartbeats, or pieces of a long message.
+
+Rows that travel beside their message are waited for by a third thread, which has no deadline of its
+own: they may come long after the message, because the peer's GPU is still computing them. That is
+slowness, and the receiving thread goes on to read heartbeats.
 """
 
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -39,7 +44,7 @@ class Liveness:
 class Endpoint:
     """Sends what is posted, and calls on_message for each message that arrives, except heartbeats.
 
-    Both callbacks run in the receiving thread, so on_message must return fast. on_down is called
+    Both callbacks run in threads that receive, so on_message must return fast. on_down is called
     once, with the reason, when either end has ended the link.
     """
 
@@ -60,6 +65,8 @@ class Endpoint:
         self._on_message, self._on_down = on_message, on_down
         self._outbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         """None only wakes the sending thread."""
+        self._announced: queue.SimpleQueue[tuple[Message, int] | None] = queue.SimpleQueue()
+        """Messages whose rows travel beside them, with the number of rows; None only wakes the thread."""
         self.ended = threading.Event()
         """Set once the link has ended; down_reason then says why."""
         self.down_reason: str | None = None
@@ -69,6 +76,10 @@ class Endpoint:
             threading.Thread(target=self._receive_all, args=(posted,), name=f"receive {name}", daemon=True),
             threading.Thread(target=self._send_all, name=f"send {name}", daemon=True),
         ]
+        if rows is not None:
+            self._threads.append(
+                threading.Thread(target=self._take_rows, args=(rows,), name=f"rows {name}", daemon=True)
+            )
         for thread in self._threads:
             thread.start()
         posted.wait()
@@ -98,39 +109,38 @@ class Endpoint:
         # Two buffers: the next receive is posted before the last piece is looked at.
         buffers = [torch.zeros(PIECE_BYTES, dtype=torch.uint8) for _ in range(2)]
         assembly = Assembly(self._wire.capacity)
-        try:
+        with self._ending("lost"):
             receive = self._pair.post_receive(buffers[0])
             posted.set()
-            while True:
+            while not self.ended.is_set():
                 receive.wait(self._liveness.silence_s)
                 receive = self._pair.post_receive(buffers[1])
                 packed = assembly.add(buffers[0])
                 buffers.reverse()
-                if packed is None:
-                    continue
-                message = self._unpack(packed)
-                if message.kind is not Kind.HEARTBEAT:
-                    self._on_message(message)
-        except ConnectionError as error:
-            self._end(f"lost: {error}")
-        except Exception as error:
-            logger.exception("link %s broke", self.name)
-            self._end(f"broke: {error!r}")
+                if packed is not None:
+                    self._take(packed)
         posted.set()
-        self._close_channels()
         self._on_down(self.down_reason or "lost")
 
-    def _unpack(self, packed: torch.Tensor) -> Message:
+    def _take(self, packed: torch.Tensor) -> None:
         is_in_a_receive_buffer = len(packed) <= PIECE_BYTES
         message = self._wire.unpack(packed, copy=is_in_a_receive_buffer)
-        rows = self._wire.row_count(packed)
-        if self._rows is None or rows == 0:
-            return message
-        return replace(message, x_ND=self._rows.receive(rows, self._liveness.silence_s))
+        if message.kind is Kind.HEARTBEAT:
+            return
+        if self._rows is None:
+            self._on_message(message)
+        else:
+            self._announced.put((message, self._wire.row_count(packed)))
+
+    def _take_rows(self, rows: RowChannel) -> None:
+        with self._ending("lost"):
+            while (announced := self._announced.get()) is not None:
+                message, count = announced
+                self._on_message(replace(message, x_ND=rows.receive(count)) if count else message)
 
     def _send_all(self) -> None:
         buffer = self._wire.new_buffer()
-        try:
+        with self._ending("sending failed"):
             while True:
                 message = self._next_message()
                 if self.ended.is_set():
@@ -139,12 +149,19 @@ class Endpoint:
                     self._pair.send(piece, self._liveness.silence_s)
                 if self._rows is not None and message.x_ND is not None:
                     self._rows.send(message.x_ND)
+
+    @contextmanager
+    def _ending(self, how: str) -> Iterator[None]:
+        """What ends this block ends the link, and wakes its other threads."""
+        try:
+            yield
         except ConnectionError as error:
-            self._end(f"sending failed: {error}")
+            self._end(f"{how}: {error}")
         except Exception as error:
             logger.exception("link %s broke", self.name)
             self._end(f"broke: {error!r}")
-        self._close_channels()  # wakes the receiving thread, which calls on_down
+        finally:
+            self._close_channels()
 
     def _next_message(self) -> Message:
         try:
@@ -162,3 +179,4 @@ class Endpoint:
             self.down_reason = reason
         self.ended.set()
         self._outbox.put(None)
+        self._announced.put(None)

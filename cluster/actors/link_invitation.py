@@ -7,7 +7,7 @@ import torch
 
 from experts.endpoint import Liveness
 from experts.groups.gloo import Exchange, Pair
-from experts.groups.nccl import NcclRows
+from experts.groups.nccl import Cuda, NcclRows
 from experts.groups.row_channel import RowChannel
 from experts.wire import WireFormat
 
@@ -37,9 +37,8 @@ class LinkInvitation:
         assert self.row_store is not None
         host, port = self.row_store
         try:
-            rows = NcclRows(
-                host, port, self.name, rank, device, wire.max_rows, wire.hidden_size, wire.dtype, self.timeout_s
-            )
+            gpu = Cuda(host, port, device, self.timeout_s)
+            rows = NcclRows(gpu, self.name, rank, wire.hidden_size, wire.dtype, self.timeout_s)
         except ConnectionError:
             pair.close()
             raise

@@ -1,13 +1,14 @@
 """Rows between two GPUs: 2-rank NCCL groups, beside the Gloo pair that announces the rows."""
 
 import datetime
-import os
+import math
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
 import torch.distributed
@@ -16,9 +17,16 @@ from experts.groups.gloo import DATA_TAG, ROUTER_RANK, SHARD_RANK, first_line
 
 dist: Any = torch.distributed  # torch's stubs leave out most of what this file is about
 
+NCCL_ENVIRONMENT = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+"""For the environment that a process starts with: torch may read it early.
+
+By default torch ends the whole process when a communicator fails, or when its watchdog hangs. Here
+a failure concerns one link.
+"""
+
 
 class RowStore:
-    """Where the two ends of a link's NCCL group find each other; hosted by the router.
+    """Where the two ends of a link's NCCL groups find each other; hosted by the router.
 
     It listens on the node's one address, but asks nobody for a secret: whoever reaches the port can
     read and write. NCCL's own ports trust the network, too.
@@ -43,81 +51,174 @@ class RowStore:
         return len(self._store.list_keys())
 
 
+class Work(Protocol):
+    """A send or receive that is queued."""
+
+    def wait(self) -> object:
+        """Make the current stream wait for it; this thread does not wait."""
+        ...
+
+
+class Communicator(Protocol):
+    """A 2-rank group. What it is given, it does in order, after what the current stream was given before."""
+
+    def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Work: ...
+    def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Work: ...
+    def abort(self) -> None:
+        """End it and all that it was given, which then counts as done. May block."""
+        ...
+
+
+class Mark(Protocol):
+    """A point in a stream's work."""
+
+    def query(self) -> bool:
+        """Whether the stream has got there."""
+        ...
+
+
+class Gpu(Protocol):
+    """What NcclRows needs of a device, its streams, and the library that joins two of them."""
+
+    def communicator(self, name: str, rank: int) -> Communicator:
+        """Raises RuntimeError."""
+        ...
+
+    def stream(self) -> Any:
+        """A new stream."""
+        ...
+
+    def on(self, stream: Any) -> AbstractContextManager[object]:
+        """Makes `stream` the current one of this thread."""
+        ...
+
+    def mark(self) -> Mark:
+        """The end of what the current stream was given so far."""
+        ...
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory that the current stream may fill.
+
+        Once dropped, it is not used again before the default stream has finished what it was given.
+        """
+        ...
+
+
+class Cuda:
+    """The real one. Never run: no machine here has a GPU."""
+
+    def __init__(self, store_host: str, store_port: int, device: torch.device, timeout_s: float) -> None:
+        """The store is a RowStore's. timeout_s: for the other rank to join."""
+        self._store_address, self._device = (store_host, store_port), device
+        self._timeout = datetime.timedelta(seconds=timeout_s)
+
+    def communicator(self, name: str, rank: int) -> Communicator:
+        store = dist.TCPStore(*self._store_address, is_master=False, timeout=self._timeout, wait_for_workers=False)
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = self._timeout
+        group: Communicator = dist.ProcessGroupNCCL(dist.PrefixStore(name, store), rank, 2, options)
+        return group
+
+    def stream(self) -> Any:
+        return torch.cuda.Stream(self._device)
+
+    def on(self, stream: Any) -> AbstractContextManager[object]:
+        return torch.cuda.stream(stream)
+
+    def mark(self) -> Mark:
+        mark = torch.cuda.Event()
+        mark.record(torch.cuda.current_stream(self._device))
+        return mark
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        memory = torch.empty(*shape, dtype=dtype, device=self._device)
+        memory.record_stream(torch.cuda.default_stream(self._device))
+        return memory
+
+
 class NcclRows:
-    """Rows between two GPUs over a communicator and a stream of the link's own.
+    """Rows between two GPUs over two communicators of the link's own, one in each direction.
 
-    Never run: no machine here has a GPU.
+    A communicator keeps one queue for both directions. With rows under way both ways, each end's
+    send would wait behind it for the other's receive, for ever. tests/experts/nccl.py has that rule
+    and those below, and shows the deadlock; on a GPU this was never run.
 
-    Written to NCCL's documented rules: the receive is posted only after the header told its size,
-    so sizes always match and an idle link has no kernel waiting; nothing is allocated in a step;
-    the first, slow exchange happens at construction; a deadline is kept by polling an event, and a
-    miss aborts the communicator from a helper thread, because aborting may block. Links do not
-    wait for each other: each has one communicator, used in one direction at a time, so their sends
-    need no common group call.
+    - A receive is queued only after the header told its size, so that sizes always match, and an
+      idle link has no kernel waiting.
+    - The first, slow exchange happens at construction.
+    - A thread can wait for a GPU only without a deadline, so it looks at a mark again and again.
+    - `close` aborts in a thread of its own, because aborting may block.
+
+    Sends come from one thread, receives from one other; `close` from any.
     """
 
-    def __init__(
-        self,
-        store_host: str,
-        store_port: int,
-        name: str,
-        rank: int,
-        device: torch.device,
-        max_rows: int,
-        hidden_size: int,
-        dtype: torch.dtype,
-        timeout_s: float,
-    ) -> None:
-        # By default torch ends the whole process when a communicator fails; here a failure
-        # concerns one link.
-        os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] = "0"
-        timeout = datetime.timedelta(seconds=timeout_s)
-        self._stream = torch.cuda.Stream(device)
-        self._buffers = [torch.empty(max_rows, hidden_size, dtype=dtype, device=device) for _ in range(2)]
-        self._peer = 1 - rank
-        self._sending: Any = None
+    def __init__(self, gpu: Gpu, name: str, rank: int, hidden_size: int, dtype: torch.dtype, timeout_s: float) -> None:
+        """Returns once both ends have joined. Raises ConnectionError, after about timeout_s."""
+        self._gpu, self._peer, self._row = gpu, 1 - rank, (hidden_size, dtype)
+        self._closing = threading.Lock()
+        self._is_closed = False
+        self._under_way: deque[tuple[torch.Tensor, Mark]] = deque()
+        """What was sent, and perhaps not yet read by the GPU."""
+        self._sending, self._receiving = gpu.stream(), gpu.stream()
+        self._communicators: dict[int, Communicator] = {}
         try:
-            store = dist.TCPStore(store_host, store_port, is_master=False, timeout=timeout, wait_for_workers=False)
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = timeout
-            self._group = dist.ProcessGroupNCCL(dist.PrefixStore(f"{name}/rows", store), rank, 2, options)
             for sender in (ROUTER_RANK, SHARD_RANK):
+                self._communicators[sender] = gpu.communicator(f"{name}/rows-from-{sender}", rank)
                 if rank == sender:
-                    self.send(self._buffers[0][:1])
+                    self.send(gpu.empty((1, hidden_size), dtype))
                 else:
-                    self.receive(1, timeout_s)
-        except RuntimeError as error:
+                    self._receive(1, timeout_s)
+        except (RuntimeError, ConnectionError) as error:
+            self.close()
             raise ConnectionError(f"NCCL link {name} could not be formed: {first_line(error)}") from None
 
     def send(self, x_ND: torch.Tensor) -> None:
+        """Queue rows, which must not change any more. Raises ConnectionError."""
+        while self._under_way and self._under_way[0][1].query():
+            self._under_way.popleft()
         rows_ND = x_ND.contiguous()
-        self._stream.wait_stream(torch.cuda.current_stream(rows_ND.device))
-        with torch.cuda.stream(self._stream), _nccl_errors():
-            # Kept until the next send: the rows must not be freed while they travel.
-            self._sending = (rows_ND, self._group.send([rows_ND], self._peer, DATA_TAG))
+        with self._nccl_errors():
+            work = self._communicators[1 - self._peer].send([rows_ND], self._peer, DATA_TAG)
+            with self._gpu.on(self._sending):
+                work.wait()
+                self._under_way.append((rows_ND, self._gpu.mark()))
 
-    def receive(self, rows: int, timeout_s: float) -> torch.Tensor:
-        self._buffers.reverse()
-        x_ND = self._buffers[0][:rows]
-        arrived = torch.cuda.Event()
-        with torch.cuda.stream(self._stream), _nccl_errors():
-            self._group.recv([x_ND], self._peer, DATA_TAG).wait()  # makes the stream wait, not this thread
-            arrived.record(self._stream)
+    def receive(self, rows: int) -> torch.Tensor:
+        """x_ND; waits until it has come, or `close`. Raises ConnectionError."""
+        return self._receive(rows, math.inf)
+
+    def _receive(self, rows: int, timeout_s: float) -> torch.Tensor:
+        hidden_size, dtype = self._row
+        with self._nccl_errors(), self._gpu.on(self._receiving):
+            x_ND = self._gpu.empty((rows, hidden_size), dtype)
+            self._communicators[self._peer].recv([x_ND], self._peer, DATA_TAG).wait()
+            arrived = self._gpu.mark()
         deadline = time.monotonic() + timeout_s
-        while not arrived.query():
+        while not arrived.query() and not self._is_closed:
             if time.monotonic() > deadline:
-                self.close()
                 raise ConnectionError(f"{rows} rows did not arrive within {timeout_s:g} s")
-            time.sleep(20e-6)  # only polling an event has a deadline; waiting for one has none
+            time.sleep(20e-6)
+        if self._is_closed:
+            raise ConnectionError("closed")
         return x_ND
 
     def close(self) -> None:
-        threading.Thread(target=self._group.abort, name="abort nccl", daemon=True).start()
+        """End every send and receive. Harmless on a closed one."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+        threading.Thread(target=self._abort, name="abort nccl", daemon=True).start()
 
+    def _abort(self) -> None:
+        for communicator in self._communicators.values():
+            communicator.abort()
 
-@contextmanager
-def _nccl_errors() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise ConnectionError(first_line(error)) from None
+    @contextmanager
+    def _nccl_errors(self) -> Iterator[None]:
+        if self._is_closed:
+            raise ConnectionError("closed")
+        try:
+            yield
+        except RuntimeError as error:
+            raise ConnectionError(first_line(error)) from None

@@ -12,11 +12,16 @@ class RowChannel(Protocol):
     """
 
     def send(self, x_ND: torch.Tensor) -> None:
-        """Send rows whose number the peer learns from the header."""
+        """Send rows whose number the peer learns from the header. Raises ConnectionError."""
         ...
 
-    def receive(self, rows: int, timeout_s: float) -> torch.Tensor:
-        """x_ND, valid until the next but one receive. Raises ConnectionError if it takes too long."""
+    def receive(self, rows: int) -> torch.Tensor:
+        """x_ND, the caller's own, once it has arrived.
+
+        However long that takes: only `close` ends the wait, with a ConnectionError.
+        """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End every send and receive. Harmless on a closed one."""
+        ...

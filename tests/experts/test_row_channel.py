@@ -1,8 +1,9 @@
 """Rows that travel beside their message, as between GPUs; here a second pair through host memory carries them.
 
-Shows the endpoints' part (header first, receive after it, sizes from it, deadlines). NCCL itself needs a GPU.
+Shows the endpoints' part: header first, receive after it, sizes from it, deadlines.
 """
 
+import queue
 import threading
 from dataclasses import replace
 
@@ -21,7 +22,12 @@ from experts.shard_server import ShardServer
 from experts.wire import Kind, Message, WireFormat
 from tests.experts.ends import join_both
 from tests.experts.shard_process import CPU, KERNELS, LIVENESS, rows_like, wire_for
+from tests.processes import PATIENCE_S
 from tests.reference import make_reference
+
+IMPATIENT = Liveness(heartbeat_s=0.05, silence_s=0.5)
+ASKED = ExpertRows(1, [0], [1], [3], torch.ones(3, 16))
+ANSWER = torch.arange(48.0).view(3, 16)
 
 
 class HostRows:
@@ -33,9 +39,9 @@ class HostRows:
     def send(self, x_ND: torch.Tensor) -> None:
         self._pair.send(x_ND.contiguous().view(-1).view(torch.uint8), 5.0)
 
-    def receive(self, rows: int, timeout_s: float) -> torch.Tensor:
+    def receive(self, rows: int) -> torch.Tensor:
         buffer = torch.empty(rows * self._wire.row_bytes, dtype=torch.uint8)
-        self._pair.post_receive(buffer).wait(timeout_s)
+        self._pair.post_receive(buffer).wait(PATIENCE_S)
         return buffer.view(self._wire.dtype).view(rows, self._wire.hidden_size)
 
     def close(self) -> None:
@@ -60,19 +66,53 @@ def test_rows_beside_the_message_are_computed_like_rows_inside(tmp_path_factory:
     server.close()
 
 
-def test_rows_that_were_announced_and_do_not_come_end_the_link() -> None:
+class LateRows(HostRows):
+    """Its rows leave only once `may_leave` is set; `send` does not wait for that, as on a GPU."""
+
+    def __init__(self, pair: Pair, wire: WireFormat) -> None:
+        super().__init__(pair, wire)
+        self.may_leave = threading.Event()
+
+    def send(self, x_ND: torch.Tensor) -> None:
+        def send_later() -> None:
+            if self.may_leave.wait(PATIENCE_S):
+                super(LateRows, self).send(x_ND)
+
+        threading.Thread(target=send_later, daemon=True).start()
+
+
+def late_link(name: str) -> tuple[GroupLink, Endpoint, LateRows, "queue.SimpleQueue[Message]"]:
+    """A router's link, its shard's endpoint, the shard's row channel, and the messages that the shard got."""
     wire = WireFormat(max_groups=4, max_rows=8, hidden_size=16, dtype=torch.float32, rows_inline=False)
-    pairs, row_pairs = join_both("missing"), join_both("missing-rows")
-    down = threading.Event()
-    endpoint = Endpoint(
-        pairs[0], wire, Liveness(0.05, 0.5), lambda message: None, lambda reason: down.set(), "missing",
-        HostRows(row_pairs[0], wire),
-    )  # fmt: skip
-    receive = pairs[1].post_receive(wire.new_buffer())
-    receive.wait(60.0)  # the endpoint's first heartbeat: it is listening
-    announced = Message(Kind.RESULT, 1, x_ND=torch.zeros(3, 16))
-    pairs[1].send(wire.pack(announced, wire.new_buffer()), 60.0)
-    assert down.wait(60.0)
-    with pytest.raises(LinkDown):
-        endpoint.post(Message(Kind.HEARTBEAT))
-    endpoint.close()
+    pairs, row_pairs = join_both(name), join_both(f"{name}-rows")
+    got: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    rows = LateRows(row_pairs[1], wire)
+    shard = Endpoint(pairs[1], wire, IMPATIENT, got.put, lambda reason: None, name, rows)
+    link = GroupLink(pairs[0], wire, IMPATIENT, 5 * IMPATIENT.silence_s, CPU, name, HostRows(row_pairs[0], wire))
+    return link, shard, rows, got
+
+
+def test_rows_that_come_late_are_slowness_and_judged_by_the_reply_deadline() -> None:
+    link, shard, rows, got = late_link("late")
+    first = link.request(ASKED)
+    shard.post(Message(Kind.RESULT, got.get(timeout=PATIENCE_S).sequence, x_ND=ANSWER))
+    with pytest.raises(LinkDown, match="though it is alive"):  # many times the silence that would be death
+        first.wait()
+    assert link.down_reason is None
+    rows.may_leave.set()
+    second = link.request(ASKED)
+    shard.post(Message(Kind.RESULT, got.get(timeout=PATIENCE_S).sequence, x_ND=ANSWER + 1))
+    assert torch.equal(second.wait(), ANSWER + 1), "the late rows came first, and were nobody's"
+    link.close()
+    shard.close()
+
+
+def test_a_link_that_ends_while_rows_are_awaited_frees_every_waiter() -> None:
+    link, shard, _, got = late_link("ended")
+    reply = link.request(ASKED)
+    shard.post(Message(Kind.RESULT, got.get(timeout=PATIENCE_S).sequence, x_ND=ANSWER))
+    shard.close()
+    with pytest.raises(LinkDown, match="lost"):
+        reply.wait()
+    link.close()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.endswith(" ended")]
