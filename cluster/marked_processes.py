@@ -19,11 +19,18 @@ def mark_of_this_process() -> str:
     return f"{os.getpid()}-{started}"
 
 
+# A process shows no environment while it becomes another program, which takes milliseconds on a busy machine.
+_LOOKS_WITHOUT_ANY = 5
+
+
 def end_marked(mark: str, timeout_s: float = 20.0) -> None:
     """Kill every process with this mark but this one, and those that they still start."""
     deadline_s = time.monotonic() + timeout_s
-    while (alive := _marked().get(mark, [])) and time.monotonic() < deadline_s:
+    looks_left = _LOOKS_WITHOUT_ANY
+    while looks_left and time.monotonic() < deadline_s:
+        alive = _marked().get(mark, [])
         _kill(alive)
+        looks_left = _LOOKS_WITHOUT_ANY if alive else looks_left - 1
         time.sleep(0.01)  # Linux tells of children only, not of theirs
 
 

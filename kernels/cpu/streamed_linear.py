@@ -67,16 +67,19 @@ def is_streamable(linear: Linear) -> TypeGuard[OneDnnLinear]:
         and linear.address % 64 == 0
         and linear.outputs % COLUMN == 0
         and _is_packed_as_expected(
-            min(linear.outputs, -(-_CHECKED_WEIGHTS // linear.inputs // COLUMN) * COLUMN), linear.inputs
+            min(linear.outputs, -(-_CHECKED_WEIGHTS // linear.inputs // COLUMN) * COLUMN),
+            linear.inputs,
+            torch.get_num_threads(),
         )
     )
 
 
 @cache
-def _is_packed_as_expected(outputs: int, inputs: int) -> bool:
+def _is_packed_as_expected(outputs: int, inputs: int, threads: int) -> bool:
     """Whether oneDNN packs weights of this shape as [O / 64, I / 2, 64, 2], without padding.
 
-    Found by packing consecutive numbers and reading the packed memory.
+    Found by packing consecutive numbers and reading the packed memory. threads: torch's now, on
+    which oneDNN's choice depends where a weight is small.
     """
     if outputs % COLUMN or inputs % 32:  # oneDNN pads inputs to whole tiles of 32
         return False
