@@ -25,6 +25,10 @@ VARINT, FIXED64, LENGTH_DELIMITED, GROUP, GROUP_END, FIXED32 = range(6)
 # three for each message. Protobuf makes 50 bytes and more of a field of two, and a loop over a
 # million fields holds up every stream for a second.
 MAX_FIELDS = 32_768
+# In all packed lists of one request: more than the ten million tokens of the largest context.
+# Protobuf makes four bytes of a number of one, and 64 million of them take it a second.
+MAX_NUMBERS = 2**24
+_CONTINUED = bytes(range(0x80, 0x100))  # all bytes of a varint but its last are of these
 
 
 _NO_MESSAGE = "is not a valid protobuf message"
@@ -63,7 +67,10 @@ def decoder(request_class: type[Message]) -> Callable[[bytes], Message | Malform
 
 
 class _Unreadable(Exception):
-    """Bytes that cannot be followed. path: of the message that holds them, "" for the request itself."""
+    """Bytes that cannot be followed, or must not be.
+
+    path: of the field or message at fault, "" for the request itself.
+    """
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -77,8 +84,9 @@ def _fault_in_structure(raw: bytes, descriptor: Any) -> MalformedRequest | None:
     end. So protobuf makes no more fields of it than were counted.
     """
     seen: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
     try:
-        left = _count(raw, 0, len(raw), descriptor, "", MAX_FIELDS, seen)
+        left = _count(raw, 0, len(raw), descriptor, "", MAX_FIELDS, seen, numbers)
     except _Unreadable as fault:
         return MalformedRequest(fault.path or descriptor.full_name, fault.reason)
     if left >= 0:
@@ -90,11 +98,13 @@ def _fault_in_structure(raw: bytes, descriptor: Any) -> MalformedRequest | None:
     )
 
 
-def _count(raw: bytes, place: int, end: int, descriptor: Any, path: str, left: int, seen: Counter[str]) -> int:
+def _count(
+    raw: bytes, place: int, end: int, descriptor: Any, path: str, left: int, seen: Counter[str], numbers: Counter[str]
+) -> int:
     """Count the fields of the message in raw[place:end], and of those inside it.
 
     left: how many may still come. Returns what is left of it, below 0 as soon as there are more.
-    seen: by path. Raises _Unreadable where the bytes are no message, and for a group: no field of
+    seen, numbers: fields, and numbers in packed lists, by path. Raises _Unreadable where the bytes are no message, and for a group: no field of
     drover.v1 is one, and what is inside an unknown one follows rules of its own.
     """
     while place < end and left >= 0:
@@ -111,7 +121,9 @@ def _count(raw: bytes, place: int, end: int, descriptor: Any, path: str, left: i
             if length > end - place:
                 raise _Unreadable(path, _NO_MESSAGE)
             if field is not None and field.type == FieldDescriptor.TYPE_MESSAGE:
-                left = _count(raw, place, place + length, field.message_type, name, left, seen)
+                left = _count(raw, place, place + length, field.message_type, name, left, seen, numbers)
+            elif field is not None and field.is_packed:
+                _count_numbers(raw[place : place + length], name, numbers)
             place += length
         elif wire_type in (FIXED32, FIXED64):
             place += 4 if wire_type == FIXED32 else 8
@@ -122,6 +134,13 @@ def _count(raw: bytes, place: int, end: int, descriptor: Any, path: str, left: i
     if place > end:
         raise _Unreadable(path, _NO_MESSAGE)
     return left
+
+
+def _count_numbers(packed: bytes, path: str, numbers: Counter[str]) -> None:
+    """Count the varints of a packed list: no request has a list of another type."""
+    numbers[path] += len(packed.translate(None, delete=_CONTINUED))
+    if numbers.total() > MAX_NUMBERS:
+        raise _Unreadable(path, f"has {numbers[path]} entries; a request has at most {MAX_NUMBERS} in all its lists")
 
 
 def _varint(raw: bytes, place: int, end: int, path: str) -> tuple[int, int]:

@@ -113,6 +113,28 @@ def test_what_a_client_library_writes_is_taken_up_to_the_limit(data: st.DataObje
     assert (message == request) if fields <= FEW else isinstance(message, MalformedRequest)
 
 
+@pytest.mark.parametrize("numbers", [10, 11])
+def test_numbers_in_packed_lists_are_bounded_apart_from_their_bytes(
+    monkeypatch: pytest.MonkeyPatch, numbers: int
+) -> None:
+    monkeypatch.setattr(decode, "MAX_NUMBERS", 10)
+    request = pb.GenerateRequest(token_ids=pb.TokenIds(ids=[2**20] * 7))
+    request.sampling.stop_token_ids.extend([5] * (numbers - 7))
+    message = decoder(pb.GenerateRequest)(request.SerializeToString())
+    if numbers == 10:
+        assert message == request
+    else:
+        reason = "has 4 entries; a request has at most 10 in all its lists"
+        assert message == MalformedRequest("sampling.stop_token_ids", reason)
+
+
+def test_every_packed_list_of_a_request_is_of_varints() -> None:
+    lists = [field for message in pb.DESCRIPTOR.message_types_by_name.values() for field in message.fields]
+    requested = [f for f in lists if f.is_packed and "Response" not in f.containing_type.name]
+    assert requested
+    assert {f.type for f in requested} == {f.TYPE_UINT32 for f in requested}
+
+
 UNREADABLE = {
     "a group": (group(1000, b""), "drover.v1.ChatRequest", "holds a group (field 1000); protobuf's groups"),
     "a group inside": (field(3, group(7, b"")), "sampling", "holds a group (field 7); protobuf's groups"),
