@@ -77,42 +77,47 @@ class _Unreadable(Exception):
         self.path, self.reason = path, reason
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Fields, and numbers in packed lists, by path."""
+
+    fields: Counter[str]
+    numbers: Counter[str]
+
+
 def _fault_in_structure(raw: bytes, descriptor: Any) -> MalformedRequest | None:
     """Why protobuf must not see these bytes: too many fields, or a field that cannot be followed.
 
     Reads up to MAX_FIELDS tags and skips what follows each. What it passes, it has walked to the
-    end. So protobuf makes no more fields of it than were counted.
+    end. So protobuf makes no more fields, and no longer lists, than were counted.
     """
-    seen: Counter[str] = Counter()
-    numbers: Counter[str] = Counter()
+    seen = _Seen(Counter(), Counter())
     try:
-        left = _count(raw, 0, len(raw), descriptor, "", MAX_FIELDS, seen, numbers)
+        left = _count(raw, 0, len(raw), descriptor, "", MAX_FIELDS, seen)
     except _Unreadable as fault:
         return MalformedRequest(fault.path or descriptor.full_name, fault.reason)
     if left >= 0:
         return None
-    [(path, count)] = seen.most_common(1)
+    [(path, count)] = seen.fields.most_common(1)
     return MalformedRequest(
         path or descriptor.full_name,
         f"occurs {count} times among the first {MAX_FIELDS} fields; a request has at most {MAX_FIELDS} fields",
     )
 
 
-def _count(
-    raw: bytes, place: int, end: int, descriptor: Any, path: str, left: int, seen: Counter[str], numbers: Counter[str]
-) -> int:
+def _count(raw: bytes, place: int, end: int, descriptor: Any, path: str, left: int, seen: _Seen) -> int:
     """Count the fields of the message in raw[place:end], and of those inside it.
 
     left: how many may still come. Returns what is left of it, below 0 as soon as there are more.
-    seen, numbers: fields, and numbers in packed lists, by path. Raises _Unreadable where the bytes are no message, and for a group: no field of
-    drover.v1 is one, and what is inside an unknown one follows rules of its own.
+    Raises _Unreadable where the bytes are no message, and for a group: no field of drover.v1 is
+    one, and what is inside an unknown one follows rules of its own.
     """
     while place < end and left >= 0:
         tag, place = _varint(raw, place, end, path)
         left -= 1
         field = descriptor.fields_by_number.get(tag >> 3)
         name = "" if field is None else _join(path, field)
-        seen[name] += 1
+        seen.fields[name] += 1
         wire_type = tag & 7
         if wire_type == VARINT:
             _, place = _varint(raw, place, end, path)
@@ -121,9 +126,9 @@ def _count(
             if length > end - place:
                 raise _Unreadable(path, _NO_MESSAGE)
             if field is not None and field.type == FieldDescriptor.TYPE_MESSAGE:
-                left = _count(raw, place, place + length, field.message_type, name, left, seen, numbers)
+                left = _count(raw, place, place + length, field.message_type, name, left, seen)
             elif field is not None and field.is_packed:
-                _count_numbers(raw[place : place + length], name, numbers)
+                _count_numbers(raw[place : place + length], name, seen.numbers)
             place += length
         elif wire_type in (FIXED32, FIXED64):
             place += 4 if wire_type == FIXED32 else 8
