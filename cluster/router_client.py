@@ -41,7 +41,8 @@ class RayRouterClient:
         self._mailer: asyncio.Task[None] | None = None
         self._router: ray.actor.ActorHandle | None = None
         self._finding: asyncio.Future[ray.actor.ActorHandle] | None = None
-        # Of its own: a lookup may block for as long as Ray's head is away, and only one is made at a time.
+        # Of its own: a look-up may block for as long as Ray's head is away, and only one is made at a
+        # time.
         self._finder = ThreadPoolExecutor(1, "find router")
 
     async def limits(self) -> RequestLimits:

@@ -59,8 +59,9 @@ class Unread:
 
 
 class DeltaStream:
-    """The deltas of one or several requests in the order of their arrival; it ends when all requests have ended.
+    """The deltas of one or several requests in the order of their arrival.
 
+    It ends when all requests have ended.
     The requests are submitted when the first delta is asked for. Whoever reads the stream must
     close it.
     """
