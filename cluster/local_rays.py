@@ -10,6 +10,7 @@ import shutil
 import socket
 from pathlib import Path
 
+from cluster.addresses import split_address
 from cluster.private_folder import home, private_folder
 
 CONNECT_TIMEOUT_S = 5.0
@@ -58,12 +59,9 @@ def find_local_ray(namespace: str) -> str | None:
 
 def is_reachable(address: str) -> bool:
     """Whether something listens at host:port."""
-    host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit():
-        return False
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S).close()
-    except OSError:
+        socket.create_connection(split_address(address), CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError):
         return False
     return True
 
