@@ -27,7 +27,7 @@ from typing import Any
 
 from checkpoint.errors import CheckpointError
 from checkpoint.read_file import is_there, read_json, read_text
-from checkpoint.tokenizer import Tokenizer, token_name
+from checkpoint.tokenizer import Tokenizer, token_name, tokenizer_settings
 from frontend.template_process import TEMPLATE_PROCESS, TemplateFailed
 from router.errors import InvalidArgument
 
@@ -59,8 +59,7 @@ class ChatTemplate:
         images). Where that lists several templates by name, the one called "default" is it. Raises
         CheckpointError when a file is damaged.
         """
-        config_path = directory / "tokenizer_config.json"
-        config = read_json(config_path) if is_there(config_path) else {}
+        config = tokenizer_settings(directory)
         path, source = _find_source(directory, config)
         if source is None:
             return None
