@@ -15,6 +15,8 @@ from checkpoint.errors import CheckpointError
 # The largest there is, Llama 4's tokenizer.json, has 27 MB; all other files have less than 1 MB. JSON takes up to
 # thirty times as much memory as its text.
 MAX_BYTES, MAX_SMALL_BYTES = 256 * 2**20, 16 * 2**20
+TEMPLATE_FILES = ("chat_template.jinja", "additional_chat_templates/default.jinja")
+"""Where a chat template may be as plain text; the first counts."""
 _FIX = "download the file again"
 
 

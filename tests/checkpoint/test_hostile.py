@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -17,6 +18,7 @@ from checkpoint.tensors import Checkpoint
 from checkpoint.tokenizer import Tokenizer
 from frontend.chat_template import ChatTemplate
 from tests.checkpoint.test_inspect import TINY
+from tests.command import drover
 from tests.processes import PATIENCE_S
 
 FILES = (
@@ -69,10 +71,13 @@ def refusal(folder: Path) -> str:
         Tokenizer.open(folder)
         ChatTemplate.open(folder)
 
-    problems: list[str] = []
+    inspections: list[CompletedProcess[str]] = []
     with pytest.raises(DroverError) as caught:
         in_time(serve)
-    in_time(lambda: problems.extend(inspect_checkpoint(folder).problems))
+    in_time(lambda: inspections.append(drover("checkpoint", "inspect", folder, "--json")))
+    [done] = inspections
+    problems = json.loads(done.stdout)["problems"]
+    assert done.returncode == 1
     assert problems
     assert all("\n" not in problem for problem in problems)
     return str(caught.value)
@@ -264,6 +269,16 @@ def test_a_header_that_lies_is_refused(name: str, folder: Path) -> None:
     assert "model.safetensors" in message or NORM in message
     assert message.isprintable()
     assert len(message) < 1000
+
+
+TEMPLATES = {"chat_template.jinja": "{% if %}", "tokenizer_config.json": '{"chat_template": 3}'}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_that_is_none_is_named(name: str, folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / name).write_text(TEMPLATES[name])
+    assert str(folder / name) in refusal(folder)
 
 
 OUTSIDE = ("../secret.safetensors", "/etc/passwd", "..", "", "a/b", "nul\0byte", "\n\x1b[31m", "x" * 3000)
