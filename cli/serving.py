@@ -85,6 +85,7 @@ def _stay(config: "DeploymentConfig") -> int:
 
 def _end_with(control: socket.socket, is_local: bool) -> None:
     """Wait until the other end of `control` is closed, then end this process."""
+    from cluster.local_rays import forget_local_ray
     from cluster.marked_processes import VARIABLE, end_marked
 
     with suppress(OSError):
@@ -92,6 +93,7 @@ def _end_with(control: socket.socket, is_local: bool) -> None:
             pass
     if is_local:  # all of Ray has this process's mark
         end_marked(os.environ[VARIABLE])
+        forget_local_ray()
         os._exit(0)
     _thread.interrupt_main()  # removes from the cluster what was started there
     time.sleep(GIVE_UP_S)

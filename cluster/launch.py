@@ -25,6 +25,7 @@ from cluster.actors.shard import ShardSpec
 from cluster.actors.specs import frontend_spec, router_spec, shard_specs
 from cluster.addresses import split_address
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
+from cluster.local_rays import forget_gone_rays
 from cluster.marked_processes import end_left_over
 from cluster.names import ROUTER_NAME, actor_names, app_name
 from cluster.reports import ActorState, Phase
@@ -80,6 +81,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     """
     if config.ray.address == "local":
         end_left_over()  # a HAProxy among them may have the port
+        forget_gone_rays()
     checkpoint = check(config)
     for warning in checkpoint.warnings:
         progress.stage(f"note: {warning}")
