@@ -5,21 +5,25 @@ integer `attn_temperature_tuning`, an empty `no_rope_layers`. Fields that are ab
 defaults of transformers' Llama4TextConfig, because save_pretrained leaves defaults out.
 """
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from checkpoint.errors import CheckpointError
+from checkpoint.errors import CheckpointError, quoted
+from checkpoint.generation_config import NO_DEFAULTS, SamplingDefaults, read_generation_config
+from checkpoint.json_fields import Fields
 from checkpoint.naming import ARCHITECTURES, Naming
 from checkpoint.read_file import is_there, read_json
 
 MODEL_TYPES = {"llama4_text": "Llama4ForCausalLM", "llama4": "Llama4ForConditionalGeneration"}
 # Sizes beyond any model. Whoever only looks at one must not run out of memory, by a list of layers for instance.
-MAX_LAYERS, MAX_EXPERTS, MAX_SIZE = 4096, 65_536, 2**40
+MAX_LAYERS, MAX_EXPERTS = 4096, 65_536
 DTYPES = ("bfloat16", "float16", "float32")
-_JSON_NAMES = {dict: "object", list: "array", str: "string", int: "whole number"}
+# Other names that transformers takes; float64 is computed as float32.
+_DTYPES = (
+    {name: name for name in DTYPES} | {"half": "float16"} | dict.fromkeys(("float", "float64", "double"), "float32")
+)
 
 
 @dataclass(frozen=True)
@@ -49,22 +53,6 @@ class LayerConfig:
     uses_rope: bool
     is_chunked: bool
     is_moe: bool
-
-
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """Defaults from generation_config.json for parameters that a request leaves out.
-
-    Units as in inference.proto.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    max_tokens: int | None = None
-    min_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     dtype: str
     naming: Naming
-    sampling_defaults: SamplingDefaults = SamplingDefaults()
+    sampling_defaults: SamplingDefaults = NO_DEFAULTS
     warnings: tuple[str, ...] = ()
 
     @property
@@ -138,14 +126,16 @@ def read_config(directory: Path) -> ModelConfig:
         raise CheckpointError(f"{path} is missing; a checkpoint is a Hugging Face Llama 4 directory")
     config = parse_config(read_json(path), str(path))
     generation = directory / "generation_config.json"
-    if is_there(generation):
-        config = _with_generation(config, _Fields(read_json(generation), str(generation)))
-    return config
+    if not is_there(generation):
+        return config
+    sampling, eos, warnings = read_generation_config(generation, config.vocab_size)
+    config = replace(config, sampling_defaults=sampling, warnings=(*config.warnings, *warnings))
+    return _with_end_tokens(config, eos, str(generation)) if eos else config
 
 
 def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     """Parse and validate the contents of a config.json. source: its path, for error messages."""
-    top = _Fields(raw, source)
+    top = Fields(raw, source)
     architecture, model_type = _architecture(top), str(raw.get("model_type") or "")
     # transformers goes by model_type; `architectures` may name any class.
     architecture = architecture if architecture in ARCHITECTURES else MODEL_TYPES.get(model_type, architecture)
@@ -157,11 +147,11 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     if quantization := top.get("quantization_config", dict, None):
         method = quantization.get("quant_method", "unknown")
         raise CheckpointError(
-            f"{source}: quantization_config has quant_method {method!r}; only {', '.join(DTYPES)} are supported"
+            f"{source}: quantization_config has quant_method {quoted(method)}; only {', '.join(DTYPES)} are supported"
         )
     # The text model's fields are nested where there may be vision, whatever class is named.
     nested = top.get("text_config", dict, None)
-    text = top if nested is None else _Fields(nested, f"{source}: text_config")
+    text = top if nested is None else Fields(nested, f"{source}: text_config")
 
     num_layers = text.positive("num_hidden_layers", 48, most=MAX_LAYERS)
     hidden_size, num_heads = text.positive("hidden_size", 5120), text.positive("num_attention_heads", 40)
@@ -179,8 +169,8 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         text.fail("head_dim", head_dim, "even, for rotary pairs")
     if top_k > num_experts:
         text.fail("num_experts_per_tok", top_k, f"at most num_local_experts ({num_experts})")
-    if text.get("hidden_act", str, "silu") != "silu":
-        text.fail("hidden_act", text.raw["hidden_act"], "'silu'")
+    if text.get("hidden_act", str, "silu") not in ("silu", "swish"):
+        text.fail("hidden_act", text.raw["hidden_act"], "'silu' or 'swish', which are the same")
     if text.flag("attention_bias", False):
         text.fail("attention_bias", True, "false, as in every Llama 4")
 
@@ -189,7 +179,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
     dtype = next(
         (f.raw[key] for f in (text, top) for key in ("dtype", "torch_dtype") if f.raw.get(key) is not None), ""
     )
-    if dtype and dtype not in DTYPES:
+    if dtype and (not isinstance(dtype, str) or dtype not in _DTYPES):
         text.fail("dtype", dtype, f"one of {', '.join(DTYPES)}")
     rope_theta, rope_scaling = _rope(text)
     chunk = text.get("attention_chunk_size", int, 8192)
@@ -217,36 +207,40 @@ def parse_config(raw: Mapping[str, Any], source: str) -> ModelConfig:
         attn_scale=text.number("attn_scale", 0.1),
         tie_word_embeddings=text.flag("tie_word_embeddings", top.flag("tie_word_embeddings", False)),
         bos_token_id=_bos_token_id(text, top),
-        eos_token_ids=_token_ids(text, "eos_token_id") or _token_ids(top, "eos_token_id", 2),
-        dtype=dtype,
+        eos_token_ids=text.token_ids("eos_token_id") or top.token_ids("eos_token_id", 2),
+        dtype=_DTYPES[dtype] if dtype else "",
         naming=ARCHITECTURES[architecture],
     )
-    return _with_end_tokens(config, config.eos_token_ids, source)
+    return _with_end_tokens(replace(config, eos_token_ids=()), config.eos_token_ids, source)
 
 
-def _bos_token_id(text: "_Fields", top: "_Fields") -> int | None:
+def _bos_token_id(text: Fields, top: Fields) -> int | None:
     """None also where the vocabulary lacks it: transformers warns, and loads."""
-    token_id = next(iter(_token_ids(text, "bos_token_id") or _token_ids(top, "bos_token_id", 1)), None)
+    token_id = next(iter(text.token_ids("bos_token_id") or top.token_ids("bos_token_id", 1)), None)
     vocab_size = text.positive("vocab_size", 202048)
     return token_id if token_id is not None and 0 <= token_id < vocab_size else None
 
 
-def _architecture(top: "_Fields") -> str:
-    named = top.get("architectures", list, None) or [""]
+def _architecture(top: Fields) -> str:
+    named = top.raw.get("architectures") or [""]
+    named = [named] if isinstance(named, str) else top.get("architectures", list, None) or [""]
     return next((name for name in named if isinstance(name, str) and name in ARCHITECTURES), str(named[0]))
 
 
 def _with_end_tokens(config: ModelConfig, token_ids: tuple[int, ...], source: str) -> ModelConfig:
-    """The config with these end tokens, less those that its vocabulary lacks: no text can end with them."""
+    """The config with these end tokens, less those that its vocabulary lacks: no text can end with them.
+
+    If it has none of them, the config's own go on to count.
+    """
     possible = tuple(token_id for token_id in token_ids if 0 <= token_id < config.vocab_size)
     warnings = config.warnings
     if beyond := [token_id for token_id in token_ids if not 0 <= token_id < config.vocab_size]:
         text = f"{source}: eos_token_id {str(beyond)[1:-1]:.100} is ignored; vocab_size is {config.vocab_size}"
         warnings = (*warnings, text)
-    return replace(config, eos_token_ids=possible, warnings=warnings)
+    return replace(config, eos_token_ids=possible or config.eos_token_ids, warnings=warnings)
 
 
-def _layers(text: "_Fields", num_layers: int) -> tuple[LayerConfig, ...]:
+def _layers(text: Fields, num_layers: int) -> tuple[LayerConfig, ...]:
     # `no_rope_layers` is inverted: 1 means that the layer uses RoPE. [] and null mean "derive".
     interval = text.positive("no_rope_layer_interval", 4)
     rope = text.get("no_rope_layers", list, None) or [int((i + 1) % interval != 0) for i in range(num_layers)]
@@ -275,10 +269,10 @@ def _layers(text: "_Fields", num_layers: int) -> tuple[LayerConfig, ...]:
     )
 
 
-def _rope(text: "_Fields") -> tuple[float, RopeScaling | None]:
+def _rope(text: Fields) -> tuple[float, RopeScaling | None]:
     # transformers 5 folds rope_theta into rope_parameters; 4 had rope_theta beside rope_scaling.
     key = "rope_parameters" if text.raw.get("rope_parameters") else "rope_scaling"
-    rope = _Fields(text.get(key, dict, None) or {}, f"{text.source}: {key}")
+    rope = Fields(text.get(key, dict, None) or {}, f"{text.source}: {key}")
     theta = rope.number("rope_theta", text.number("rope_theta", 500000.0))
     kind = rope.raw.get("rope_type", rope.raw.get("type", "default"))
     if rope.number("partial_rotary_factor", 1.0) != 1.0:
@@ -296,95 +290,3 @@ def _rope(text: "_Fields") -> tuple[float, RopeScaling | None]:
     if scaling.high_freq_factor < scaling.low_freq_factor:
         rope.fail("high_freq_factor", scaling.high_freq_factor, f"at least low_freq_factor ({scaling.low_freq_factor})")
     return theta, scaling
-
-
-def _token_ids(fields: "_Fields", key: str, default: int | None = None) -> tuple[int, ...]:
-    value = fields.raw.get(key, default)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    for token_id in ids:
-        if not isinstance(token_id, int) or isinstance(token_id, bool):
-            fields.fail(key, token_id, "a token id, or a list of them")
-    return tuple(ids)
-
-
-def _with_generation(config: ModelConfig, fields: "_Fields") -> ModelConfig:
-    """The config with what generation_config.json adds: end tokens and sampling defaults.
-
-    A field without sense is ignored, with a warning: requests can say what they want, and
-    transformers ignores it, too, or warns. `do_sample` is ignored, for it only matters to
-    transformers' own `generate`.
-    """
-    warnings: list[str] = []
-
-    def read(field: str, parse: Callable[[], Any], default: Any) -> Any:
-        try:
-            return default if fields.raw.get(field) is None else parse()
-        except CheckpointError as error:
-            warnings.append(f"{error}; it is ignored")
-            return default
-
-    # Released checkpoints list all three end tokens only here.
-    eos = read("eos_token_id", lambda: _token_ids(fields, "eos_token_id"), ())
-    sampling = SamplingDefaults(
-        temperature=read("temperature", lambda: fields.between("temperature", 0, 100), 1.0),
-        top_p=read("top_p", lambda: fields.between("top_p", 1e-6, 1), 1.0),
-        top_k=max(0, read("top_k", lambda: fields.whole("top_k", -1, 2**31 - 1), 0)),  # -1, too, keeps all
-        min_p=read("min_p", lambda: fields.between("min_p", 0, 1), 0.0),
-        repetition_penalty=read("repetition_penalty", lambda: fields.between("repetition_penalty", 1e-6, 1e6), 1.0),
-        max_tokens=read("max_new_tokens", lambda: fields.whole("max_new_tokens", 1, 2**31 - 1), None),
-        min_tokens=read("min_new_tokens", lambda: fields.whole("min_new_tokens", 0, 2**31 - 1), 0),
-    )
-    config = replace(config, sampling_defaults=sampling, warnings=(*config.warnings, *warnings))
-    return _with_end_tokens(config, eos, fields.source) if eos else config
-
-
-class _Fields:
-    """A JSON object. Its fields are read with a type check; errors name the field with its path."""
-
-    def __init__(self, raw: Mapping[str, Any], source: str) -> None:
-        self.raw = raw
-        self.source = source
-
-    def fail(self, key: str, value: object, expected: str) -> None:
-        raise CheckpointError(f"{self.source}: {key} is {value!r:.200}; it must be {expected}")
-
-    def get(self, key: str, kind: type, default: Any) -> Any:
-        value = self.raw.get(key, default)
-        if value is not None and not isinstance(value, kind):
-            self.fail(key, value, f"a JSON {_JSON_NAMES[kind]}")
-        return value
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self.raw.get(key, default)
-        if not isinstance(value, bool):
-            self.fail(key, value, "true or false")
-        return bool(value)
-
-    def positive(self, key: str, default: int | None = None, most: int = MAX_SIZE) -> int:
-        value = self.raw.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            self.fail(key, value, "a whole number of at least 1")
-        assert isinstance(value, int)
-        if value > most:
-            self.fail(key, value, f"at most {most}")
-        return value
-
-    def between(self, key: str, low: float, high: float) -> float:
-        value = self.raw.get(key)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-            self.fail(key, value, f"a number from {low:g} to {high:g}")
-        assert isinstance(value, (int, float))
-        return float(value)
-
-    def whole(self, key: str, low: int, high: int) -> int:
-        value = self.between(key, low, high)
-        if value != int(value):
-            self.fail(key, value, "a whole number")
-        return int(value)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.raw.get(key, default)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
-            self.fail(key, value, "a finite number above 0")
-        assert isinstance(value, (int, float))
-        return float(value)

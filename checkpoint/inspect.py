@@ -8,16 +8,16 @@ import os
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from checkpoint.config import ModelConfig, read_config
 from checkpoint.errors import CheckpointError
 from checkpoint.layout import count_parameters, tensor_specs
-from checkpoint.read_file import MAX_BYTES, is_there, read_json, read_text
+from checkpoint.read_file import TEMPLATE_FILES, is_there, read_json
 from checkpoint.tensor_files import TensorFiles, read_tensor_files
 from checkpoint.tensors import as_stored, compare
+from checkpoint.tokenizer import Tokenizer
 
 NOT_SERVED = "not served"
 """Role of tensors that the text model does not use, such as the vision tower's."""
@@ -37,7 +37,7 @@ class Report:
     kv_bytes_per_token: KV cache of one token in all global layers, in the model's dtype.
     kv_bytes_per_token_in_chunk: the same in all chunked layers; they keep at most
     attention_chunk_size tokens.
-    problems: one line each; empty if the checkpoint can be served.
+    problems: one line each; empty if the checkpoint can be served, its chat template aside.
     warnings: what is odd in it, one line each, but does not keep it from being served.
     """
 
@@ -83,8 +83,8 @@ def inspect_checkpoint(directory: Path | str) -> Report:
         config = None
         problems.append(str(error))
     problems += files.problems if config is None else compare(config, files)
-    problems += _tokenizer_problems(directory, config)
-    problems += _template_problems(directory)
+    tokenizer_problems, warnings = _check_tokenizer(directory, config)
+    problems += tokenizer_problems
 
     total = active = kv_global = kv_chunked = None
     if config is not None:
@@ -103,7 +103,7 @@ def inspect_checkpoint(directory: Path | str) -> Report:
         has_tokenizer=is_there(directory / "tokenizer.json"),
         has_chat_template=_has_chat_template(directory),
         problems=tuple(problems),
-        warnings=(*(config.warnings if config else ()), *files.warnings),
+        warnings=(*(config.warnings if config else ()), *files.warnings, *warnings),
     )
 
 
@@ -125,54 +125,33 @@ def _kv_bytes_per_token(config: ModelConfig) -> tuple[int, int]:
     return global_only, both - global_only
 
 
-def _tokenizer_problems(directory: Path, config: ModelConfig | None) -> list[str]:
-    """Problems of tokenizer.json: unreadable, ids that the model lacks, no bos or eos token."""
+def _check_tokenizer(directory: Path, config: ModelConfig | None) -> tuple[list[str], list[str]]:
+    """(problems, warnings): a tokenizer that cannot be opened; ids that only the model or only the tokenizer has."""
     path = directory / "tokenizer.json"
     if not is_there(path):
-        return [f"{path} is missing, so text cannot become tokens"]
+        return [f"{path} is missing, so text cannot become tokens"], []
     try:
-        ids = _token_ids(read_json(path, MAX_BYTES))
-        if is_there(directory / "tokenizer_config.json"):
-            read_json(directory / "tokenizer_config.json")
+        tokenizer = Tokenizer.open(directory)
     except CheckpointError as error:
-        return [str(error)]
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        return [f"{path} is no tokenizer: {error!r}"]
+        return [str(error)], []
     if config is None:
-        return []
-    problems = []
-    if max(ids) >= config.vocab_size:
-        problems.append(f"{path} has token ids up to {max(ids)}; the config's vocab_size is {config.vocab_size}")
+        return [], []
+    warnings = []
+    if tokenizer.vocab_size > config.vocab_size:
+        highest = tokenizer.vocab_size - 1
+        warnings.append(f"{path} has token ids up to {highest}; the config's vocab_size is {config.vocab_size}")
     ends = {"bos_token_id": (config.bos_token_id,), "eos_token_id": config.eos_token_ids}
     for field, token_ids in ends.items():
-        problems += [
+        warnings += [
             f"{field} is {token_id}; {path} has no such token"
             for token_id in token_ids
-            if token_id is not None and token_id not in ids
+            if token_id is not None and not tokenizer.token_bytes(token_id)
         ]
-    return problems
-
-
-def _template_problems(directory: Path) -> list[str]:
-    path = directory / "chat_template.jinja"
-    try:
-        if is_there(path):
-            read_text(path)
-    except CheckpointError as error:
-        return [str(error)]
-    return []
-
-
-def _token_ids(tokenizer: dict[str, Any]) -> set[int]:
-    added = {int(token["id"]) for token in tokenizer.get("added_tokens", [])}
-    ids = added | {int(token_id) for token_id in tokenizer["model"]["vocab"].values()}
-    if not ids:
-        raise ValueError("it has no tokens")
-    return ids
+    return [], warnings
 
 
 def _has_chat_template(directory: Path) -> bool:
-    if is_there(directory / "chat_template.jinja"):
+    if any(is_there(directory / name) for name in TEMPLATE_FILES):
         return True
     for name in ("tokenizer_config.json", "chat_template.json"):
         try:

@@ -1,11 +1,10 @@
 """Reads the small files of a checkpoint, which may be anything: damaged, hostile, or no files at all.
 
 Only regular files are read, and only up to a size: a FIFO would block for ever, /dev/zero never
-ends. JSON is taken strictly: NaN and Infinity, which Python would accept, are no JSON.
+ends. As in transformers, NaN and Infinity may stand in a file; whoever reads a number says which are valid.
 """
 
 import json
-import math
 import os
 import stat
 from pathlib import Path
@@ -16,6 +15,8 @@ from checkpoint.errors import CheckpointError
 # The largest there is, Llama 4's tokenizer.json, has 27 MB; all other files have less than 1 MB. JSON takes up to
 # thirty times as much memory as its text.
 MAX_BYTES, MAX_SMALL_BYTES = 256 * 2**20, 16 * 2**20
+TEMPLATE_FILES = ("chat_template.jinja", "additional_chat_templates/default.jinja")
+"""Where a chat template may be as plain text; the first counts."""
 _FIX = "download the file again"
 
 
@@ -64,22 +65,11 @@ def read_json(path: Path, most_bytes: int = MAX_SMALL_BYTES) -> dict[str, Any]:
 def parse_json(path: Path, text: str | bytes) -> dict[str, Any]:
     """The object that `text` holds. path: for messages. Raises CheckpointError."""
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text)
     except RecursionError:
         raise CheckpointError(f"{path}: not JSON that can be read (nested too deeply); {_FIX}") from None
     except ValueError as error:  # not JSON, not UTF-8, or a number that is too long
         raise CheckpointError(f"{path}: not JSON ({error}); {_FIX}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds no JSON object; {_FIX}")
-    return value
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _finite(digits: str) -> float:
-    value = float(digits)
-    if math.isinf(value):
-        raise ValueError(f"the number {digits:.40} is too large")
     return value

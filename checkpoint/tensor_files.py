@@ -1,7 +1,7 @@
 """Finds the tensors in a directory of safetensors files: which files count, and what their headers say.
 
 Which files: as in transformers, `model.safetensors` counts before an index. Without either, the
-files of a complete set model-00001-of-0000N.safetensors do.
+files of the largest complete set model-00001-of-0000N.safetensors do.
 Format: https://github.com/huggingface/safetensors#format
 """
 
@@ -9,13 +9,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
 import torch
 
-from checkpoint.errors import CheckpointError
+from checkpoint.errors import CheckpointError, quoted
 from checkpoint.read_file import is_there, open_regular, parse_json, read_json
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -71,36 +71,56 @@ def read_tensor_files(directory: Path) -> TensorFiles:
     """
     index_path, single = directory / INDEX_FILE, directory / SINGLE_FILE
     try:
+        sets = _numbered_sets(directory)
+        complete = [_set_name(total) for total in sorted(sets) if sets[total] == total]
         if is_there(single):
-            return TensorFiles((single,), _read_header(single), warnings=_two_sets(single, index_path))
+            others = [INDEX_FILE] if is_there(index_path) else complete
+            return TensorFiles((single,), _read_header(single), warnings=_other_sets(directory, SINGLE_FILE, others))
         if is_there(index_path):
             return _read_files(directory, _files_of_index(index_path))
-        if numbered := _numbered_files(directory):
-            return _read_files(directory, dict.fromkeys(numbered))
+        if numbered := _numbered_files(directory, sets):
+            loaded = _set_name(len(numbered))
+            others = [name for name in complete if name != loaded]
+            files = _read_files(directory, dict.fromkeys(numbered))
+            return replace(files, warnings=_other_sets(directory, loaded, others))
         return TensorFiles((), {}, (f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}",))
     except CheckpointError as error:
         return TensorFiles((), {}, (str(error),))
 
 
-def _two_sets(single: Path, index_path: Path) -> tuple[str, ...]:
-    if not is_there(index_path):
-        return ()
-    return (f"{single} and {index_path} are both there; the first is loaded, as in transformers: delete the other",)
-
-
-def _numbered_files(directory: Path) -> list[str]:
-    """The names of a set model-00001-of-0000N.safetensors, whether all are there or not; the largest set, if several.
+def _numbered_sets(directory: Path) -> "Counter[int]":
+    """How many files there are of each set model-00001-of-0000N.safetensors, by N.
 
     Raises CheckpointError if the directory cannot be listed.
     """
     try:
-        matches = [re.fullmatch(r"model-(\d{5})-of-(\d{5})\.safetensors", name) for name in os.listdir(directory)]
+        names = os.listdir(directory)
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None
-    totals = Counter(int(match[2]) for match in matches if match)
-    total = max(totals, default=0)
-    if total - totals[total] > 100:
-        raise CheckpointError(f"{directory} has {totals[total]} of {total} files model-*-of-{total:05}.safetensors")
+    matches = [re.fullmatch(r"model-([0-9]{5})-of-([0-9]{5})\.safetensors", name) for name in names]
+    return Counter(int(match[2]) for match in matches if match and 1 <= int(match[1]) <= int(match[2]))
+
+
+def _other_sets(directory: Path, loaded: str, others: Sequence[str]) -> tuple[str, ...]:
+    """A warning if the directory holds complete sets of weights besides the one that is loaded."""
+    if not others:
+        return ()
+    named = " and ".join(others)
+    return (f"{directory} holds {loaded}, which is loaded, and {named}: delete what is not meant",)
+
+
+def _set_name(total: int) -> str:
+    return f"model-*-of-{total:05}.safetensors"
+
+
+def _numbered_files(directory: Path, sets: "Counter[int]") -> list[str]:
+    """The names of the largest complete set; if none is complete, of the largest.
+
+    Raises CheckpointError if too many of them are missing.
+    """
+    total = max((total for total in sets if sets[total] == total), default=max(sets, default=0))
+    if total - sets[total] > 100:
+        raise CheckpointError(f"{directory} has {sets[total]} of {total} files {_set_name(total)}")
     return [f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)]
 
 
@@ -111,15 +131,20 @@ def _files_of_index(index_path: Path) -> dict[str, set[str] | None]:
         raise CheckpointError(f"{index_path}: weight_map must be an object that names each tensor's file")
     names_by_file: dict[str, set[str] | None] = {}
     for name, file_name in weight_map.items():
-        if not isinstance(file_name, str) or file_name in ("", "..") or Path(file_name).name != file_name:
+        if not isinstance(file_name, str) or not _is_file_name(file_name):
             raise CheckpointError(
-                f"{index_path}: weight_map puts {name!r:.100} into {file_name!r:.100}; "
+                f"{index_path}: weight_map puts {quoted(name)} into {quoted(file_name)}; "
                 "a file of the same directory is expected"
             )
         names = names_by_file.setdefault(file_name, set())
         assert names is not None
         names.add(name)
     return names_by_file
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether this names a file of a directory, and drives no terminal."""
+    return name not in ("", "..") and Path(name).name == name and name.isprintable() and len(name) <= 255
 
 
 def _read_files(directory: Path, names_by_file: "dict[str, set[str] | None]") -> TensorFiles:

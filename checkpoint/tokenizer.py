@@ -6,14 +6,17 @@ user's text that name is plain text. It means the token only in text that the se
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from checkpoint.errors import CheckpointError
+from checkpoint.errors import CheckpointError, quoted
+from checkpoint.json_fields import Fields
 from checkpoint.make_tokenizer import byte_letters
 from checkpoint.read_file import MAX_BYTES, is_there, parse_json, read_json, read_text
 
@@ -22,6 +25,10 @@ _KIND = "Drover reads byte-level BPE tokenizers, the kind that Llama 4 has"
 
 # Far above any vocabulary: a table of this length must not eat the memory.
 _MAX_TOKEN_ID = 2**24
+# Of a special token's name, in letters; real ones have fewer than 50.
+_MAX_NAME = 4096
+# As deep as a regular expression of names branches. Python's compiler of them is recursive.
+_MAX_BRANCHING = 32
 
 # Tokenizers of another kind normalize text or add spaces. This text then does not decode to itself.
 _PROBE = "  Drover's 1st\n\tcafe\u0301 ß 你好 🐕 "
@@ -46,6 +53,7 @@ class Tokenizer:
         special_tokens: dict[str, int],
         bos_token_id: int | None,
         eos_token_id: int | None = None,
+        adds_bos: bool = False,
         strips: Mapping[int, "_Strips"] | None = None,
     ) -> None:
         """Use `Tokenizer.open`. token_bytes is indexed by token id; b"" for ids without a token.
@@ -61,7 +69,8 @@ class Tokenizer:
         pattern = _longest_match_pattern(special_tokens)
         self._special_pattern = re.compile(pattern)
         self._special_start_pattern = re.compile(f"(?={pattern})")
-        self._name_beginnings = frozenset(name[:end] for name in special_tokens for end in range(1, len(name)))
+        self._sorted_names = sorted(special_tokens)
+        self._first_letters = frozenset(name[0] for name in special_tokens)
         self._longest_name = max(map(len, special_tokens), default=0)
         self._special_ids = frozenset(special_tokens.values())
         self.special_tokens = special_tokens
@@ -69,7 +78,7 @@ class Tokenizer:
         self.max_token_bytes = max(map(len, token_bytes))
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
-        self.adds_bos = bos_token_id is not None and backend.encode("").ids[:1] == [bos_token_id]
+        self.adds_bos = adds_bos
         self._strips = strips or {}
 
     @classmethod
@@ -81,42 +90,43 @@ class Tokenizer:
         Raises CheckpointError if a file is missing, damaged, or describes a tokenizer of another
         kind.
         """
-        path, config_path = directory / "tokenizer.json", directory / "tokenizer_config.json"
+        path = directory / "tokenizer.json"
         text = read_text(path, MAX_BYTES)
         data = parse_json(path, text)
-        config = read_json(config_path) if is_there(config_path) else {}
-        try:
+        settings = tokenizer_settings(directory)
+        beside = _tokens_beside(directory, settings)
+        with _refusing(path):
             backend = tokenizers.Tokenizer.from_str(text)
             vocab = data["model"]["vocab"]
+        if not isinstance(vocab, dict):
+            raise CheckpointError(f"{path}: is a {quoted(data['model'].get('type'))} tokenizer; {_KIND}")
+        with _refusing(path):
             added: list[dict[str, Any]] = list(data.get("added_tokens") or [])
-            added += _add_tokens(backend, _tokens_beside(directory, config))
+            added += _add_tokens(backend, beside)
             misplaced = [token["content"] for token in added if backend.token_to_id(token["content"]) != token["id"]]
-            ids = [*(vocab.values() if isinstance(vocab, dict) else ()), *(token["id"] for token in added)]
+            ids = [*vocab.values(), *(token["id"] for token in added)]
             if not all(type(token_id) is int and 0 <= token_id <= _MAX_TOKEN_ID for token_id in ids):
                 raise ValueError(f"token ids must go from 0 to {_MAX_TOKEN_ID}")
-        except BaseException as error:  # `tokenizers` raises plain Exception, or panics, for whatever it cannot read
-            _raise_unless_broken(error)
-            raise CheckpointError(f"{path}: not a tokenizer ({_one_line(error)}); {_FIX}") from None
         if misplaced:  # where ids have gaps, `tokenizers` silently renumbers added tokens
-            raise CheckpointError(f"{path}: the id of {misplaced[0]!r} does not follow the one before; {_FIX}")
-        if not isinstance(vocab, dict):
-            raise CheckpointError(f"{path}: is a {data['model'].get('type')} tokenizer; {_KIND}")
-        for token in added:
-            if token.get("special") and token.get("single_word"):
-                raise CheckpointError(
-                    f"{path}: special token {token['content']!r} has single_word; "
-                    "Drover reads tokenizers whose special tokens count wherever they stand, as Llama 4's do"
-                )
-        backend.no_truncation()
-        backend.no_padding()
+            raise CheckpointError(f"{path}: the id of {quoted(misplaced[0])} does not follow the one before; {_FIX}")
         special = [token for token in added if token.get("special")]
-        special_tokens = {token["content"]: token["id"] for token in special}
-        bos_token_id = _bos_token_id(directory, config, special_tokens)
-        eos_token_id = special_tokens.get(token_name(config.get("eos_token")) or "")
+        special_tokens = {token["content"]: token["id"] for token in special if token["content"]}
+        for token in special:
+            _check_special(token, path)
+        named = [token_name(settings.get(key)) for key in ("bos_token", "eos_token")]
+        for name in named:  # any token of the vocabulary may be named, which makes it special
+            if name and (token_id := vocab.get(name)) is not None:
+                special_tokens.setdefault(name, token_id)
+        bos_token_id = _bos_token_id(directory, settings, special_tokens)
+        eos_token_id = special_tokens.get(named[1] or "")
         strips = {token["id"]: _Strips(bool(token.get("lstrip")), bool(token.get("rstrip"))) for token in special}
         strips = {token_id: each for token_id, each in strips.items() if each.before or each.after}
         table = _bytes_by_id(vocab, added, path)
-        tokenizer = cls(backend, table, special_tokens, bos_token_id, eos_token_id, strips)
+        with _refusing(path):
+            backend.no_truncation()
+            backend.no_padding()
+            adds_bos = bos_token_id is not None and backend.encode("").ids[:1] == [bos_token_id]
+        tokenizer = cls(backend, table, special_tokens, bos_token_id, eos_token_id, adds_bos, strips)
         if tokenizer.decode(tokenizer.encode(_PROBE, add_bos=False)) != _PROBE:
             raise CheckpointError(f"{path}: does not give text back unchanged; {_KIND}")
         return tokenizer
@@ -182,7 +192,13 @@ class Tokenizer:
         starts = [match.start() for match in self._special_start_pattern.finditer(text)]
         stripped = text.rstrip()
         first = max(0, len(stripped) - self._longest_name)
-        return starts + [i for i in range(first, len(stripped)) if stripped[i:] in self._name_beginnings]
+        ends = (i for i in range(first, len(stripped)) if stripped[i] in self._first_letters)
+        return starts + [i for i in ends if self._begins_a_name(stripped[i:])]
+
+    def _begins_a_name(self, text: str) -> bool:
+        """Whether a special token's name goes on after `text`. Names that do follow it directly in their order."""
+        following = bisect_right(self._sorted_names, text)
+        return following < len(self._sorted_names) and self._sorted_names[following].startswith(text)
 
     def decode(self, token_ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text of tokens. Special tokens appear as their names. Invalid UTF-8 becomes U+FFFD."""
@@ -235,19 +251,54 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
-def _tokens_beside(directory: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tokens that other files add, as transformers reads them: by id.
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever fails in the block means that the file at `path` is no tokenizer: CheckpointError."""
+    try:
+        yield
+    except BaseException as error:  # `tokenizers` raises plain Exception, or panics, for whatever it cannot read
+        _raise_unless_broken(error)
+        raise CheckpointError(f"{path}: not a tokenizer ({_one_line(error)}); {_FIX}") from None
+
+
+def tokenizer_settings(directory: Path) -> dict[str, Any]:
+    """What stands in tokenizer_config.json, and in special_tokens_map.json where transformers reads that, too."""
+    path, map_path = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
+    settings = read_json(path) if is_there(path) else {}
+    if "added_tokens_decoder" not in settings and is_there(map_path):
+        settings |= read_json(map_path)
+    return settings
+
+
+def _check_special(token: dict[str, Any], path: Path) -> None:
+    name = token["content"]
+    if len(name) > _MAX_NAME:
+        raise CheckpointError(f"{path}: special token {quoted(name)} has {len(name)} letters; at most {_MAX_NAME}")
+    if token.get("single_word"):
+        raise CheckpointError(
+            f"{path}: special token {quoted(name)} has single_word; "
+            "Drover reads tokenizers whose special tokens count wherever they stand, as Llama 4's do"
+        )
+
+
+def _tokens_beside(directory: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tokens that other files add, as transformers reads them: by id. Raises CheckpointError.
 
     They are in added_tokens_decoder of tokenizer_config.json, or else in added_tokens.json.
     """
-    if decoder := config.get("added_tokens_decoder"):
-        if not isinstance(decoder, dict):
-            raise ValueError("added_tokens_decoder in tokenizer_config.json is no object")
-        tokens = [{**token, "id": int(token_id)} for token_id, token in decoder.items()]
-    else:
-        path = directory / "added_tokens.json"
-        named = read_json(path) if is_there(path) else {}
-        tokens = [{"content": name, "id": token_id, "special": True} for name, token_id in named.items()]
+    decoder = settings.get("added_tokens_decoder")
+    path = directory / ("tokenizer_config.json" if decoder else "added_tokens.json")
+    try:
+        if decoder:
+            tokens = [{**token, "id": int(token_id)} for token_id, token in decoder.items()]
+        else:
+            named = read_json(path) if is_there(path) else {}
+            tokens = [{"content": name, "id": token_id, "special": True} for name, token_id in named.items()]
+        if not all(type(token["id"]) is int and isinstance(token["content"], str) for token in tokens):
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        where = "added_tokens_decoder" if decoder else "the file"
+        raise CheckpointError(f"{path}: {where} must name tokens and their ids; {_FIX}") from None
     return sorted(tokens, key=lambda token: token["id"])
 
 
@@ -279,22 +330,15 @@ def _bytes_by_id(vocab: dict[str, int], added: list[dict[str, Any]], path: Path)
     return table
 
 
-def _bos_token_id(directory: Path, config: Mapping[str, Any], special_tokens: dict[str, int]) -> int | None:
-    path = directory / "tokenizer_config.json"
-    if "bos_token" in config:
-        name = token_name(config["bos_token"])
-        if name is not None and name not in special_tokens:
-            raise CheckpointError(f"{path}: bos_token is {name!r}; must be a special token of tokenizer.json")
-        return None if name is None else special_tokens[name]
+def _bos_token_id(directory: Path, settings: Mapping[str, Any], special_tokens: dict[str, int]) -> int | None:
+    """None also where the tokenizer lacks the token that is named: then it puts none in front of a text."""
+    if "bos_token" in settings:
+        return special_tokens.get(token_name(settings["bos_token"]) or "")
     path = directory / "config.json"
-    model = read_json(path) if is_there(path) else {}
-    text_config = model.get("text_config") or {}  # where multimodal models have it
-    token_id = text_config.get("bos_token_id", model.get("bos_token_id"))
-    if token_id is None:
-        return None
-    if not isinstance(token_id, int) or token_id not in special_tokens.values():
-        raise CheckpointError(f"{path}: bos_token_id is {token_id!r}; must be the id of a special token")
-    return token_id
+    model = Fields(read_json(path) if is_there(path) else {}, str(path))
+    text_config = model.get("text_config", dict, None) or {}  # where multimodal models have it
+    token_id = text_config.get("bos_token_id", model.raw.get("bos_token_id"))
+    return token_id if token_id in special_tokens.values() and type(token_id) is int else None
 
 
 def token_name(value: Any) -> str | None:
@@ -306,21 +350,26 @@ def token_name(value: Any) -> str | None:
 def _longest_match_pattern(names: Iterable[str]) -> str:
     """A regular expression that matches the longest of `names` at an offset.
 
-    It branches letter by letter, which takes 0.02 us at every "<|" of a text. Trying 2048 names in
-    turn takes 10 us, which is seconds for a hostile text.
+    At the beginning of names it branches letter by letter, which takes 0.02 us at every "<|" of a
+    text. Trying 2048 names in turn takes 10 us, which is seconds for a hostile text.
     """
     tree: dict[str, Any] = {}
+    tails: dict[str, set[str]] = {}
     for name in names:
-        node = tree
-        for letter in name:
+        node, start = tree, name[:_MAX_BRANCHING]
+        for letter in start:
             node = node.setdefault(letter, {})
+        if len(start) == _MAX_BRANCHING:
+            tails.setdefault(start, set()).add(name[_MAX_BRANCHING:])
         node[""] = {}  # a name ends here
 
-    def pattern(node: dict[str, Any]) -> str:
-        branches = [re.escape(letter) + pattern(child) for letter, child in node.items() if letter]
+    def pattern(node: dict[str, Any], start: str) -> str:
+        if start in tails:  # the rest of long names is tried in turn, longest first
+            return f"(?:{'|'.join(re.escape(tail) for tail in sorted(tails[start], key=len, reverse=True))})"
+        branches = [re.escape(letter) + pattern(child, start + letter) for letter, child in node.items() if letter]
         if not branches:
             return ""
         joined = branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
         return f"(?:{joined})?" if "" in node else joined
 
-    return pattern(tree) or r"(?!)"  # without names, nothing matches
+    return pattern(tree, "") or r"(?!)"  # without names, nothing matches

@@ -38,8 +38,8 @@ examples:
 """
 INSPECT_DESCRIPTION = """\
 Show a checkpoint's shape, parameters, bytes by role and KV cache per token.
-List everything that is missing, damaged or inconsistent. Reads headers only, so
-it is fast. Exits with 1 if there are problems.
+List everything that is missing, damaged or inconsistent. Reads no weights, so
+it is fast. Exits with 1 if there are problems: serving would refuse it.
 """
 INSPECT_EPILOG = """\
 example:
@@ -185,9 +185,16 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _inspect(args: argparse.Namespace) -> int:
+    from checkpoint.errors import CheckpointError
     from checkpoint.inspect import inspect_checkpoint
+    from frontend.chat_template import ChatTemplate
 
     report = inspect_checkpoint(args.directory)
+    try:
+        ChatTemplate.open(args.directory)
+    except CheckpointError as error:
+        if str(error) not in report.problems:  # one in a file that the tokenizer has, too
+            report = replace(report, problems=(*report.problems, str(error)))
     if args.json:
         print(report.to_json())
     else:

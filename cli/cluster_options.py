@@ -2,8 +2,11 @@
 
 import argparse
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from checkpoint.errors import quoted
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -12,14 +15,38 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     The defaults find what `drover serve` started on this machine.
     """
     parser.add_argument(
-        "--namespace", default="drover", metavar="NAME", help="ray.namespace of the deployment; default: %(default)s"
+        "--namespace",
+        type=_namespace,
+        default="drover",
+        metavar="NAME",
+        help="ray.namespace of the deployment; default: %(default)s",
     )
     parser.add_argument(
         "--ray-address",
+        type=_address,
         metavar="HOST:PORT",
         help="the Ray cluster to look in; default: the local Ray of a `drover serve` with this namespace, or else the "
         "cluster of `ray start` on this machine",
     )
+
+
+def _namespace(text: str) -> str:
+    from cluster.addresses import NAMESPACE
+
+    if not re.fullmatch(NAMESPACE, text):
+        raise argparse.ArgumentTypeError(f"{quoted(text)} must have from 1 to 100 letters, digits, - and _")
+    return text
+
+
+def _address(text: str) -> str:
+    from cluster.addresses import split_address
+
+    if text != "auto":
+        try:
+            split_address(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{quoted(text)}: {error}") from None
+    return text
 
 
 @contextmanager

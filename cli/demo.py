@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.arguments import whole
+from cli.connect import EMBEDDED
 from cli.output import Answer, show
 from client import Client, DeltaStream, Message
 
@@ -36,7 +38,6 @@ examples:
   drover demo --prompt "And it came to pass" --max-tokens 200
   drover demo --checkpoint /models/my-llama4 --prompt "Once upon a time"
 """
-DEPLOYMENT = Path(__file__).parent.parent / "deploy" / "local.yaml"
 # The first three are in the embedded model's glossary, in the words it was trained with. The
 # fourth is not.
 QUESTIONS = (
@@ -94,6 +95,7 @@ class _Served:
 def run(args: argparse.Namespace) -> int:
     """Start, speak, stop."""
     from cli.serve import serving
+    from cluster.config import parse_deployment
     from cluster.free_ports import free_ports
 
     # SIGTERM ends the demo like Ctrl-C, and both do in a shell's background, too.
@@ -101,16 +103,17 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
     grpc_port, http_port = free_ports(2)
-    overrides = [
-        f"shards.count={args.shards}",
-        f"shards.cpus={1 / args.shards:.3f}",
-        f"frontend.grpc_port={args.port or grpc_port}",
-        f"frontend.http_port={http_port}",
-        "ray.namespace=drover-demo",
-    ]
-    if args.checkpoint is not None:
-        overrides.append(f"checkpoint={args.checkpoint.resolve()}")
-    with serving(DEPLOYMENT, overrides, "quietly") as (child, control):
+    checkpoint = EMBEDDED if args.checkpoint is None else args.checkpoint
+    config = parse_deployment(
+        {
+            "checkpoint": os.path.abspath(checkpoint),
+            "ray": {"namespace": "drover-demo"},
+            "shards": {"count": args.shards, "cpus": round(1 / args.shards, 3)},
+            "frontend": {"grpc_port": args.port or grpc_port, "http_port": http_port},
+        },
+        "the demo",
+    )
+    with serving(config, "quietly") as (child, control):
         line = control.makefile().readline()
         if not line:
             return child.wait() or 1  # it has said why

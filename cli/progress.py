@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 if TYPE_CHECKING:
     from cluster.reports import ActorState
@@ -33,7 +34,8 @@ class StartProgress:
         if not self._live:
             print(f"[{time.monotonic() - self._began_s:5.1f} s] {text}", file=sys.stderr, flush=True)
             return
-        self._console.print(f"[dim]{time.monotonic() - self._began_s:5.1f} s[/dim]  {text}")
+        # As Text: what looks like markup in a file's name or value is none.
+        self._console.print(Text.assemble((f"{time.monotonic() - self._began_s:5.1f} s", "dim"), f"  {text}"))
 
     def loading(self, name: str, state: "ActorState | None") -> None:
         """Update the actor's bar. It swings until the actor's process answers."""

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,14 +85,20 @@ def run(args: argparse.Namespace) -> int:
     stopping = {signal.SIGINT, signal.SIGTERM}
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         stopping.add(signal.SIGHUP)
+    for number in stopping:
+        signal.signal(number, signal.default_int_handler)
     # Blocked, signals wait until sigwait takes them: none comes amid anything.
     signal.pthread_sigmask(signal.SIG_BLOCK, {*stopping, signal.SIGCHLD})
-    from cluster.config import ConfigError, load_deployment
+    from cluster.config import ConfigError
+    from cluster.deployment_file import deployment_of, read_deployment
 
-    config = load_deployment(args.config, args.overrides)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, stopping)  # a pipe may never end
+    text = read_deployment(args.config)
+    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
+    config = deployment_of(text, args.config, args.overrides)
     if args.detach and config.ray.address == "local":
         raise ConfigError("--detach needs a running Ray cluster: a local Ray ends with this process; set ray.address")
-    with serving(args.config, args.overrides, "detach" if args.detach else "stay") as (child, control):
+    with serving(config, "detach" if args.detach else "stay") as (child, control):
         while child.poll() is None:
             if signal.sigwait({*stopping, signal.SIGCHLD}) in stopping:
                 return _stop(child, control, config)
@@ -100,9 +106,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def serving(
-    config: Path, overrides: Sequence[str], how: str
-) -> "Iterator[tuple[subprocess.Popen[bytes], socket.socket]]":
+def serving(config: "DeploymentConfig", how: str) -> "Iterator[tuple[subprocess.Popen[bytes], socket.socket]]":
     """The process that serves (cli/serving.py), and the socket that tells what became of it, during the block.
 
     Afterwards nothing is left of what it had started, however it ended. how: see cli.serving.main.
@@ -113,7 +117,7 @@ def serving(
     control, theirs = socket.socketpair()
     mark = mark_of_this_process()
     child = subprocess.Popen(
-        _python("cli.serving", str(theirs.fileno()), how, str(config), *overrides),
+        _python("cli.serving", str(theirs.fileno()), how, config.model_dump_json()),
         pass_fds=[theirs.fileno()],
         start_new_session=True,  # the terminal's Ctrl-C is for this process alone
         env=_environment() | {VARIABLE: mark},

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from checkpoint.errors import DroverError
@@ -27,19 +26,19 @@ GIVE_UP_S = 60.0
 
 
 def main(argv: Sequence[str]) -> NoReturn:
-    """Serve. argv: the control socket's descriptor, how, the config's path, overrides.
+    """Serve. argv: the control socket's descriptor, how, the deployment as JSON.
 
     how: "stay" until the deployment ends; "quietly", the same without a word on stdout; "detach".
     Once it serves, a line of JSON goes over the control socket: name, address and start_s.
     """
-    descriptor, how, path, *overrides = argv
+    descriptor, how, deployment_json = argv
     control = socket.socket(fileno=int(descriptor))
     from cli.progress import StartProgress
     from cluster import launch, ray_runtime
-    from cluster.config import load_deployment
+    from cluster.config import DeploymentConfig
 
+    config = DeploymentConfig.model_validate_json(deployment_json)
     try:
-        config = load_deployment(Path(path), list(overrides))
         threading.Thread(target=_end_with, args=(control, config.ray.address == "local"), daemon=True).start()
         with StartProgress() as progress:
             deployment = launch.start(config, progress)
@@ -86,6 +85,7 @@ def _stay(config: "DeploymentConfig") -> int:
 
 def _end_with(control: socket.socket, is_local: bool) -> None:
     """Wait until the other end of `control` is closed, then end this process."""
+    from cluster.local_rays import forget_local_ray
     from cluster.marked_processes import VARIABLE, end_marked
 
     with suppress(OSError):
@@ -93,6 +93,7 @@ def _end_with(control: socket.socket, is_local: bool) -> None:
             pass
     if is_local:  # all of Ray has this process's mark
         end_marked(os.environ[VARIABLE])
+        forget_local_ray()
         os._exit(0)
     _thread.interrupt_main()  # removes from the cluster what was started there
     time.sleep(GIVE_UP_S)

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(f"nothing runs in namespace {args.namespace!r}", file=sys.stderr)
         if left := left_over():
-            print(f"{len(left)} processes of a killed drover serve are left; drover stop ends them", file=sys.stderr)
+            print(f"left of a killed drover serve: {len(left)} process(es); drover stop ends them", file=sys.stderr)
     return 0 if status["routers"] or status["shards"] else 1
 
 
@@ -80,7 +80,7 @@ def _show(status: dict[str, Any]) -> None:
     for shard in status["shards"]:
         cells = (shard.get("experts_held", ""), shard.get("rows_computed", ""), len(shard.get("links", ())))
         shards.add_row(shard["name"], _state(shard), *map(str, cells))
-    console = Console()
+    console = Console(markup=False)  # errors hold brackets
     console.print(routers)
     if caches.row_count:
         console.print(caches)

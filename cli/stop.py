@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from cluster.marked_processes import end_left_over
 
     if ended := end_left_over():
-        removed.append(f"{len(ended)} processes of a drover serve that was killed")
+        removed.append(f"what a killed drover serve had left: {len(ended)} process(es)")
     if not removed:
         print(f"nothing runs in namespace {args.namespace!r}", file=sys.stderr)
         return 1

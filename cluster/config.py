@@ -1,22 +1,22 @@
-"""The deployment file: YAML, read and validated once, then frozen.
+"""What a deployment file may say: validated once, then frozen.
 
 Only `checkpoint` is required. `deploy/local.yaml` shows every key with its default.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
-from checkpoint.errors import DroverError, listed
+from checkpoint.errors import DroverError, listed, quoted
+from cluster.addresses import NAMESPACE, check_host, split_address
 from router.kv_budget import KvBudget
 from router.schedule.limits import DEFAULT_LIMITS
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Bytes = Annotated[int, Field(gt=0)]
+Host = Annotated[str, AfterValidator(check_host)]
 
 
 class ConfigError(DroverError):
@@ -38,10 +38,20 @@ class RayConfig(_Section):
     num_cpus, num_gpus: resources of a local Ray. Default: those of the machine.
     """
 
-    address: Annotated[str, Field(min_length=1)] = "local"
-    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] = "drover"
+    address: str = "local"
+    namespace: Annotated[str, Field(pattern=f"^{NAMESPACE}$")] = "drover"
     num_cpus: Annotated[int, Field(ge=1)] | None = None
     num_gpus: Annotated[int, Field(ge=0)] | None = None
+
+    @field_validator("address")
+    @classmethod
+    def _address_is_known(cls, address: str) -> str:
+        if address not in ("local", "auto"):
+            try:
+                split_address(address)
+            except ValueError as error:
+                raise ValueError(f"{error}; or 'local' or 'auto'") from None
+        return address
 
 
 class PartConfig(_Section):
@@ -153,7 +163,7 @@ class FrontendConfig(_Section):
     requests.
     """
 
-    host: Annotated[str, Field(min_length=1)] = "127.0.0.1"
+    host: Host = "127.0.0.1"
     grpc_port: Port = 9000
     http_port: Port = 8000
     replicas: Annotated[int, Field(ge=1)] = 1
@@ -176,7 +186,7 @@ class DeploymentConfig(_Section):
     """
 
     checkpoint: Annotated[Path, Field(strict=False)]
-    model_name: Annotated[str, Field(min_length=1)] | None = None
+    model_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
     ray: RayConfig = RayConfig()
@@ -200,30 +210,6 @@ class DeploymentConfig(_Section):
 SECTIONS = ("ray", "router", "shards", "links", "engine", "frontend")
 
 
-def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConfig:
-    """Read and validate the file. Raises ConfigError.
-
-    A relative `checkpoint` in the file is relative to the file; in an override, to the working
-    directory.
-    overrides: "section.key=value" each, with the value in YAML. They replace the file's values.
-    """
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; deploy/local.yaml is an example of a deployment file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {_yaml_problem(error)}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} holds a {type(raw).__name__}; a mapping of keys to values is expected")
-    _resolve_checkpoint(raw, path.parent)
-    for override in overrides:
-        _override(raw, override)
-    _resolve_checkpoint(raw, Path.cwd())
-    return parse_deployment(raw, str(path))
-
-
 def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentConfig:
     """Validate a deployment given as plain data. Raises ConfigError, which names every wrong key."""
     if raw.get("checkpoint") in ("", None):
@@ -237,36 +223,8 @@ def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentC
         raise ConfigError(f"{source} is not a valid deployment:{listed(problems)}") from None
 
 
-def _resolve_checkpoint(raw: dict[str, Any], folder: Path) -> None:
-    if isinstance(raw.get("checkpoint"), str) and raw["checkpoint"]:
-        raw["checkpoint"] = str((folder / Path(raw["checkpoint"]).expanduser()).resolve())
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"{override!r} is no override; write section.key=value, such as shards.count=3")
-    *sections, last = key.split(".")
-    for name in sections:
-        raw = raw.setdefault(name, {})
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{override!r} cannot be set: {name} is not a section")
-    try:
-        raw[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{override!r} has a value that is not valid YAML: {_yaml_problem(error)}") from None
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    """In one line. YAML's own text shows each place on a line of its own."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        what = ", ".join(text for text in (error.context, error.problem) if text)
-        return f"line {error.problem_mark.line + 1}, column {error.problem_mark.column + 1}: {what}"
-    return " ".join(str(error).split())
-
-
 def _problem(details: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in details["loc"])
+    key, given = ".".join(str(part) for part in details["loc"])[:100], quoted(details["input"])
     match details["type"]:
         case "missing":
             return f"{key} is missing" + ("; it must name a Llama 4 directory" if key == "checkpoint" else "")
@@ -277,5 +235,7 @@ def _problem(details: ErrorDetails) -> str:
             return f"{key} is unknown; valid keys here are {', '.join(section.model_fields)}"
         case "value_error":
             message = details["msg"].removeprefix("Value error, ")
+            if isinstance(details["input"], str):
+                return f"{key} is {given}: {message}"
             return f"{key}: {message}" if key else message
-    return f"{key} is {details['input']!r}: {details['msg'][0].lower()}{details['msg'][1:]}"
+    return f"{key} is {given}: {details['msg'][0].lower()}{details['msg'][1:]}"

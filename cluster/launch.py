@@ -23,7 +23,9 @@ from cluster.actors.remote import RemoteRouter, RemoteShard
 from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
 from cluster.actors.specs import frontend_spec, router_spec, shard_specs
+from cluster.addresses import split_address
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
+from cluster.local_rays import forget_gone_rays
 from cluster.marked_processes import end_left_over
 from cluster.names import ROUTER_NAME, actor_names, app_name
 from cluster.reports import ActorState, Phase
@@ -79,6 +81,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     """
     if config.ray.address == "local":
         end_left_over()  # a HAProxy among them may have the port
+        forget_gone_rays()
     checkpoint = check(config)
     for warning in checkpoint.warnings:
         progress.stage(f"note: {warning}")
@@ -157,9 +160,10 @@ def _check_nothing_runs(config: DeploymentConfig) -> None:
 def _ray_is_on_this_machine(address: str) -> bool:
     if address in ("local", "auto"):
         return True
-    with socket.socket() as probe:
+    host, _ = split_address(address)
+    with socket.socket(_family(host)) as probe:
         try:
-            probe.bind((address.rpartition(":")[0], 0))
+            probe.bind((host, 0))
         except OSError:
             return False
     return True
@@ -168,8 +172,7 @@ def _ray_is_on_this_machine(address: str) -> bool:
 def _check_ports(config: DeploymentConfig) -> None:
     frontend = config.frontend
     for key, port in (("frontend.grpc_port", frontend.grpc_port), ("frontend.http_port", frontend.http_port)):
-        family = socket.AF_INET6 if ":" in frontend.host else socket.AF_INET
-        with socket.socket(family) as probe:
+        with socket.socket(_family(frontend.host)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((frontend.host, port))
@@ -178,6 +181,10 @@ def _check_ports(config: DeploymentConfig) -> None:
                     f"{key} is {port}, which cannot be opened on {frontend.host}: {error.strerror}; "
                     "choose a free port, or stop what listens there"
                 ) from None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _bundles(config: DeploymentConfig) -> list[dict[str, float]]:

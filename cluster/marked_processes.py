@@ -36,7 +36,7 @@ def end_marked(mark: str, timeout_s: float = 20.0) -> None:
 
 def left_over() -> list[int]:
     """Processes whose `drover serve` is gone, though they should have ended with it."""
-    return [pid for mark, pids in _marked().items() if not _lives(mark) for pid in pids]
+    return [pid for mark, pids in _marked().items() if not lives(mark) for pid in pids]
 
 
 def end_left_over() -> list[int]:
@@ -62,7 +62,8 @@ def _marked() -> dict[str, list[int]]:
     return found
 
 
-def _lives(mark: str) -> bool:
+def lives(mark: str) -> bool:
+    """Whether the process that made this mark still runs."""
     process_id, _, started = mark.partition("-")
     return process_id.isdigit() and str(_start_time(int(process_id))) == started
 

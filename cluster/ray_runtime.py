@@ -2,7 +2,9 @@
 
 import logging
 import os
+from collections.abc import Callable
 
+import grpc
 import ray
 
 from checkpoint.errors import DroverError
@@ -13,6 +15,8 @@ from cluster.private_folder import ensure_home, short_temporary_folder
 
 # Small: tensors never go through Ray's object store, only control messages and token batches do.
 OBJECT_STORE_BYTES = 200 * 10**6
+ANSWER_S = 15.0
+"""How long Ray's head may take to answer, on a busy machine."""
 _START_RAY = 'start one (`ray start --head`), or serve with ray.address: "local"'
 
 
@@ -59,13 +63,28 @@ def connect(config: RayConfig) -> None:
     address = _address_of_this_machine() if config.address == "auto" else config.address
     if not is_reachable(address):
         raise NoRay(f"no Ray cluster answers at {address!r}; {_START_RAY}")
+    if not is_ray(address):
+        raise NoRay(f"what listens at {address!r} does not answer as a Ray cluster; {_START_RAY}")
     try:
         ray.init(address, **common)
-    except ConnectionError:
+    except (ConnectionError, ray.exceptions.AuthenticationError):
         raise DroverError(
             f"{address!r} refused the connection; if it is a Ray cluster with token authentication, set "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as on its head node"
         ) from None
+
+
+def is_ray(address: str) -> bool:
+    """Whether the head of a Ray cluster listens at host:port. Ray itself would ask for minutes."""
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return True  # only Ray knows how to ask
+    with grpc.insecure_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        ask: Callable[..., bytes] = channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")
+        try:
+            ask(b"", timeout=ANSWER_S)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.UNAUTHENTICATED  # its token is for later
+    return True
 
 
 def disconnect() -> None:

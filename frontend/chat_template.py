@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint.errors import CheckpointError
-from checkpoint.read_file import is_there, read_json, read_text
-from checkpoint.tokenizer import Tokenizer, token_name
-from frontend.template_process import TEMPLATE_PROCESS, TemplateFailed
-from router.errors import InvalidArgument
+from checkpoint.read_file import TEMPLATE_FILES, is_there, read_json, read_text
+from checkpoint.tokenizer import Tokenizer, token_name, tokenizer_settings
+from frontend.template_process import TEMPLATE_PROCESS, TemplateFailed, TemplateProcessEnded
+from router.errors import InvalidArgument, Unavailable
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -54,13 +54,12 @@ class ChatTemplate:
     def open(cls, directory: Path) -> "ChatTemplate | None":
         """A checkpoint's template; None where it has none.
 
-        It is chat_template.jinja, or else `chat_template` in tokenizer_config.json or in
-        chat_template.json (which is where transformers used to put that of models that take
-        images). Where that lists several templates by name, the one called "default" is it. Raises
-        CheckpointError when a file is damaged.
+        It is chat_template.jinja, or additional_chat_templates/default.jinja, or `chat_template` in
+        tokenizer_config.json or in chat_template.json (which is where transformers used to put that
+        of models that take images). Where that has several templates by name, the one called
+        "default" is it. Raises CheckpointError when a file is damaged.
         """
-        config_path = directory / "tokenizer_config.json"
-        config = read_json(config_path) if is_there(config_path) else {}
+        config = tokenizer_settings(directory)
         path, source = _find_source(directory, config)
         if source is None:
             return None
@@ -78,7 +77,7 @@ class ChatTemplate:
         most_tokens: a text that must have more than these is refused before it is encoded.
 
         Raises InvalidArgument when there is no message, a role is unknown or the template refuses
-        the conversation.
+        the conversation; Unavailable when this machine keeps it from being rendered.
         """
         _check(messages)
         now_s = time.time()  # one instant for both renderings
@@ -117,6 +116,8 @@ class ChatTemplate:
         try:
             most_chars = most_tokens * tokenizer.max_token_bytes
             return TEMPLATE_PROCESS.render(self._source, variables, now_s, most_chars)
+        except TemplateProcessEnded as error:
+            raise Unavailable(f"{error}; try again") from None
         except TemplateFailed as error:
             raise InvalidArgument("messages", f"the checkpoint's chat template refuses them: {error}") from None
 
@@ -144,9 +145,9 @@ def _mask(content: str, starts: Sequence[int], stand_ins: dict[str, str]) -> str
 
 
 def _find_source(directory: Path, tokenizer_config: dict[str, Any]) -> tuple[Path, str | None]:
-    path = directory / "chat_template.jinja"
-    if is_there(path):
-        return path, read_text(path)
+    for path in (directory / name for name in TEMPLATE_FILES):
+        if is_there(path):
+            return path, read_text(path)
     path = directory / "tokenizer_config.json"
     source = tokenizer_config.get("chat_template")
     if source is None and is_there(directory / "chat_template.json"):
@@ -154,7 +155,9 @@ def _find_source(directory: Path, tokenizer_config: dict[str, Any]) -> tuple[Pat
         source = read_json(path).get("chat_template")
     try:
         if isinstance(source, list):
-            source = {item["name"]: item["template"] for item in source}.get("default")
+            source = {item["name"]: item["template"] for item in source}
+        if isinstance(source, dict):
+            source = source.get("default")
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: a chat template without name or template; download the file again") from error
     if source is not None and not isinstance(source, str):

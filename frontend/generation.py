@@ -114,6 +114,7 @@ class Generation:
         Closing or cancelling this at any point frees the router's work within one step. The first
         answer that fails ends all. Raises RequestError.
         """
+        params = replace(params, stop=params.stop or self.card.default_stop)
         n = params.num_answers()  # what needs no prompt is checked before the prompt takes time
         params.check_lists()
         limits = await self._router.limits()

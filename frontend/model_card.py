@@ -15,7 +15,7 @@ class ModelCard:
     """The model's name, size and dtype. Its tokenizer and the router's limits tell the rest.
 
     default_sampling: for the fields that a request leaves out. Its seed is not used: every request
-    draws one.
+    draws one. default_stop: stop strings for requests without any.
     """
 
     name: str
@@ -28,11 +28,14 @@ class ModelCard:
     active_parameters: int
     dtype: str
     default_sampling: SamplingParams = DEFAULT_SAMPLING
+    default_stop: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str, config: ModelConfig, dtype: str) -> "ModelCard":
         """The card of a checkpoint that is served under `name` in `dtype`."""
         total, active = count_parameters(config)
+        given = {name: value for name, value in asdict(config.sampling_defaults).items() if value is not None}
+        stop = given.pop("stop")
         return cls(
             name=name,
             eos_token_ids=config.eos_token_ids,
@@ -43,8 +46,6 @@ class ModelCard:
             total_parameters=total,
             active_parameters=active,
             dtype=dtype,
-            default_sampling=replace(
-                DEFAULT_SAMPLING,
-                **{name: value for name, value in asdict(config.sampling_defaults).items() if value is not None},
-            ),
+            default_sampling=replace(DEFAULT_SAMPLING, **given),
+            default_stop=stop,
         )

@@ -22,6 +22,7 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MEMORY_BYTES = 2**30
+_TOO_LARGE = {"error": f"it takes more than {MEMORY_BYTES >> 20} MiB of memory", "line": None}
 
 
 class _GenerationBlocks(jinja2.ext.Extension):
@@ -78,7 +79,7 @@ def _answer(job: dict[str, Any], environment: jinja2.Environment, compiled: dict
     except jinja2.TemplateSyntaxError as error:
         return {"error": error.message or "cannot be parsed", "line": error.lineno}
     except MemoryError:
-        return {"error": f"it takes more than {MEMORY_BYTES >> 20} MiB of memory", "line": None}
+        return _TOO_LARGE
     except Exception as error:  # it can fail in any way that a program can
         return {"error": f"{error}"[:1000] or type(error).__name__, "line": None}
 
@@ -90,11 +91,16 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent
     environment, compiled = _environment(), dict[str, jinja2.Template]()
     for line in sys.stdin:
-        job = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, job["time_s"])
-        answer = json.dumps(_answer(job, environment, compiled))
+        try:
+            job = json.loads(line)
+            signal.setitimer(signal.ITIMER_REAL, job["time_s"])
+            answer = json.dumps(_answer(job, environment, compiled)).encode()
+        except MemoryError:  # by the job itself, or by its text as JSON
+            answer = json.dumps(_TOO_LARGE).encode()
         signal.setitimer(signal.ITIMER_REAL, 0)
-        print(answer, flush=True)
+        sys.stdout.buffer.write(answer)
+        sys.stdout.buffer.write(b"\n")
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

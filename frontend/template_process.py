@@ -28,6 +28,10 @@ class TemplateFailed(DroverError):
         self.line = line
 
 
+class TemplateProcessEnded(TemplateFailed):
+    """The process was killed from outside, by the system for want of memory for instance, and so was the next."""
+
+
 class TemplateProcess:
     """Any thread may call it; one job runs at a time."""
 
@@ -43,7 +47,7 @@ class TemplateProcess:
     def render(self, source: str, variables: dict[str, Any], now_s: float, most_chars: int) -> str:
         """The template's text. variables: plain data. now_s: seconds since the epoch, for strftime_now.
 
-        Raises TemplateFailed, also if the text is longer than most_chars.
+        Raises TemplateFailed, also if the text is longer than most_chars; TemplateProcessEnded.
         """
         return self._run({"source": source, "variables": variables, "now": now_s, "most_chars": most_chars})
 
@@ -55,7 +59,10 @@ class TemplateProcess:
     def _run(self, job: dict[str, Any]) -> str:
         line = json.dumps(job | {"time_s": self._time_s})
         with self._lock:
-            answer = self._ask(line)
+            try:
+                answer = self._ask(line)
+            except TemplateProcessEnded:  # that may concern this one process alone
+                answer = self._ask(line)
         if "error" in answer:
             raise TemplateFailed(answer["error"], answer["line"])
         text: str = answer["text"]
@@ -87,6 +94,8 @@ class TemplateProcess:
         self._end()
         if status == -signal.SIGALRM:
             raise TemplateFailed(f"it did not end within {self._time_s:g} s")
+        if status in (-signal.SIGKILL, -signal.SIGTERM):
+            raise TemplateProcessEnded("the process that renders chat templates was killed")
         raise TemplateFailed(f"its process ended with status {status}")
 
     def _end(self) -> None:

@@ -241,7 +241,7 @@ def test_a_tokenizer_not_made_of_bytes_is_refused(directory: Path, edit: Edit) -
 def test_a_tokenizer_of_another_type_is_refused(directory: Path, edit: Edit) -> None:
     unigram = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]], "byte_fallback": False}
     edit("tokenizer.json", lambda data: data.update(model=unigram, added_tokens=[], post_processor=None))
-    with pytest.raises(CheckpointError, match="is a Unigram tokenizer; Drover reads byte-level BPE"):
+    with pytest.raises(CheckpointError, match="is a 'Unigram' tokenizer; Drover reads byte-level BPE"):
         Tokenizer.open(directory)
 
 
@@ -345,15 +345,85 @@ def test_an_id_that_is_none_is_refused(directory: Path, edit: Edit, token_id: ob
         Tokenizer.open(directory)
 
 
-@pytest.mark.parametrize("name", ["<s>", "the"])
-def test_a_bos_that_is_no_special_token_is_refused(name: str, directory: Path, edit: Edit) -> None:
-    edit("tokenizer_config.json", lambda data: data.update(bos_token=name))
-    with pytest.raises(CheckpointError, match=rf"tokenizer_config\.json: bos_token is '{name}'"):
-        Tokenizer.open(directory)
+def test_any_token_may_be_named_as_beginning_and_end(directory: Path, edit: Edit) -> None:
+    edit("tokenizer_config.json", lambda data: data.update(bos_token="e", eos_token="a"))
+    tokenizer, reference = Tokenizer.open(directory), PreTrainedTokenizerFast.from_pretrained(directory)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (reference.bos_token_id, reference.eos_token_id)
+    assert tokenizer.encode_with_specials("e") == [reference.bos_token_id]
+    assert tokenizer.encode("Hello", add_bos=True) == tokenizer.encode("Hello", add_bos=False)
 
 
-def test_a_bos_id_that_is_no_special_token_is_refused(directory: Path, edit: Edit) -> None:
+def test_a_beginning_that_the_tokenizer_lacks_is_none(directory: Path, edit: Edit) -> None:
+    edit("tokenizer_config.json", lambda data: data.update(bos_token="<s>"))
+    assert Tokenizer.open(directory).bos_token_id is None
     (directory / "tokenizer_config.json").unlink()
     edit("config.json", lambda data: data.update(bos_token_id=5))
-    with pytest.raises(CheckpointError, match=r"config\.json: bos_token_id is 5"):
+    assert Tokenizer.open(directory).bos_token_id is None
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_special_tokens_map_counts_where_transformers_reads_it(directory: Path, edit: Edit, decoder: bool) -> None:
+    edit("special_tokens_map.json", lambda data: data.update(eos_token="<|eom|>"))
+    if decoder:
+        token_id = Tokenizer.open(directory).special_tokens["<|eom|>"]
+        known = {str(token_id): {"content": "<|eom|>", "special": True}}
+        edit("tokenizer_config.json", lambda data: data.update(added_tokens_decoder=known))
+    theirs_id = PreTrainedTokenizerFast.from_pretrained(directory).eos_token_id
+    assert Tokenizer.open(directory).eos_token_id == theirs_id
+    assert (theirs_id == Tokenizer.open(directory).special_tokens["<|eom|>"]) != decoder
+
+
+def add_special(edit: Edit, *names: str) -> None:
+    def change(data: Any) -> None:
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for name in names:
+            token_id = max(token["id"] for token in data["added_tokens"]) + 1
+            data["added_tokens"].append({"id": token_id, "content": name, "special": True, **flags})
+
+    edit("tokenizer.json", change)
+
+
+def test_special_tokens_may_have_long_names_that_begin_alike(directory: Path, edit: Edit) -> None:
+    names = ["<" + "x" * length for length in (30, 31, 32, 500, 3000)] + ["<" + "x" * 400 + "y", "<" + "x" * 31 + "z"]
+    add_special(edit, *names)
+    tokenizer = Tokenizer.open(directory)
+    for name in names:
+        assert tokenizer.encode_with_specials(name) == [tokenizer.special_tokens[name]]
+    assert next(iter(tokenizer.split_specials("<" + "x" * 450))) == tokenizer.special_tokens["<" + "x" * 32]
+    assert tokenizer.special_starts("a <" + "x" * 2000) == [2, 2]
+    assert tokenizer.special_starts("a <" + "x" * 20) == [2]
+    assert tokenizer.special_starts("a <" + "x" * 20 + "y") == []
+
+
+def test_a_name_beyond_all_reason_is_refused(directory: Path, edit: Edit) -> None:
+    add_special(edit, "<" + "x" * 100_000)
+    with pytest.raises(CheckpointError, match=r"has 100001 letters; at most 4096") as caught:
+        Tokenizer.open(directory)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", {"<|new|>": "7"}),
+        ("added_tokens.json", {"<|new|>": None}),
+        ("tokenizer_config.json", {"added_tokens_decoder": [7]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"x": {"content": "a"}}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"300": {}}}),
+    ],
+)
+def test_a_fault_in_a_file_beside_is_told_of_that_file(directory: Path, name: str, content: object) -> None:
+    (directory / name).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError) as caught:
+        Tokenizer.open(directory)
+    assert str(caught.value).startswith(f"{directory / name}: ")
+    assert str(caught.value).count("download the file again") == 1
+
+
+def test_a_post_processor_that_names_no_token_refuses_the_file(directory: Path, edit: Edit) -> None:
+    """tokenizers panics only when it encodes."""
+    single = [{"SpecialToken": {"id": "<|nobody|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {}}
+    edit("tokenizer.json", lambda data: data.update(post_processor=template))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a tokenizer"):
         Tokenizer.open(directory)

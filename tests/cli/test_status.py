@@ -45,3 +45,11 @@ def test_a_router_that_does_not_answer_has_no_cache_to_show(
     text = shown(capsys, monkeypatch, away)
     assert "unreachable - is" in text
     assert "KV cache" not in text
+
+
+@pytest.mark.parametrize("error", ["no [/models/x] here", "[enforce fail at alloc_cpu.cpp:117] no memory", "[dim]"])
+def test_brackets_in_an_error_are_no_markup(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    text = shown(capsys, monkeypatch, {"name": "router-0", "phase": "failed", "error": error})
+    assert [word for word in error.split() if word not in text] == []

@@ -1,7 +1,6 @@
-"""A deployment file is read once, validated once and frozen; every error names the key, the value and what is valid."""
+"""A deployment is validated once and frozen; every error names the key, the value and what is valid."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,18 +9,12 @@ from pydantic import ValidationError
 
 from checkpoint.tensors import Checkpoint
 from cluster.actors.specs import router_spec
-from cluster.config import SECTIONS, ConfigError, DeploymentConfig, load_deployment, parse_deployment
+from cluster.config import SECTIONS, ConfigError, DeploymentConfig, parse_deployment
 from router.kv_budget import KvBudget
 from router.schedule.limits import DEFAULT_LIMITS
 from tests.command import ROOT
 
 LOCAL = ROOT / "deploy" / "local.yaml"
-
-
-def written(folder: Path, text: str) -> Path:
-    path = folder / "deployment.yaml"
-    path.write_text(text)
-    return path
 
 
 def test_the_shipped_file_shows_the_defaults() -> None:
@@ -46,26 +39,6 @@ def test_the_kv_cache_is_as_large_as_the_key_says_that_was_set() -> None:
         for engine in ({"kv_bytes": 5}, {"kv_share": 0.5})
     ]
     assert budgets == [KvBudget(bytes=5), KvBudget(share=0.5)]
-
-
-def test_a_relative_checkpoint_is_relative_to_the_file(tmp_path: Path) -> None:
-    config = load_deployment(written(tmp_path, "checkpoint: models/scout"))
-    assert config.checkpoint == tmp_path / "models" / "scout"
-    assert config.name == "scout"
-
-
-def test_the_home_directory_is_expanded(tmp_path: Path) -> None:
-    assert load_deployment(written(tmp_path, "checkpoint: ~/scout")).checkpoint == Path.home() / "scout"
-
-
-def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
-    path = written(tmp_path, "checkpoint: a\nshards: {count: 3}\n")
-    config = load_deployment(path, ["shards.count=5", "engine.max_running=7", "checkpoint=/b"])
-    assert (config.shards.count, config.engine.max_running, config.checkpoint) == (5, 7, Path("/b"))
-
-
-def test_a_section_with_nothing_in_it_keeps_its_defaults(tmp_path: Path) -> None:
-    assert load_deployment(written(tmp_path, "checkpoint: a\nshards:\n")).shards.count == 2
 
 
 def test_it_cannot_be_changed_afterwards() -> None:
@@ -114,48 +87,3 @@ def test_every_wrong_key_is_listed_at_once() -> None:
     first, *problems = str(error.value).splitlines()
     assert first == "config is not a valid deployment:"
     assert [problem.split(" is ")[0] for problem in problems] == ["  shards.count", "  nonsense"]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("a: [1", "is not valid YAML"), ("just words", "holds a str"), ("checkpoint: a\nshards: 3\n", "shards is 3")],
-)
-def test_a_file_that_is_no_deployment(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        load_deployment(written(tmp_path, text))
-
-
-BAD_YAML = {
-    "shards: {count: 3\nrouter: [\n": "line 2, column 7: while parsing a flow mapping, expected ',' or '}'",
-    "checkpoint: a: b\n": "line 1, column 14: mapping values are not allowed here",
-    "checkpoint: a\0\n": "unacceptable character #x0000: special characters are not allowed",
-}
-
-
-@pytest.mark.parametrize("text", BAD_YAML)
-def test_bad_yaml_is_one_line_with_its_place(tmp_path: Path, text: str) -> None:
-    path = written(tmp_path, text)
-    with pytest.raises(ConfigError) as error:
-        load_deployment(path)
-    assert str(error.value).startswith(f"{path} is not valid YAML: {BAD_YAML[text]}")
-    assert "\n" not in str(error.value)
-
-
-def test_bad_yaml_in_an_override_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as error:
-        load_deployment(written(tmp_path, "checkpoint: a\n"), ["shards=[1"])
-    assert str(error.value).startswith(
-        "'shards=[1' has a value that is not valid YAML: line 1, column 3: while parsing"
-    )
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_that_is_not_there_names_an_example(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"deploy/local\.yaml is an example"):
-        load_deployment(tmp_path / "none.yaml")
-
-
-@pytest.mark.parametrize("override", ["shards.count", "=3", "dtype.what=3"])
-def test_an_override_that_is_none(tmp_path: Path, override: str) -> None:
-    with pytest.raises(ConfigError, match="override|cannot be set"):  # noqa: RUF043
-        load_deployment(written(tmp_path, "checkpoint: a\ndtype: auto\n"), [override])

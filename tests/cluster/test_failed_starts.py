@@ -94,12 +94,17 @@ def test_a_damaged_checkpoint_is_not_served(name: str, checkpoint: Path, tmp_pat
 def test_drover_serve_of_a_damaged_checkpoint_ends_with_one_line_and_no_process(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    """The command in a process of its own; what it says of other damages is what the launcher says above."""
+    """The command in a process of its own; what it says of other damages is what the launcher says above.
+
+    The deployment comes by a pipe, which can be read only once: the child is told what its parent has read.
+    """
     copy = shutil.copytree(checkpoint, tmp_path / "damaged")
     truncate_weights(copy)
     deployment_file = write_deployment_file(tmp_path / "deployment.yaml", copy)
     with marked_environment() as environment:
-        failed = drover_process("serve", deployment_file, env=environment, timeout_s=START_S)
+        failed = drover_process(
+            "serve", "/dev/stdin", stdin=deployment_file.read_text(), env=environment, timeout_s=START_S
+        )
     assert (failed.returncode, failed.stdout) == (1, "")
     *stages, last = failed.stderr.splitlines()
     assert last.startswith("drover: error: ")

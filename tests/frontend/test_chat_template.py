@@ -232,6 +232,9 @@ SECOND = "second {{ messages[0].content }}"
             },
             "first x",
         ),
+        ({"tokenizer_config.json": {"chat_template": {"default": FIRST, "tool_use": SECOND}}}, "first x"),
+        ({"additional_chat_templates/default.jinja": FIRST}, "first x"),
+        ({"chat_template.jinja": "{{ eos_token }}", "special_tokens_map.json": {"eos_token": "</s>"}}, "</s>"),
         (
             {"chat_template.jinja": "{{ eos_token }}", "tokenizer_config.json": {"eos_token": {"content": "</s>"}}},
             "</s>",
@@ -268,4 +271,5 @@ def test_a_damaged_template_is_named(files: dict[str, Any], message: str, tmp_pa
 
 def _write(directory: Path, files: dict[str, Any]) -> None:
     for name, content in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(content if isinstance(content, str) else json.dumps(content))

@@ -6,24 +6,21 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from checkpoint.errors import CheckpointError
-from frontend import chat_template
+from frontend import chat_template, template_process
 from frontend.chat_template import ChatTemplate
 from frontend.template_process import TemplateFailed, TemplateProcess
-from router.errors import InvalidArgument
+from router.errors import InvalidArgument, Unavailable
 from tests.fake_router import byte_tokenizer
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, wait_until
 
 PLENTY = 2**20
 MESSAGES = {"messages": [{"role": "user", "content": "hello"}]}
 NOW_S = 1_750_000_000.0
-
-
-def twice(body: str) -> str:
-    return "{% for a in range(99999) %}{% for b in range(99999) %}" + body + "{% endfor %}{% endfor %}"
 
 
 HOSTILE = {
@@ -73,6 +70,51 @@ def test_a_process_that_was_killed_is_replaced(process: TemplateProcess) -> None
     os.kill(process._process.pid, signal.SIGKILL)
     process._process.wait(PATIENCE_S)
     assert process.render("b", MESSAGES, NOW_S, PLENTY) == "b"
+
+
+def test_a_process_that_is_killed_while_it_renders_is_replaced_too() -> None:
+    process = TemplateProcess(PATIENCE_S)
+    source = "{% for a in range(3000) %}{% for b in range(1000) %}x{% endfor %}{% endfor %}"
+
+    def kill_once() -> None:
+        first = process._process
+        assert first is not None
+        wait_until(lambda: cpu_ticks(first.pid) > before)
+        os.kill(first.pid, signal.SIGKILL)
+
+    assert process.render("a", MESSAGES, NOW_S, PLENTY) == "a"
+    assert process._process is not None
+    before = cpu_ticks(process._process.pid)
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    assert process.render(source, MESSAGES, NOW_S, 2**22) == "x" * 3_000_000
+    killer.join(PATIENCE_S)
+    process.close()
+
+
+def cpu_ticks(process_id: int) -> int:
+    """The CPU time that it has used, in the kernel's unit."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11])
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_a_process_that_is_always_killed_is_a_fault_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_process, "_CHILD", Path(__file__).with_name("killed_child.py"))
+    chat_template.TEMPLATE_PROCESS.close()
+    with pytest.raises(Unavailable, match="the process that renders chat templates was killed; try again"):
+        ChatTemplate("x").encode([("user", "hello")], byte_tokenizer())
+    chat_template.TEMPLATE_PROCESS.close()
+
+
+def test_a_text_that_is_too_large_as_json_is_refused(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    patient = TemplateProcess(PATIENCE_S)
+    with pytest.raises(TemplateFailed, match="it takes more than 1024 MiB of memory"):
+        patient.render("{{ x * n }}", {"x": "a", "n": 400_000_000}, NOW_S, 2**31)
+    patient.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_threads_get_their_own_texts(process: TemplateProcess) -> None:
