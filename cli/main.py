@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from checkpoint.errors import DroverError
 from cli import chat, checkpoint, demo, generate, serve, status, stop
 from cli.arguments import Parser
+from cli.say import discard_stdout
 from client import ClientError
 
 # In the order of --help.
@@ -71,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:
-        # Python flushes stdout once more at exit. Send that to /dev/null, where it cannot fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         return 128 + signal.SIGPIPE
     return exit_code
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoint.errors import DroverError
+from cli.say import say
 
 if TYPE_CHECKING:
     from cluster.config import DeploymentConfig
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         while child.poll() is None:
             if signal.sigwait({*stopping, signal.SIGCHLD}) in stopping:
                 return _stop(child, control, config)
-        return _exit_code(child)
+        return exit_code(child)
 
 
 @contextmanager
@@ -126,6 +127,7 @@ def serving(config: "DeploymentConfig", how: str) -> "Iterator[tuple[subprocess.
     try:
         yield child, control
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})  # a second Ctrl-C
         control.close()
         end_marked(mark)
         child.wait()
@@ -139,7 +141,7 @@ def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "Dep
     removed: by the child, or else, if Ray ended it first, by a `drover stop`. Raises DroverError.
     """
     has_served = _has_served(control)
-    print("stopping ...", flush=True)
+    say("stopping ...")
     if config.ray.address != "local":
         control.close()
         try:
@@ -149,7 +151,7 @@ def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "Dep
         if not is_clean and not _removed(config):
             namespace = config.ray.namespace
             raise DroverError(f"parts of it may still run; see drover status --namespace {namespace}, then drover stop")
-    print("stopped", flush=True)
+    say("stopped")
     return 0 if has_served else 128 + signal.SIGINT
 
 
@@ -167,7 +169,7 @@ def _removed(config: "DeploymentConfig") -> bool:
     return done.returncode == 0 or b"nothing runs" in done.stderr
 
 
-def _exit_code(child: "subprocess.Popen[bytes]") -> int:
+def exit_code(child: "subprocess.Popen[bytes]") -> int:
     """What this command ends with, once the child has by itself. Raises DroverError if the child could not say why."""
     code: int = child.returncode
     if code in (0, 1):
