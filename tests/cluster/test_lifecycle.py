@@ -12,17 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from client import Client, ServerUnavailable
 from tests.cli.test_imports import MODEL
 from tests.cluster import commands
 from tests.cluster.commands import NAMESPACE, START_S, address_in, assert_ends_cleanly, write_deployment_file
 from tests.command import ROOT, RUN_COMMAND, Screen, Watched, drover, drover_process, start, watched
-from tests.processes import processes_with, wait_until
-from tests.reference import Reference
+from tests.processes import PATIENCE_S, processes_with, wait_until
+from tests.reference import Reference, prompt
 
 
 @pytest.fixture
-def deployment_file(reference_of: Callable[[str], Reference], tmp_path: Path) -> Path:
-    return write_deployment_file(tmp_path / "deployment.yaml", reference_of("maverick").directory)
+def reference(reference_of: Callable[[str], Reference]) -> Reference:
+    return reference_of("maverick")
+
+
+@pytest.fixture
+def deployment_file(reference: Reference, tmp_path: Path) -> Path:
+    return write_deployment_file(tmp_path / "deployment.yaml", reference.directory)
 
 
 @pytest.fixture
@@ -70,27 +76,20 @@ def test_a_termination_while_serving_stops_everything(
         assert_ends_cleanly(process, signal.SIGTERM)
 
 
-def test_ctrl_c_while_starting_stops_everything(deployment_file: Path, marked_environment: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("stage", "number"), [(b"starting Ray", signal.SIGTERM), (b"loading weights", signal.SIGINT)], ids=str
+)
+def test_a_signal_at_any_moment_of_a_start_leaves_nothing(
+    stage: bytes, number: signal.Signals, deployment_file: Path, marked_environment: dict[str, str]
+) -> None:
+    """Ray's own handlers would dump a stack and abort."""
     with start("serve", str(deployment_file), env=marked_environment) as process:
         assert process.stderr is not None
-        screen = Screen(process.stderr.fileno())
-        screen.read_until(b"loading weights", START_S)
-        process.send_signal(signal.SIGINT)
+        Screen(process.stderr.fileno()).read_until(stage, START_S)
+        process.send_signal(number)
         assert process.wait(START_S) == 130
         assert b"Traceback" not in process.stderr.read()
-
-
-def test_a_termination_at_the_first_moment_of_a_start_leaves_nothing(
-    deployment_file: Path, marked_environment: dict[str, str]
-) -> None:
-    """Ray is just being started: its own handlers would dump a stack and abort."""
-    for stage in (b"starting Ray", b"reserving"):
-        with start("serve", str(deployment_file), env=marked_environment) as process:
-            assert process.stderr is not None
-            Screen(process.stderr.fileno()).read_until(stage, START_S)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(START_S) == 130
-            assert process.stderr.read() == b""
+        assert not processes_of(marked_environment)
 
 
 def processes_of(environment: dict[str, str]) -> dict[int, str]:
@@ -110,21 +109,58 @@ def served(environment: dict[str, str], deployment_file: Path) -> Iterator["subp
         yield process
 
 
-@pytest.mark.parametrize("part", ["raylet", "gcs_server"])
-def test_a_dead_part_of_ray_ends_serve_with_one_line_wherever_it_lives(
-    part: str, deployment_file: Path, marked_environment: dict[str, str], tmp_path: Path
-) -> None:
+@pytest.fixture
+def odd_environment(marked_environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
     """TMPDIR is longer than a socket's path may be, and there is no home."""
     folder = tmp_path / ("long" * 40)
     folder.mkdir()
-    environment = marked_environment | {"TMPDIR": str(folder), "HOME": "/"}
-    with served(environment, deployment_file) as process:
-        assert process.stderr is not None
-        [pid] = [pid for pid in processes_of(environment) if os.readlink(f"/proc/{pid}/exe").endswith(f"/{part}")]
-        os.kill(pid, signal.SIGKILL)
-        assert process.wait(START_S) == 1
-        last = process.stderr.read().decode().splitlines()[-1]
-        assert re.fullmatch(rf"drover: error: Ray's .*{part}.* died; its logs: /.*", last)
+    return marked_environment | {"TMPDIR": str(folder), "HOME": "/"}
+
+
+def part_of_ray(environment: dict[str, str], part: str) -> int:
+    [pid] = [pid for pid in processes_of(environment) if os.readlink(f"/proc/{pid}/exe").endswith(f"/{part}")]
+    return pid
+
+
+def assert_ended_by(part: str, process: "subprocess.Popen[bytes]") -> None:
+    """`drover serve` ends, because a part of its Ray has died, and says so in one line."""
+    assert process.stderr is not None
+    assert process.wait(START_S) == 1
+    last = process.stderr.read().decode().splitlines()[-1]
+    assert re.fullmatch(rf"drover: error: Ray's .*{part}.* died; its logs: /.*", last)
+
+
+@pytest.mark.slow
+def test_a_dead_raylet_ends_serve_with_one_line(deployment_file: Path, odd_environment: dict[str, str]) -> None:
+    with served(odd_environment, deployment_file) as process:
+        os.kill(part_of_ray(odd_environment, "raylet"), signal.SIGKILL)
+        assert_ended_by("raylet", process)
+
+
+def test_streams_go_on_without_rays_head_whose_death_ends_serve_with_one_line(
+    deployment_file: Path, odd_environment: dict[str, str], reference: Reference
+) -> None:
+    """Tokens do not pass through it. Frozen, it delays nobody; killed, it takes the server along in the end."""
+    tokens, many = list(prompt(9)), 400
+    expected = reference.greedy(tokens, many)[0]
+    with served(odd_environment, deployment_file) as process, Client(address_in(deployment_file)) as client:
+
+        def token_ids(began: Callable[[], None] = lambda: None) -> list[int]:
+            stream = client.generate(tokens, max_tokens=many, temperature=0, timeout_s=PATIENCE_S)
+            made = list(next(stream).token_ids)
+            began()
+            return made + [token_id for delta in stream for token_id in delta.token_ids]
+
+        head = part_of_ray(odd_environment, "gcs_server")
+        try:
+            assert token_ids(lambda: os.kill(head, signal.SIGSTOP)) == expected
+            assert client.health(timeout_s=PATIENCE_S) == "SERVING"
+            assert token_ids() == expected  # a request that begins without the head
+        finally:
+            os.kill(head, signal.SIGCONT)
+        with suppress(ServerUnavailable):  # any other end is a failure, a deadline above all
+            assert token_ids(lambda: os.kill(head, signal.SIGKILL)) == expected
+        assert_ended_by("gcs_server", process)
 
 
 def test_a_killed_serve_leaves_nothing(deployment_file: Path, marked_environment: dict[str, str]) -> None:
