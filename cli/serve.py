@@ -139,7 +139,7 @@ def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "Dep
     removed: by the child, or else, if Ray ended it first, by a `drover stop`. Raises DroverError.
     """
     has_served = _has_served(control)
-    print("stopping ...", flush=True)
+    say("stopping ...")
     if config.ray.address != "local":
         control.close()
         try:
@@ -149,8 +149,16 @@ def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "Dep
         if not is_clean and not _removed(config):
             namespace = config.ray.namespace
             raise DroverError(f"parts of it may still run; see drover status --namespace {namespace}, then drover stop")
-    print("stopped", flush=True)
+    say("stopped")
     return 0 if has_served else 128 + signal.SIGINT
+
+
+def say(text: str) -> None:
+    """Print a line. A deployment does not depend on whether somebody reads it."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at exit
 
 
 def _removed(config: "DeploymentConfig") -> bool:

@@ -34,6 +34,7 @@ def main(argv: Sequence[str]) -> NoReturn:
     descriptor, how, deployment_json = argv
     control = socket.socket(fileno=int(descriptor))
     from cli.progress import StartProgress
+    from cli.serve import say
     from cluster import launch, ray_runtime
     from cluster.config import DeploymentConfig
 
@@ -45,12 +46,12 @@ def main(argv: Sequence[str]) -> NoReturn:
         served = {"name": config.name, "address": deployment.address, "start_s": deployment.start_s}
         control.sendall(json.dumps(served).encode() + b"\n")
         if how != "quietly":
-            print(_served(deployment), flush=True)
+            say(_served(deployment))
         if how == "detach":
             ray_runtime.disconnect()
             _end(0)
         if how == "stay":
-            print(f"Ctrl-C ends it, or: drover stop --namespace {config.ray.namespace}", flush=True)
+            say(f"Ctrl-C ends it, or: drover stop --namespace {config.ray.namespace}")
         _end(_stay(config))
     except DroverError as error:
         print(f"drover: error: {error}", file=sys.stderr)
