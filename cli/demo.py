@@ -94,7 +94,7 @@ class _Served:
 
 def run(args: argparse.Namespace) -> int:
     """Start, speak, stop."""
-    from cli.serve import serving
+    from cli.serve import exit_code_of, serving
     from cluster.config import parse_deployment
     from cluster.free_ports import free_ports
 
@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     with serving(config, "quietly") as (child, control):
         line = control.makefile().readline()
         if not line:
-            return child.wait() or 1  # it has said why
+            child.wait()
+            return exit_code_of(child) or 1  # it has said why
         served = _Served(**json.loads(line))
         print(f"\n{served.name} is served on {served.address} by 1 router and {args.shards} shards\n", flush=True)
         answers = _speak(served, args)

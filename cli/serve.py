@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         while child.poll() is None:
             if signal.sigwait({*stopping, signal.SIGCHLD}) in stopping:
                 return _stop(child, control, config)
-        return _exit_code(child)
+        return exit_code_of(child)
 
 
 @contextmanager
@@ -121,15 +121,19 @@ def serving(config: "DeploymentConfig", how: str) -> "Iterator[tuple[subprocess.
         pass_fds=[theirs.fileno()],
         start_new_session=True,  # the terminal's Ctrl-C is for this process alone
         env=_environment() | {VARIABLE: mark},
+        cwd=_working_directory(),
     )
     theirs.close()
     try:
         yield child, control
     finally:
+        # A second Ctrl-C waits until all has ended.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         control.close()
         end_marked(mark)
         child.wait()
         forget_local_ray(child.pid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "DeploymentConfig") -> int:
@@ -175,7 +179,7 @@ def _removed(config: "DeploymentConfig") -> bool:
     return done.returncode == 0 or b"nothing runs" in done.stderr
 
 
-def _exit_code(child: "subprocess.Popen[bytes]") -> int:
+def exit_code_of(child: "subprocess.Popen[bytes]") -> int:
     """What this command ends with, once the child has by itself. Raises DroverError if the child could not say why."""
     code: int = child.returncode
     if code in (0, 1):
@@ -191,6 +195,14 @@ def _has_served(control: socket.socket) -> bool:
 
 def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", _SERVING.format(root=_ROOT, module=module), *arguments]
+
+
+def _working_directory() -> str:
+    """This process's, unless it was deleted: oneMKL, for one, ends a process that has none."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
 
 
 def _environment() -> dict[str, str]:
