@@ -60,7 +60,8 @@ def field(number: int, content: bytes) -> bytes:
 
 PROMPT = field(3, field(1, b"\x05\x06\x07"))  # GenerateRequest.token_ids
 MESSAGE = field(2, field(1, b"user") + field(2, b"Hi"))  # ChatRequest.messages
-
+# Unknown, so protobuf skips it. What is inside would be no message if it were ChatRequest.messages.
+GROUP = varint(1000 << 3 | 3) + field(2, b"\xff" * 11) + varint(1000 << 3 | 4)
 
 WORDS = b"many words "
 
@@ -99,6 +100,7 @@ WORST_REQUESTS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "Detokenize, 20 MB of token_ids": ("Detokenize", lambda: field(2, b"\x05" * (20 * MB))),
     "Chat, 4 MB of empty messages": ("Chat", lambda: _chat(field(2, b""), 4 * MB)),
     "Chat, 4 MB of unknown fields": ("Chat", lambda: _chat(b"\xf2\x07\x00", 4 * MB) + field(1, b"\xff")),
+    "Chat, 4 MB of messages behind a group": ("Chat", lambda: GROUP + _chat(field(2, b""), 4 * MB)),
     "Chat, 4 MB of biases": ("Chat", lambda: _biases(4 * MB)),
     "Generate, 4 MB of stop_token_ids": ("Generate", lambda: _stopped_by(4 * MB)),
     "Tokenize, a text of 4 MB": ("Tokenize", lambda: _text(4 * MB)),

@@ -94,7 +94,7 @@ class _Served:
 
 def run(args: argparse.Namespace) -> int:
     """Start, speak, stop."""
-    from cli.serve import exit_code_of, serving
+    from cli.serve import exit_code, serving
     from cluster.config import parse_deployment
     from cluster.free_ports import free_ports
 
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
         line = control.makefile().readline()
         if not line:
             child.wait()
-            return exit_code_of(child) or 1  # it has said why
+            return exit_code(child) or 1  # it has said why
         served = _Served(**json.loads(line))
         print(f"\n{served.name} is served on {served.address} by 1 router and {args.shards} shards\n", flush=True)
         answers = _speak(served, args)

@@ -5,9 +5,8 @@ Each subcommand is a module of this folder with the same name. It has two functi
     add_parser(subparsers)    adds its ArgumentParser with help and an example
     run(args) -> int          runs it; returns the exit code
 
-Nothing is imported before `main` can answer Ctrl-C. Modules are light to import. Heavy packages
-(ray, torch) are imported inside `run`, so `drover generate` and `drover --help` start at once, and
-work where neither is installed.
+Modules are light to import. Heavy packages (ray, torch) are imported inside `run`, so `drover
+generate` and `drover --help` start at once, and work where neither is installed.
 
 Exit codes: 0 success, 1 failure (stderr says why), 2 wrong usage, 130 Ctrl-C, 141 the reader of
 stdout has closed it.
@@ -19,7 +18,23 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+
+from checkpoint.errors import DroverError
+from cli import chat, checkpoint, demo, generate, serve, status, stop
+from cli.arguments import Parser
+from cli.say import discard_stdout
+from client import ClientError
+
+# In the order of --help.
+COMMANDS = {
+    "serve": serve,
+    "generate": generate,
+    "chat": chat,
+    "status": status,
+    "stop": stop,
+    "demo": demo,
+    "checkpoint": checkpoint,
+}
 
 DESCRIPTION = "Serve Llama 4 class mixture-of-experts models, and talk to them."
 EPILOG = """\
@@ -35,30 +50,6 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one `drover` command line; returns its exit code."""
-    try:
-        if argv is None and sys.argv[1:2] == ["serve"]:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return _run(argv)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    except BrokenPipeError:
-        # Python flushes stdout once more at exit. Send that to /dev/null, where it cannot fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-
-
-def commands() -> dict[str, Any]:
-    """The modules of the subcommands, in the order of --help."""
-    from cli import chat, checkpoint, demo, generate, serve, status, stop
-
-    modules = (serve, generate, chat, status, stop, demo, checkpoint)
-    return {module.__name__.removeprefix("cli."): module for module in modules}
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    from checkpoint.errors import DroverError
-    from cli.arguments import Parser
-    from client import ClientError
     from kernels.openmp import WAITING_THREADS  # imports nothing, and must be set before torch is imported
 
     for name, value in WAITING_THREADS.items():
@@ -69,15 +60,20 @@ def _run(argv: Sequence[str] | None) -> int:
         prog="drover", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for command in commands().values():
+    for command in COMMANDS.values():
         command.add_parser(subparsers)
-    args = parser.parse_args(argv)
     try:
-        exit_code: int = commands()[args.command].run(args)
+        args = parser.parse_args(argv)
+        exit_code: int = COMMANDS[args.command].run(args)
         sys.stdout.flush()
     except (DroverError, ClientError) as error:
         print(f"drover: error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        discard_stdout()
+        return 128 + signal.SIGPIPE
     return exit_code
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoint.errors import DroverError
+from cli.say import say
 
 if TYPE_CHECKING:
     from cluster.config import DeploymentConfig
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         while child.poll() is None:
             if signal.sigwait({*stopping, signal.SIGCHLD}) in stopping:
                 return _stop(child, control, config)
-        return exit_code_of(child)
+        return exit_code(child)
 
 
 @contextmanager
@@ -127,13 +128,11 @@ def serving(config: "DeploymentConfig", how: str) -> "Iterator[tuple[subprocess.
     try:
         yield child, control
     finally:
-        # A second Ctrl-C waits until all has ended.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})  # a second Ctrl-C
         control.close()
         end_marked(mark)
         child.wait()
         forget_local_ray(child.pid)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "DeploymentConfig") -> int:
@@ -157,14 +156,6 @@ def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "Dep
     return 0 if has_served else 128 + signal.SIGINT
 
 
-def say(text: str) -> None:
-    """Print a line. A deployment does not depend on whether somebody reads it."""
-    try:
-        print(text, flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more at exit
-
-
 def _removed(config: "DeploymentConfig") -> bool:
     """Remove the deployment by a new process; whether nothing of it is left."""
     arguments = ["stop", "--namespace", config.ray.namespace]
@@ -179,7 +170,7 @@ def _removed(config: "DeploymentConfig") -> bool:
     return done.returncode == 0 or b"nothing runs" in done.stderr
 
 
-def exit_code_of(child: "subprocess.Popen[bytes]") -> int:
+def exit_code(child: "subprocess.Popen[bytes]") -> int:
     """What this command ends with, once the child has by itself. Raises DroverError if the child could not say why."""
     code: int = child.returncode
     if code in (0, 1):

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from checkpoint.errors import DroverError
+from cli.say import say
 
 if TYPE_CHECKING:
     from cluster.config import DeploymentConfig
@@ -34,7 +35,6 @@ def main(argv: Sequence[str]) -> NoReturn:
     descriptor, how, deployment_json = argv
     control = socket.socket(fileno=int(descriptor))
     from cli.progress import StartProgress
-    from cli.serve import say
     from cluster import launch, ray_runtime
     from cluster.config import DeploymentConfig
 

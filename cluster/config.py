@@ -89,13 +89,13 @@ class ShardsConfig(PartConfig):
 class LinksConfig(_Section):
     """The links between the router and each shard.
 
-    backend: "gloo" sends rows through host memory, "nccl" between GPUs.
+    backend: "tcp" sends rows through host memory, "nccl" between GPUs.
     heartbeat_ms: time between heartbeats, which also flow while a shard computes.
     dead_after_ms: a shard that is silent for this long counts as dead.
     reply_deadline_ms: how long a shard that is alive may take to answer for one layer.
     """
 
-    backend: Literal["gloo", "nccl"] = "gloo"
+    backend: Literal["tcp", "nccl"] = "tcp"
     heartbeat_ms: Annotated[float, Field(ge=1)] = 100.0
     dead_after_ms: Annotated[float, Field(gt=0)] = 500.0
     reply_deadline_ms: Annotated[float, Field(gt=0)] = 10_000.0

@@ -1,8 +1,9 @@
 """The processes that a `drover serve` has started, known by a mark in their environment.
 
 Whatever they start inherits the mark, and keeps it when its parent is gone. So all can be found and
-ended, and nobody else's. The mark names the `drover serve`, by process id and start time: what
-carries the mark of one that is gone is left over. Plain Python without Ray.
+ended, and nobody else's. A process that has overwritten its environment, as some of Ray's do to
+change their name, is known by its parent. The mark names the `drover serve`, by process id and
+start time: what carries the mark of one that is gone is left over. Plain Python without Ray.
 """
 
 import os
@@ -48,7 +49,8 @@ def end_left_over() -> list[int]:
 
 def _marked() -> dict[str, list[int]]:
     """Process ids by mark, of those that this user may look into; without this process and the dead."""
-    found: dict[str, list[int]] = {}
+    mark_of: dict[int, str] = {}
+    parent_of: dict[int, int] = {}
     prefix = f"{VARIABLE}=".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -57,8 +59,17 @@ def _marked() -> dict[str, list[int]]:
             marks = [line for line in (entry / "environ").read_bytes().split(b"\0") if line.startswith(prefix)]
         except OSError:
             continue  # another user's, or it has just ended
-        if marks and _start_time(int(entry.name)) is not None:
-            found.setdefault(marks[0].removeprefix(prefix).decode(errors="replace"), []).append(int(entry.name))
+        if (stat := _stat(int(entry.name))) is not None:
+            parent_of[int(entry.name)] = int(stat[0])
+            if marks:
+                mark_of[int(entry.name)] = marks[0].removeprefix(prefix).decode(errors="replace")
+    found: dict[str, list[int]] = {}
+    for process_id in parent_of:
+        ancestor: int | None = process_id
+        while ancestor in parent_of and ancestor not in mark_of:
+            ancestor = parent_of[ancestor]
+        if ancestor in mark_of:
+            found.setdefault(mark_of[ancestor], []).append(process_id)
     return found
 
 
@@ -70,12 +81,18 @@ def lives(mark: str) -> bool:
 
 def _start_time(process_id: int) -> int | None:
     """When it started, in clock ticks since the system did; None if it has ended. Ids are used again."""
+    stat = _stat(process_id)
+    return None if stat is None else int(stat[18])
+
+
+def _stat(process_id: int) -> list[str] | None:
+    """What /proc tells of a process, from its parent's id on (proc_pid_stat(5)); None if it has ended."""
     try:
         # pid (command) state ...; the command may hold anything, also parentheses
         state, *fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if state in "ZX" else int(fields[18])
+    return None if state in "ZX" else fields
 
 
 def _kill(process_ids: list[int]) -> None:

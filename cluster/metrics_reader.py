@@ -40,10 +40,11 @@ class MetricsReader:
         """A page that was read after this was asked for, or while; takes timeout_s at most."""
         if self._reading is None or self._reading.done():
             self._reading = asyncio.get_running_loop().run_in_executor(self._thread, self._read)
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._reading), self._timeout_s)
-        except asyncio.TimeoutError:
-            return _comment(f"Ray did not answer within {self._timeout_s:g} s") + self._page_without_answers
+        reading = self._reading
+        await asyncio.wait([reading], timeout=self._timeout_s)
+        if reading.done():
+            return reading.result()
+        return _comment(f"Ray did not answer within {self._timeout_s:g} s") + self._page_without_answers
 
 
 def deployment_reader(model_name: str, router_name: str, shard_names: Sequence[str], namespace: str) -> MetricsReader:

@@ -41,7 +41,8 @@ class RayRouterClient:
         self._mailer: asyncio.Task[None] | None = None
         self._router: ray.actor.ActorHandle | None = None
         self._finding: asyncio.Future[ray.actor.ActorHandle] | None = None
-        # Of its own: a lookup may block for as long as Ray's head is away, and only one is made at a time.
+        # Of its own: a look-up may block for as long as Ray's head is away, and only one is made at a
+        # time.
         self._finder = ThreadPoolExecutor(1, "find router")
 
     async def limits(self) -> RequestLimits:
@@ -50,14 +51,16 @@ class RayRouterClient:
     async def readiness(self) -> Readiness:
         try:
             router = await self._find()
-            readiness: Readiness = await asyncio.wait_for(router.readiness.remote(), READINESS_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            return Readiness(False, f"{self._router_name} did not answer within {READINESS_TIMEOUT_S:g} s")
-        except Unavailable as error:
-            return Readiness(False, str(error))
-        except ray.exceptions.RayError as error:
-            return Readiness(False, self._down(error))
-        return readiness
+            answer: asyncio.Future[Readiness] = asyncio.ensure_future(router.readiness.remote())
+            try:
+                await asyncio.wait([answer], timeout=READINESS_TIMEOUT_S)
+                if answer.done():
+                    return answer.result()
+            finally:
+                answer.cancel()
+        except Exception as error:
+            return Readiness(False, str(self._unavailable(error)))
+        return Readiness(False, f"{self._router_name} did not answer within {READINESS_TIMEOUT_S:g} s")
 
     def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
         return self._streams.new_stream(requests)
@@ -111,34 +114,39 @@ class RayRouterClient:
 
     def _fail(self, error: Exception) -> None:
         """End every stream: the router cannot be reached, and may have forgotten the requests."""
-        if not isinstance(error, Unavailable | ray.exceptions.RayError):
-            logger.error("talking to %s failed", self._router_name, exc_info=error)
-        self._streams.fail_all(error if isinstance(error, Unavailable) else Unavailable(self._down(error)))
+        self._streams.fail_all(self._unavailable(error))
 
     async def _find(self) -> ray.actor.ActorHandle:
-        """The router's handle. Asking Ray for it blocks, so a thread does. Raises Unavailable."""
+        """The router's handle. Asking Ray for it blocks, so a thread does.
+
+        Raises Unavailable, or whatever the look-up raised. Whoever asks after that looks anew.
+        """
         if self._router is not None:
             return self._router
-        if self._finding is None:
+        if self._finding is None or self._finding.done():
             self._finding = asyncio.get_running_loop().run_in_executor(self._finder, self._look_up)
+        finding = self._finding
+        # Not `wait_for`: a look-up may fail by a TimeoutError of Ray's own.
+        await asyncio.wait([finding], timeout=FIND_TIMEOUT_S)
+        if not finding.done():
+            raise Unavailable(
+                f"Ray did not tell within {FIND_TIMEOUT_S:g} s where {self._router_name} is; its head may be down"
+            )
         try:
-            self._router = await asyncio.wait_for(asyncio.shield(self._finding), FIND_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            text = f"Ray did not tell within {FIND_TIMEOUT_S:g} s where {self._router_name} is; its head may be down"
-            raise Unavailable(text) from None
+            self._router = finding.result()
         except ValueError:
-            self._finding = None
             raise Unavailable(f"{self._router_name} does not exist in namespace {self._namespace!r}") from None
-        except Exception:
-            self._finding = None
-            raise
-        self._finding = None
         return self._router
 
     def _look_up(self) -> ray.actor.ActorHandle:
         return ray.get_actor(self._router_name, namespace=self._namespace)
 
-    def _down(self, error: Exception) -> str:
+    def _unavailable(self, error: Exception) -> Unavailable:
+        """What clients are told of an error. The router is looked up anew after it."""
+        if isinstance(error, Unavailable):
+            return error
+        if not isinstance(error, ray.exceptions.RayError):
+            logger.error("talking to %s failed", self._router_name, exc_info=error)
         self._router = None
         logger.warning("%s: %s", self._router_name, error)
-        return f"{self._router_name} is down and being restarted; try again"
+        return Unavailable(f"{self._router_name} is down and being restarted; try again")

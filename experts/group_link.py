@@ -6,9 +6,9 @@ import weakref
 
 import torch
 
+from experts.connection import Connection
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, refusal
-from experts.groups.gloo import Pair
 from experts.groups.row_channel import RowChannel
 from experts.link import ExpertRows, Reply
 from experts.wire import Kind, Message, WireFormat
@@ -25,7 +25,7 @@ class GroupLink:
 
     def __init__(
         self,
-        pair: Pair,
+        connection: Connection,
         wire: WireFormat,
         liveness: Liveness,
         reply_deadline_s: float,
@@ -34,25 +34,29 @@ class GroupLink:
         rows: RowChannel | None = None,
     ) -> None:
         self._reply_deadline_s = reply_deadline_s
-        self._device = device
+        self._device, self._rows_inline = device, wire.rows_inline
         self._sequence = itertools.count(1)
         self._changed = threading.Condition()
         # Weak references: a step that was given up drops its replies, and their answers with them.
         self._awaited: weakref.WeakValueDictionary[int, _GroupReply] = weakref.WeakValueDictionary()
-        self._endpoint = Endpoint(pair, wire, liveness, self._on_message, self._on_down, name, rows)
+        self._endpoint = Endpoint(connection, wire, liveness, self._on_message, self._on_down, name, rows)
 
     @property
     def down_reason(self) -> str | None:
         return self._endpoint.down_reason
 
     def request(self, rows: ExpertRows) -> Reply:
-        """Send the rows, which must not change any more. Raises LinkDown."""
-        sequence, reply = next(self._sequence), _GroupReply(self)
+        """Send the rows, which must not change any more. Raises LinkDown.
+
+        If the reply is dropped before they have left, they never will.
+        """
+        sequence = next(self._sequence)
+        x_ND = rows.x_ND.cpu() if self._rows_inline else rows.x_ND
+        message = Message(Kind.ROWS, sequence, rows.layer, rows.experts, rows.versions, rows.counts, x_ND)
+        reply = _GroupReply(self, message)
         with self._changed:
             self._awaited[sequence] = reply
-        self._endpoint.post(
-            Message(Kind.ROWS, sequence, rows.layer, rows.experts, rows.versions, rows.counts, rows.x_ND)
-        )
+        self._endpoint.post(message, while_held=True)
         return reply
 
     def wait_until_down(self) -> str:
@@ -93,10 +97,10 @@ class GroupLink:
 
 
 class _GroupReply:
-    """message: the answer, once it has come."""
+    """asked: what was sent, or will be while this lives. message: the answer, once it has come."""
 
-    def __init__(self, link: GroupLink) -> None:
-        self._link = link
+    def __init__(self, link: GroupLink, asked: Message) -> None:
+        self._link, self.asked = link, asked
         self.message: Message | None = None
 
     def wait(self) -> torch.Tensor:

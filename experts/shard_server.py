@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 
+from experts.connection import Connection
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, RefusalCode, ShardRefused
-from experts.groups.gloo import Pair
 from experts.groups.row_channel import RowChannel
 from experts.shard import ExpertShard
 from experts.wire import Kind, Message, WireFormat
@@ -47,9 +47,9 @@ class ShardServer:
             return tuple(endpoint.name for endpoint in self._endpoints)
 
     def serve(
-        self, pair: Pair, wire: WireFormat, liveness: Liveness, name: str, rows: RowChannel | None = None
+        self, connection: Connection, wire: WireFormat, liveness: Liveness, name: str, rows: RowChannel | None = None
     ) -> None:
-        """Serve the router at the other end of `pair` until that link ends."""
+        """Serve the router at the other end of `connection` until that link ends."""
         endpoint: Endpoint | None = None
         created = threading.Event()
 
@@ -64,7 +64,7 @@ class ShardServer:
                 if endpoint is not None:
                     self._endpoints.discard(endpoint)
 
-        endpoint = Endpoint(pair, wire, liveness, on_message, on_down, name, rows)
+        endpoint = Endpoint(connection, wire, liveness, on_message, on_down, name, rows)
         with self._endpoints_lock:
             if endpoint.down_reason is None:
                 self._endpoints.add(endpoint)
@@ -87,8 +87,10 @@ class ShardServer:
             self._compute()
         except Exception:
             logger.exception("the shard broke")
-            self._on_crash()
-            self._close_links()
+            try:
+                self._on_crash()
+            finally:
+                self._close_links()
 
     def _compute(self) -> None:
         set_compute_threads(self.shard.kernels.cores.threads)
@@ -97,11 +99,11 @@ class ShardServer:
             if endpoint.down_reason is not None:
                 continue
             try:
-                endpoint.post(self._answer(request))
+                endpoint.post(self._answer(request, rows_inline=endpoint.wire.rows_inline))
             except LinkDown:
                 pass  # that router is gone, and its rows with it
 
-    def _answer(self, request: Message) -> Message:
+    def _answer(self, request: Message, *, rows_inline: bool) -> Message:
         if request.kind is not Kind.ROWS or request.x_ND is None:  # a defect of that router, which must hear of it
             rows = 0 if request.x_ND is None else len(request.x_ND)
             text = f"got {request.kind.name} with {rows} rows; a shard computes ROWS, at least one"
@@ -114,6 +116,8 @@ class ShardServer:
                 request.counts,
                 request.x_ND.to(self._device),
             )
+            if rows_inline:  # here, because whoever sends may not wait for a device
+                y_ND = y_ND.cpu()
         except ShardRefused as refusal:
             return Message(Kind.REFUSAL, request.sequence, code=refusal.code, text=str(refusal))
         except Exception as error:

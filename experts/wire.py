@@ -1,8 +1,8 @@
 """The messages on a link, and their bytes.
 
-    int64[8]            kind, sequence number, layer, groups, rows, text bytes, refusal code, bytes of the whole message
-    int32[groups, 3]    for ROWS: expert, version of its weights, number of rows; the space of max_groups is always sent
-    row_bytes * rows    the rows, in the model's dtype; or text in UTF-8
+    int64[7]            kind, sequence number, layer, groups, rows, text bytes, refusal code
+    int32[groups, 3]    for ROWS: expert, version of its weights, number of rows
+    bytes               the rows, in the model's dtype; or text in UTF-8
 
 Kind by kind, with every field that is not named left 0 or empty:
 
@@ -13,39 +13,31 @@ Kind by kind, with every field that is not named left 0 or empty:
                   1 NOT_HELD        an expert, or this version of it, is not here; other shards may have it
                   2 COMPUTE_FAILED  the experts are here, but computing failed; it may fail again
 
-A long message travels in pieces (experts/pieces.py); all but the first are of kind CONTINUATION.
-
 Legend: N rows, D model width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from experts.errors import RefusalCode
 
-_HEADER_INTS = 8
-HEADER_BYTES = 8 * _HEADER_INTS
+MAX_TEXT_BYTES = 2**16
+_HEADER_INTS = 7
 _GROUP_INTS = 3  # expert, version, rows
 _MAX_GROUP_INT = 2**31 - 1
-_ALIGN = 64  # bytes, so that rows start on a cache line
 
 
 class Kind(IntEnum):
-    """HEARTBEAT: I am alive. ROWS: compute these. RESULT: computed. REFUSAL: cannot, and why.
-
-    CONTINUATION: a further piece of a message.
-    """
+    """HEARTBEAT: I am alive. ROWS: compute these. RESULT: computed. REFUSAL: cannot, and why."""
 
     HEARTBEAT = 1
     ROWS = 2
     RESULT = 3
     REFUSAL = 4
-    CONTINUATION = 5
 
 
 @dataclass(frozen=True)
@@ -84,91 +76,65 @@ class WireFormat:
     rows_inline: bool = True
 
     @property
-    def rows_offset(self) -> int:
-        raw = HEADER_BYTES + 4 * _GROUP_INTS * self.max_groups
-        return -(-raw // _ALIGN) * _ALIGN
-
-    @property
     def row_bytes(self) -> int:
         return self.hidden_size * self.dtype.itemsize
 
-    @property
-    def capacity(self) -> int:
-        """Bytes of the longest message."""
-        return self.rows_offset + self.max_rows * self.row_bytes
-
-    def new_buffer(self) -> torch.Tensor:
-        return torch.zeros(self.capacity, dtype=torch.uint8)
-
     def check(self, message: Message) -> None:
         """Assert that `message` fits: one that does not is a defect of its sender."""
-        rows, groups = 0 if message.x_ND is None else len(message.x_ND), len(message.experts)
+        x_ND, groups = message.x_ND, len(message.experts)
+        rows = 0 if x_ND is None else len(x_ND)
         assert rows <= self.max_rows, f"{rows} rows for a link of {self.max_rows}"
+        assert x_ND is None or (x_ND.shape[1:], x_ND.dtype) == ((self.hidden_size,), self.dtype), f"{x_ND.dtype} rows"
         assert groups <= self.max_groups, f"{groups} experts for a link of {self.max_groups}"
         for field in ("experts", "versions", "counts") if groups else ():
             low, high = min(getattr(message, field)), max(getattr(message, field))
             assert 0 <= low <= high <= _MAX_GROUP_INT, f"{field} from {low} to {high}; the wire carries int32, from 0"
 
-    def pack(self, message: Message, buffer: torch.Tensor) -> torch.Tensor:
-        """Write `message`, which `check` has passed, to the front of `buffer`; returns that front, ready to send."""
+    def pack(self, message: Message) -> list[memoryview]:
+        """The bytes of `message`, which `check` has passed, in parts. Its rows are not copied, if they lie in order."""
         x_ND, groups = message.x_ND, len(message.experts)
         rows = 0 if x_ND is None else len(x_ND)
-        text = message.text.encode(errors="replace")[: self.max_rows * self.row_bytes]
-        end = self.rows_offset
-        if x_ND is not None and self.rows_inline:
-            end += rows * self.row_bytes
-        elif text:
-            end += len(text)
-        array = buffer.numpy()
-        header = (message.kind, message.sequence, message.layer, groups, rows, len(text), message.code or 0, end)
-        array[:HEADER_BYTES].view(np.int64)[:] = header
+        text = message.text.encode(errors="replace")[:MAX_TEXT_BYTES]
+        header = (message.kind, message.sequence, message.layer, groups, rows, len(text), message.code or 0)
+        parts = [np.array(header, np.int64).data.cast("B")]
         if groups:
-            of_groups = _groups(array, groups)
-            of_groups[:, 0] = message.experts
-            of_groups[:, 1] = message.versions
-            of_groups[:, 2] = message.counts
-        if x_ND is not None and self.rows_inline:
-            buffer[self.rows_offset : end].view(self.dtype).view(rows, self.hidden_size).copy_(x_ND)
-        elif text:
-            array[self.rows_offset : end] = np.frombuffer(text, dtype=np.uint8)
-        return buffer[:end]
-
-    def unpack(self, buffer: torch.Tensor, *, copy: bool = True) -> Message:
-        """Read the message at the front of `buffer`. copy: inline rows, so that the buffer may be reused."""
-        array = buffer.numpy()
-        kind, sequence, layer, groups, rows, text_bytes, code, _ = array[:HEADER_BYTES].view(np.int64).tolist()
-        experts, versions, counts = _groups(array, groups).T.tolist()
-        x_ND, text = None, ""
+            of_groups = np.array([message.experts, message.versions, message.counts], np.int32).T
+            parts.append(np.ascontiguousarray(of_groups).data.cast("B"))
         if rows and self.rows_inline:
-            end = self.rows_offset + rows * self.row_bytes
-            x_ND = buffer[self.rows_offset : end].view(self.dtype).view(rows, self.hidden_size)
-            x_ND = x_ND.clone() if copy else x_ND
-        elif text_bytes:
-            text = array[self.rows_offset : self.rows_offset + text_bytes].tobytes().decode(errors="replace")
+            assert x_ND is not None
+            parts.append(bytes_of(x_ND.contiguous()))
+        return [*parts, memoryview(text)]
+
+    def read(self, fill: Callable[[memoryview], None]) -> tuple[Message, int]:
+        """The next message, and its number of rows, inline or beside it. Raises ValueError if it is none.
+
+        fill: fills memory with the bytes that come next. What the message has is its own.
+        """
+        numbers = np.empty(_HEADER_INTS, np.int64)
+        fill(numbers.data.cast("B"))
+        kind, sequence, layer, groups, rows, text_bytes, code = numbers.tolist()
+        for field, number, most in (
+            ("experts", groups, self.max_groups),
+            ("rows", rows, self.max_rows),
+            ("bytes of text", text_bytes, MAX_TEXT_BYTES),
+        ):
+            if not 0 <= number <= most:
+                raise ValueError(f"a message of {number} {field}, on a link of {most}")
+        of_groups = np.empty((groups, _GROUP_INTS), np.int32)
+        if groups:
+            fill(of_groups.data.cast("B"))
+        experts, versions, counts = of_groups.T.tolist()
+        x_ND = None
+        if rows and self.rows_inline:
+            x_ND = torch.empty(rows, self.hidden_size, dtype=self.dtype)
+            fill(bytes_of(x_ND))
+        text = bytearray(text_bytes)
+        fill(memoryview(text))
         refused = RefusalCode(code) if code else None
-        return Message(Kind(kind), sequence, layer, experts, versions, counts, x_ND, text, refused)
-
-    def row_count(self, buffer: torch.Tensor) -> int:
-        """How many rows the message at the front of `buffer` has, inline or beside it."""
-        return int(buffer[:HEADER_BYTES].view(torch.int64)[4])
+        decoded = text.decode(errors="replace")
+        return Message(Kind(kind), sequence, layer, experts, versions, counts, x_ND, decoded, refused), rows
 
 
-def write_header(buffer: torch.Tensor, kind: Kind, total: int) -> None:
-    """Make the front of `buffer` (uint8) the header of `total` bytes of this kind, with nothing else in it."""
-    buffer.numpy()[:HEADER_BYTES].view(np.int64)[:] = (kind, 0, 0, 0, 0, 0, 0, total)
-
-
-def message_kind(buffer: torch.Tensor) -> int:
-    """The Kind that the header at the front of `buffer` names; any number, if a stranger wrote it."""
-    return int(buffer.numpy()[:HEADER_BYTES].view(np.int64)[0])
-
-
-def message_bytes(buffer: torch.Tensor) -> int:
-    """The length that the header at the front of `buffer` names, header included."""
-    return int(buffer.numpy()[:HEADER_BYTES].view(np.int64)[7])
-
-
-def _groups(array: npt.NDArray[np.uint8], groups: int) -> npt.NDArray[np.int32]:
-    """The groups' part of a message, as int32[groups, 3]."""
-    end = HEADER_BYTES + 4 * _GROUP_INTS * groups
-    return array[HEADER_BYTES:end].view(np.int32).reshape(groups, _GROUP_INTS)
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU, as bytes."""
+    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -59,8 +59,9 @@ class Unread:
 
 
 class DeltaStream:
-    """The deltas of one or several requests in the order of their arrival; it ends when all requests have ended.
+    """The deltas of one or several requests in the order of their arrival.
 
+    It ends when all requests have ended.
     The requests are submitted when the first delta is asked for. Whoever reads the stream must
     close it.
     """
@@ -110,8 +111,6 @@ class DeltaStream:
                 continue
             delta, delta_bytes = self._queue.popleft()
             self._count_unread(-delta_bytes)
-            if delta.request_id not in self._running:
-                continue  # it was cancelled after this was made
             if isinstance(delta.error, AlreadyExists):
                 self._forget(delta.request_id)  # the id belongs to another request, which closing must not cancel
                 raise delta.error
@@ -156,10 +155,15 @@ class DeltaStream:
         May be called at any time, again, and while a reader waits.
         """
         self._unsubmitted = ()
+        self._drop_unread()  # all at once: each of the requests would look through the whole queue
         for request_id in tuple(self._running):
             self.cancel(request_id, ending)
-        self._queue.clear()
-        self._count_unread(-self.unread_bytes)
+
+    def _drop_unread(self, request_id: str | None = None) -> None:
+        """Forget the deltas of one request, or of all."""
+        kept = deque(entry for entry in self._queue if request_id not in (None, entry[0].request_id))
+        self._count_unread(sum(delta_bytes for _, delta_bytes in kept) - self.unread_bytes)
+        self._queue = kept
 
     def _count_unread(self, more_bytes: int) -> None:
         self.unread_bytes += more_bytes
@@ -175,8 +179,14 @@ class DeltaStream:
             self._sink.submit(request)
 
     def _forget(self, request_id: str) -> None:
+        """End one request here, and drop what is unread of it.
+
+        So a stream without requests holds no unread bytes. `DeltaStreams.deliver` relies on it: it
+        looks for the stream with most unread among those with requests.
+        """
         self._running.remove(request_id)
         del self._stream_of[request_id]
+        self._drop_unread(request_id)
         self._awake.set()  # the last request may have ended under a reader that waits
 
 

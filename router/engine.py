@@ -127,7 +127,7 @@ class Engine:
             output = self._runner.run(step, [self._sampling[request_id] for request_id in step.sample.request_ids])
         except ShardUnavailable as error:
             self._counts.fail_step()
-            return self._fail_works(works, str(error))
+            return self._fail(_request_ids(works), Unavailable(str(error)))
         except Exception as error:
             self._counts.fail_step()
             logger.error("a step of %d requests failed", len(works), exc_info=error)
@@ -139,10 +139,11 @@ class Engine:
     def _run_apart(self, works: list[Work]) -> list[TokenDelta]:
         """Compute each of `works`, whose step failed, in a step of its own.
 
-        The cause, a defect or memory that ran out, may concern one of them only. That one fails again.
+        The cause, a defect or memory that ran out, may concern one of them only. That one fails
+        again. Clients are not told to try it again: each time it would cost the others such steps.
         """
         if len(works) == 1:
-            return self._fail_works(works, "the router failed in a step; its log says why")
+            return self._fail(_request_ids(works), Internal("the router failed in a step; its log says why"))
         deltas = []
         for work in works:
             self._counts.start_step()
@@ -203,9 +204,6 @@ class Engine:
         error = DeadlineExceeded("the request's deadline passed before it was done")
         return self._fail(self._scheduler.expired(), error)
 
-    def _fail_works(self, works: Sequence[Work], reason: str) -> list[TokenDelta]:
-        return self._fail([work.sequence.request.request_id for work in works], Unavailable(reason))
-
     def _fail(self, request_ids: Sequence[str], error: RequestError) -> list[TokenDelta]:
         now_s, ending = time.perf_counter(), "deadline" if isinstance(error, DeadlineExceeded) else "error"
         for request_id in request_ids:
@@ -216,3 +214,7 @@ class Engine:
     def _forget(self, request_id: str, ending: str, now_s: float) -> None:
         self._sampling.pop(request_id, None)
         self._counts.requests.end(request_id, ending, now_s)
+
+
+def _request_ids(works: Sequence[Work]) -> list[str]:
+    return [work.sequence.request.request_id for work in works]

@@ -28,12 +28,12 @@ def load_model(
     on_bytes: Callable[[int], None] | None = None,
     kernels: Kernels | None = None,
 ) -> Model:
-    """The model over LocalLinks on the CPU, its experts spread evenly over `num_shards` shards.
+    """The model over LocalLinks on the kernels' device, its experts spread evenly over `num_shards` shards.
 
     config: the checkpoint's, unless a test falsifies it. on_bytes: called with the size of each
     piece read.
-    kernels: shared by the router and the shards, which compute in turn. By default the fastest for
-    this thread's torch thread count.
+    kernels: shared by the router and the shards, which compute in turn. By default the fastest on
+    the CPU for this thread's torch thread count.
     """
     num_shards = num_shards if config.moe_layers else 0
     placement = even_placement(config.moe_layers, config.num_experts, num_shards)
@@ -42,5 +42,5 @@ def load_model(
         shard: LocalLink(load_shard(checkpoint, placement.slots_of(shard), kernels, on_bytes))
         for shard in range(num_shards)
     }
-    weights = WeightReader(checkpoint, dtype, CPU, on_bytes)
+    weights = WeightReader(checkpoint, dtype, kernels.device, on_bytes)
     return Model(config, weights, Dispatcher(placement, LinkTable(links)), kernels)

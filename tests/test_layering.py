@@ -245,7 +245,7 @@ def test_what_only_looks_or_forwards_needs_no_torch(module: str) -> None:
 
 
 def test_process_groups_appear_in_one_folder_only() -> None:
-    assert who_uses("torch.distributed") == {"experts.groups.gloo", "experts.groups.nccl"}
+    assert who_uses("torch.distributed") == {"experts.groups.nccl"}
 
 
 def test_tokens_cross_ray_in_one_file_only() -> None:

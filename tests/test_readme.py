@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import parser as bench_parser
-from cli import main
+from cli.main import COMMANDS
 from cluster.deployment_file import load_deployment
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ def calls_of(program: list[str]) -> list[list[str]]:
 def drover_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("drover")
     subparsers = parser.add_subparsers(dest="command", required=True)
-    for command in main.commands().values():
+    for command in COMMANDS.values():
         command.add_parser(subparsers)
     return parser
 
@@ -148,4 +148,4 @@ def test_the_make_targets_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_commands_named_in_the_text_exist(document: Path) -> None:
     named = re.findall(r"`drover ([a-z]+)", document.read_text())
-    assert set(named) <= set(main.commands())
+    assert set(named) <= set(COMMANDS)

@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
-import ray
 import torch
 
+from experts.connection import Connection
 from experts.endpoint import Liveness
-from experts.groups.gloo import Exchange, Pair
 from experts.groups.nccl import Cuda, NcclRows
 from experts.groups.row_channel import RowChannel
 from experts.wire import WireFormat
@@ -28,18 +27,17 @@ class LinkInvitation:
     timeout_s: float
     row_store: tuple[str, int] | None = None
 
-    def accept(self, rank: int, device: torch.device, exchange: Exchange) -> tuple[Pair, RowChannel | None]:
-        """Form this process's end; returns once both ends have met. Raises ConnectionError."""
-        wire = self.wire
-        pair = Pair(self.name, rank, ray.util.get_node_ip_address(), self.secret, exchange, self.timeout_s)
-        if wire.rows_inline:
-            return pair, None
+    def row_channel(self, rank: int, device: torch.device, connection: Connection) -> RowChannel | None:
+        """This end's part of what carries the rows beside `connection`, which is closed if that fails.
+
+        None if they are inline. Returns once both ends have joined. Raises ConnectionError.
+        """
+        if self.wire.rows_inline:
+            return None
         assert self.row_store is not None
-        host, port = self.row_store
         try:
-            gpu = Cuda(host, port, device, self.timeout_s)
-            rows = NcclRows(gpu, self.name, rank, wire.hidden_size, wire.dtype, self.timeout_s)
+            gpu = Cuda(*self.row_store, device, self.timeout_s)
+            return NcclRows(gpu, self.name, rank, self.wire.hidden_size, self.wire.dtype, self.timeout_s)
         except ConnectionError:
-            pair.close()
+            connection.close()
             raise
-        return pair, rows

@@ -13,10 +13,10 @@ import torch
 
 from cluster.actors.link_invitation import LinkInvitation
 from cluster.reports import Phase
+from experts.connection import connect
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
-from experts.groups.gloo import ROUTER_RANK
-from experts.groups.nccl import RowStore
+from experts.groups.nccl import ROUTER_RANK, RowStore
 from experts.link_table import LinkTable
 from experts.wire import WireFormat
 
@@ -135,16 +135,17 @@ class LinkKeeper:
             None if self._row_store is None else (self._row_store.host, self._row_store.port),
         )
 
-        def exchange(address: bytes) -> bytes:
-            try:
-                theirs: bytes = ray.get(actor.join.remote(invitation, address), timeout=JOIN_TIMEOUT_S)
-            except ray.exceptions.RayError as error:
-                raise ConnectionError(_short(error)) from None
-            return theirs
-
-        pair, rows = invitation.accept(ROUTER_RANK, self._device, exchange)
+        address = ray.get(actor.join.remote(invitation), timeout=JOIN_TIMEOUT_S)
+        connection = connect(address, invitation.secret, JOIN_TIMEOUT_S)
+        rows = invitation.row_channel(ROUTER_RANK, self._device, connection)
         return GroupLink(
-            pair, settings.wire, settings.router_liveness, settings.reply_deadline_s, self._device, link_name, rows
+            connection,
+            settings.wire,
+            settings.router_liveness,
+            settings.reply_deadline_s,
+            self._device,
+            link_name,
+            rows,
         )
 
 

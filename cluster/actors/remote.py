@@ -62,5 +62,5 @@ class RemoteShard:
     def stats(self) -> ShardStats:
         return self._shard.stats()
 
-    def join(self, invitation: "LinkInvitation", address: bytes) -> bytes:
-        return self._shard.join(invitation, address)
+    def join(self, invitation: "LinkInvitation") -> tuple[str, int]:
+        return self._shard.join(invitation)

@@ -4,10 +4,10 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
 import torch
 
 from checkpoint.errors import DroverError
@@ -15,7 +15,8 @@ from checkpoint.tensors import Checkpoint
 from cluster.actors.link_invitation import LinkInvitation
 from cluster.actors.load_progress import LoadProgress
 from cluster.reports import ActorState, ShardStats
-from experts.groups.gloo import SHARD_RANK
+from experts.connection import Listener
+from experts.groups.nccl import SHARD_RANK
 from experts.placement import Slot
 from experts.shard import load_shard, shard_bytes
 from experts.shard_server import ShardServer
@@ -66,31 +67,26 @@ class ShardActor:
         shard = self._server.shard
         return ShardStats(len(shard.slots), shard.rows_computed, self._server.link_names)
 
-    def join(self, invitation: LinkInvitation, address: bytes) -> bytes:
-        """Begin to form this shard's end of a link; returns its address, for the router to connect to.
+    def join(self, invitation: LinkInvitation) -> tuple[str, int]:
+        """Begin to form this shard's end of a link; returns the address at which it waits for the router.
 
-        address: the router's. Forming goes on in a thread. Raises DroverError, ConnectionError.
+        Forming goes on in a thread. Raises DroverError, OSError.
         """
         server = self._server
         if server is None:
             raise DroverError(f"{self._spec.name} is not ready: {self.state().summary}")
-        listening: Future[bytes] = Future()
-
-        def exchange(mine: bytes) -> bytes:
-            listening.set_result(mine)
-            return address
+        listener = Listener(ray.util.get_node_ip_address())
 
         def form() -> None:
             try:
-                pair, rows = invitation.accept(SHARD_RANK, torch.device(self._spec.device), exchange)
-                server.serve(pair, invitation.wire, invitation.liveness, invitation.name, rows)
-            except Exception as error:  # the router notices by itself: nobody proves the secret, or sends heartbeats
-                logger.warning("%s", error)
-                if not listening.done():
-                    listening.set_exception(error)
+                connection = listener.accept(invitation.secret, invitation.timeout_s)
+                rows = invitation.row_channel(SHARD_RANK, torch.device(self._spec.device), connection)
+                server.serve(connection, invitation.wire, invitation.liveness, invitation.name, rows)
+            except ConnectionError as error:  # the router notices by itself
+                logger.warning("link %s could not be formed: %s", invitation.name, error)
 
         threading.Thread(target=form, name=f"form {invitation.name}", daemon=True).start()
-        return listening.result(invitation.timeout_s)
+        return listener.address
 
     def _load(self) -> None:
         spec = self._spec

@@ -50,7 +50,7 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
                 max_rows=engine.max_step_tokens * checkpoint.config.experts_per_token,
                 hidden_size=checkpoint.config.hidden_size,
                 dtype=dtype,
-                rows_inline=links.backend == "gloo",
+                rows_inline=links.backend == "tcp",
             ),
             router_liveness=Liveness(heartbeat_s, silence_s),
             shard_liveness=Liveness(heartbeat_s, SHARD_PATIENCE * silence_s),

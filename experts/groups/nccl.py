@@ -1,6 +1,7 @@
-"""Rows between two GPUs: 2-rank NCCL groups, beside the Gloo pair that announces the rows."""
+"""Rows between two GPUs: 2-rank NCCL groups, beside the connection that announces the rows."""
 
 import datetime
+import logging
 import math
 import socket
 import threading
@@ -13,9 +14,11 @@ from typing import Any, Protocol
 import torch
 import torch.distributed
 
-from experts.groups.gloo import DATA_TAG, ROUTER_RANK, SHARD_RANK, first_line
+logger = logging.getLogger(__name__)
 
 dist: Any = torch.distributed  # torch's stubs leave out most of what this file is about
+ROUTER_RANK, SHARD_RANK = 0, 1
+_TAG = 0
 
 NCCL_ENVIRONMENT = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 """For the environment that a process starts with: torch may read it early.
@@ -45,10 +48,6 @@ class RowStore:
         for key in self._store.list_keys():
             if key.startswith(f"{name}/"):
                 self._store.delete_key(key)
-
-    def key_count(self) -> int:
-        """How many keys are kept; it must not grow with the number of links that ever were."""
-        return len(self._store.list_keys())
 
 
 class Work(Protocol):
@@ -170,7 +169,7 @@ class NcclRows:
                     self._receive(1, timeout_s)
         except (RuntimeError, ConnectionError) as error:
             self.close()
-            raise ConnectionError(f"NCCL link {name} could not be formed: {first_line(error)}") from None
+            raise ConnectionError(f"NCCL link {name} could not be formed: {_first_line(error)}") from None
 
     def send(self, x_ND: torch.Tensor) -> None:
         """Queue rows, which must not change any more. Raises ConnectionError."""
@@ -178,7 +177,7 @@ class NcclRows:
             self._under_way.popleft()
         rows_ND = x_ND.contiguous()
         with self._nccl_errors():
-            work = self._communicators[1 - self._peer].send([rows_ND], self._peer, DATA_TAG)
+            work = self._communicators[1 - self._peer].send([rows_ND], self._peer, _TAG)
             with self._gpu.on(self._sending):
                 work.wait()
                 self._under_way.append((rows_ND, self._gpu.mark()))
@@ -191,7 +190,7 @@ class NcclRows:
         hidden_size, dtype = self._row
         with self._nccl_errors(), self._gpu.on(self._receiving):
             x_ND = self._gpu.empty((rows, hidden_size), dtype)
-            self._communicators[self._peer].recv([x_ND], self._peer, DATA_TAG).wait()
+            self._communicators[self._peer].recv([x_ND], self._peer, _TAG).wait()
             arrived = self._gpu.mark()
         deadline = time.monotonic() + timeout_s
         while not arrived.query() and not self._is_closed:
@@ -212,7 +211,10 @@ class NcclRows:
 
     def _abort(self) -> None:
         for communicator in self._communicators.values():
-            communicator.abort()
+            try:
+                communicator.abort()
+            except RuntimeError:
+                logger.exception("aborting an NCCL group failed")  # the other one must still be
 
     @contextmanager
     def _nccl_errors(self) -> Iterator[None]:
@@ -221,4 +223,9 @@ class NcclRows:
         try:
             yield
         except RuntimeError as error:
-            raise ConnectionError(first_line(error)) from None
+            raise ConnectionError(_first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    """What happened, out of a message of torch.distributed: without source locations, traces and advice."""
+    return str(error).partition("\n")[0].split("] ")[-1].split(". This is typically")[0] or repr(error)

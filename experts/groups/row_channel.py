@@ -6,7 +6,7 @@ import torch
 
 
 class RowChannel(Protocol):
-    """Carries a message's rows beside the Pair that carries its header.
+    """Carries a message's rows beside the connection that carries its header.
 
     Legend: N rows, D model width.
     """

@@ -1,7 +1,7 @@
 """Requests from bytes.
 
-Bytes that are no valid request, or hold too many fields, become a value that says why, not an
-exception.
+Bytes that are no valid request, hold too many fields, or hold a group become a value that says why,
+not an exception.
 
 An exception in a request deserializer reaches the client as INTERNAL "Exception deserializing
 request!", which blames the server and hides the field. So a deserializer made here never raises;
@@ -25,6 +25,13 @@ VARINT, FIXED64, LENGTH_DELIMITED, GROUP, GROUP_END, FIXED32 = range(6)
 # three for each message. Protobuf makes 50 bytes and more of a field of two, and a loop over a
 # million fields holds up every stream for a second.
 MAX_FIELDS = 32_768
+# In all packed lists of one request: more than the ten million tokens of the largest context.
+# Protobuf makes four bytes of a number of one, and 64 million of them take it a second.
+MAX_NUMBERS = 2**24
+_CONTINUED = bytes(range(0x80, 0x100))  # all bytes of a varint but its last are of these
+
+
+_NO_MESSAGE = "is not a valid protobuf message"
 
 
 @dataclass(frozen=True)
@@ -46,9 +53,9 @@ def decoder(request_class: type[Message]) -> Callable[[bytes], Message | Malform
     """
 
     def decode(raw: bytes) -> Message | MalformedRequest:
-        crowd = _too_many_fields(raw, request_class.DESCRIPTOR)
-        if crowd is not None:
-            return crowd
+        fault = _fault_in_structure(raw, request_class.DESCRIPTOR)
+        if fault is not None:
+            return fault
         try:
             return request_class.FromString(raw)
         except DecodeError:
@@ -59,65 +66,100 @@ def decoder(request_class: type[Message]) -> Callable[[bytes], Message | Malform
     return decode
 
 
-def _too_many_fields(raw: bytes, descriptor: Any) -> MalformedRequest | None:
-    """Names the most frequent field, if there are more than MAX_FIELDS in all.
+class _Unreadable(Exception):
+    """Bytes that cannot be followed, or must not be.
 
-    Reads up to MAX_FIELDS tags and skips what follows each. Where the bytes make no sense, it
-    leaves the verdict to protobuf, which ends there, too.
+    path: of the field or message at fault, "" for the request itself.
     """
-    seen: Counter[str] = Counter()
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path, self.reason = path, reason
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Fields, and numbers in packed lists, by path."""
+
+    fields: Counter[str]
+    numbers: Counter[str]
+
+
+def _fault_in_structure(raw: bytes, descriptor: Any) -> MalformedRequest | None:
+    """Why protobuf must not see these bytes: too many fields, or a field that cannot be followed.
+
+    Reads up to MAX_FIELDS tags and skips what follows each. What it passes, it has walked to the
+    end. So protobuf makes no more fields, and no longer lists, than were counted.
+    """
+    seen = _Seen(Counter(), Counter())
     try:
         left = _count(raw, 0, len(raw), descriptor, "", MAX_FIELDS, seen)
-    except (IndexError, ValueError):
-        return None
+    except _Unreadable as fault:
+        return MalformedRequest(fault.path or descriptor.full_name, fault.reason)
     if left >= 0:
         return None
-    [(path, count)] = seen.most_common(1)
+    [(path, count)] = seen.fields.most_common(1)
     return MalformedRequest(
         path or descriptor.full_name,
         f"occurs {count} times among the first {MAX_FIELDS} fields; a request has at most {MAX_FIELDS} fields",
     )
 
 
-def _count(raw: bytes, place: int, end: int, descriptor: Any, path: str, left: int, seen: Counter[str]) -> int:
+def _count(raw: bytes, place: int, end: int, descriptor: Any, path: str, left: int, seen: _Seen) -> int:
     """Count the fields of the message in raw[place:end], and of those inside it.
 
     left: how many may still come. Returns what is left of it, below 0 as soon as there are more.
-    seen: by path. Raises IndexError or ValueError where the bytes are no message.
+    Raises _Unreadable where the bytes are no message, and for a group: no field of drover.v1 is
+    one, and what is inside an unknown one follows rules of its own.
     """
     while place < end and left >= 0:
-        tag, place = _varint(raw, place)
+        tag, place = _varint(raw, place, end, path)
         left -= 1
         field = descriptor.fields_by_number.get(tag >> 3)
         name = "" if field is None else _join(path, field)
-        seen[name] += 1
+        seen.fields[name] += 1
         wire_type = tag & 7
         if wire_type == VARINT:
-            _, place = _varint(raw, place)
+            _, place = _varint(raw, place, end, path)
         elif wire_type == LENGTH_DELIMITED:
-            length, place = _varint(raw, place)
+            length, place = _varint(raw, place, end, path)
             if length > end - place:
-                raise ValueError
+                raise _Unreadable(path, _NO_MESSAGE)
             if field is not None and field.type == FieldDescriptor.TYPE_MESSAGE:
                 left = _count(raw, place, place + length, field.message_type, name, left, seen)
+            elif field is not None and field.is_packed:
+                _count_numbers(raw[place : place + length], name, seen.numbers)
             place += length
         elif wire_type in (FIXED32, FIXED64):
             place += 4 if wire_type == FIXED32 else 8
-        elif wire_type not in (GROUP, GROUP_END):  # what is in a group is counted like what is beside it
-            raise ValueError
+        elif wire_type in (GROUP, GROUP_END):
+            raise _Unreadable(path, f"holds a group (field {tag >> 3}); protobuf's groups are not taken")
+        else:
+            raise _Unreadable(path, _NO_MESSAGE)
+    if place > end:
+        raise _Unreadable(path, _NO_MESSAGE)
     return left
 
 
-def _varint(raw: bytes, place: int) -> tuple[int, int]:
-    """The number at `place`, and the place behind it. Raises IndexError, or ValueError if it is too long."""
+def _count_numbers(packed: bytes, path: str, numbers: Counter[str]) -> None:
+    """Count the varints of a packed list: no request has a list of another type."""
+    numbers[path] += len(packed.translate(None, delete=_CONTINUED))
+    if numbers.total() > MAX_NUMBERS:
+        raise _Unreadable(path, f"has {numbers[path]} entries; a request has at most {MAX_NUMBERS} in all its lists")
+
+
+def _varint(raw: bytes, place: int, end: int, path: str) -> tuple[int, int]:
+    """The number at `place`, and the place behind it. Raises _Unreadable if it is cut or too long."""
     number = 0
     for shift in range(0, 70, 7):
+        if place >= end:
+            break
         byte = raw[place]
         place += 1
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
             return number, place
-    raise ValueError
+    raise _Unreadable(path, _NO_MESSAGE)
 
 
 def _fault_in(raw: bytes, descriptor: Any, path: str = "") -> MalformedRequest | None:
@@ -129,7 +171,7 @@ def _fault_in(raw: bytes, descriptor: Any, path: str = "") -> MalformedRequest |
     try:
         fields = UnknownFieldSet(Empty.FromString(raw))
     except DecodeError:
-        return MalformedRequest(path, "is not a valid protobuf message") if path else None
+        return MalformedRequest(path, _NO_MESSAGE) if path else None
     seen: dict[int, int] = {}
     for unknown in map(fields.__getitem__, range(len(fields))):
         field = descriptor.fields_by_number.get(unknown.field_number)

@@ -14,7 +14,7 @@ import pytest
 
 from router.errors import Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
-from tests.command import Screen, drover, drover_process, start
+from tests.command import ROOT, Screen, drover, drover_process, start
 from tests.fake_router import BOS, EOS, FakeRouter, Script, fails, says, says_then_waits
 from tests.processes import PATIENCE_S
 
@@ -293,3 +293,26 @@ def test_help_teaches_with_an_example(command: str) -> None:
     done = drover(*command.split(), "--help")
     assert done.returncode == 0
     assert f"\n  drover {command}" in done.stdout or f"| drover {command}" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_a_signal_while_the_command_is_still_being_imported_leaves_no_trace(number: signal.Signals) -> None:
+    command = [sys.executable, "-X", "importtime", "-c", "import sys; from cli import command; sys.exit(command())"]
+    with subprocess.Popen([*command, "serve", "nothing.yaml"], stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None
+        while "checkpoint.errors" not in process.stderr.readline():  # what cli.main imports first
+            assert process.poll() is None
+        process.send_signal(number)
+        assert process.wait(PATIENCE_S) == 130
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_words_that_nobody_can_read_end_nobody() -> None:
+    code = "from cli.say import say; say('a'); say('b'); import sys; print('still here', file=sys.stderr)"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=PATIENCE_S
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "still here\n")

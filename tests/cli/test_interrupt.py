@@ -1,8 +1,6 @@
 """Ctrl-C at the worst moments of a stream."""
 
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +12,6 @@ import pytest
 from cli.interrupt import cancelled_by_ctrl_c
 from client import Client, ClientError
 from router.errors import Unavailable
-from tests.command import ROOT
 from tests.fake_router import FakeRouter, fails, says, says_then_waits
 from tests.processes import PATIENCE_S
 
@@ -119,25 +116,3 @@ def test_where_it_is_ignored_it_stays_ignored(client: Client) -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-EARLY = """
-import signal, sys
-
-class Interrupt:
-    def find_spec(self, name, path, target=None):
-        if name == "client":
-            signal.raise_signal(signal.{number})
-
-sys.meta_path.insert(0, Interrupt())
-sys.argv = ["drover", "serve", "none.yaml"]
-from cli.main import main
-sys.exit(main())
-"""
-
-
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
-def test_while_the_command_is_imported(number: str) -> None:
-    command = [sys.executable, "-c", EARLY.format(number=number)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

@@ -35,7 +35,7 @@ class Keeper(LinkKeeper):
         super().__init__(table, ["shard"], lambda name: None, SETTINGS, "router", torch.device("cpu"))
 
     def _form(self, shard: int, shard_name: str, link_name: str) -> GroupLink:
-        near, far = join_both(link_name)
+        near, far = join_both()
         self.peers.append(far)
         self.names.append(link_name)
         make = ClumsyLink if len(self.formed) < 2 else GroupLink

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from cluster.marked_processes import VARIABLE, end_left_over, end_marked, left_over, mark_of_this_process
 from tests.processes import PATIENCE_S, wait_until
@@ -32,7 +33,7 @@ def environment_of(process: "subprocess.Popen[bytes]") -> bytes:
 
 
 def test_a_process_that_becomes_another_program_is_not_missed() -> None:
-    for _ in range(40):  # a single look misses one of ten
+    for _ in range(25):  # a single look misses one of ten
         with started(RESTLESS, "restless-1") as process:
             end_marked("restless-1")
             assert process.wait(PATIENCE_S) == -9
@@ -44,6 +45,19 @@ def test_only_processes_with_this_mark_are_ended() -> None:
         end_marked(mark)
         assert mine.wait(PATIENCE_S) == -9
         assert other.poll() is None
+
+
+def test_a_process_without_its_environment_is_known_by_its_parent() -> None:
+    alone = f"import subprocess; subprocess.run({ASLEEP}, env={{}})"
+    with started([sys.executable, "-SEc", alone], "parent-1") as parent:
+        wait_until(lambda: bool(children_of(parent.pid)))
+        [child] = children_of(parent.pid)
+        end_marked("parent-1")
+        wait_until(lambda: not Path(f"/proc/{child}").exists())
+
+
+def children_of(process_id: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()))
 
 
 def test_what_is_left_over_is_what_has_outlived_its_serve() -> None:

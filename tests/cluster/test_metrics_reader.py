@@ -62,8 +62,9 @@ def test_scrapes_at_once_share_a_reading_and_one_that_leaves_does_not_end_it(slo
     run(main)
 
 
-def test_a_reading_that_fails_fails_its_scrape_alone() -> None:
-    pages = iter([RuntimeError("Ray is away"), b"page"])
+@pytest.mark.parametrize("kind", [RuntimeError, TimeoutError])
+def test_a_reading_that_fails_fails_its_scrape_alone(kind: type[Exception]) -> None:
+    pages = iter([kind("Ray is away"), b"page"])
 
     def read() -> bytes:
         page = next(pages)
@@ -73,7 +74,7 @@ def test_a_reading_that_fails_fails_its_scrape_alone() -> None:
 
     async def main() -> None:
         reader = MetricsReader(read, b"nobody")
-        with pytest.raises(RuntimeError):
+        with pytest.raises(kind):
             await reader.page()
         assert await reader.page() == b"page"
 

@@ -3,12 +3,15 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 
 from cluster import router_client
 from cluster.router_client import RayRouterClient
+from frontend.router_client import Readiness
 from router.errors import Unavailable
 from router.request import GenerationRequest, RequestLimits, SamplingParams
 from tests.processes import PATIENCE_S
@@ -22,6 +25,24 @@ class BrokenClient(RayRouterClient):
 
     def _look_up(self) -> ray.actor.ActorHandle:
         raise ZeroDivisionError("oh")
+
+
+class FailingOnceClient(RayRouterClient):
+    """Its first look-up fails; the second finds a router that fails to say whether it is ready."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__("router-0", "nowhere", LIMITS)
+        self.error = error
+        self.lookups = 0
+
+    def _look_up(self) -> Any:
+        self.lookups += 1
+        if self.lookups == 1:
+            raise self.error
+        return SimpleNamespace(readiness=SimpleNamespace(remote=self._fail_remotely))
+
+    async def _fail_remotely(self) -> Readiness:
+        raise self.error
 
 
 class WaitingClient(RayRouterClient):
@@ -61,6 +82,30 @@ async def end_of(client: RayRouterClient) -> Exception:
 def test_a_defect_on_the_way_to_the_router_ends_the_streams() -> None:
     error = asyncio.run(end_of(BrokenClient("router-0", "nowhere", LIMITS)))
     assert "router-0" in str(error)
+
+
+FAILURES = [
+    ray.exceptions.GetTimeoutError("There was timeout in getting the actor handle"),
+    TimeoutError(),
+    asyncio.TimeoutError(),
+    ValueError("no such actor"),
+    ZeroDivisionError("oh"),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+def test_a_lookup_that_failed_is_made_anew_and_is_not_told_as_one_that_waits(error: Exception) -> None:
+    async def scenario() -> None:
+        client = FailingOnceClient(error)
+        told = "does not exist" if isinstance(error, ValueError) else "is down and being restarted"
+        assert told in str(await end_of(client))
+        assert client.lookups == 1
+        readiness = await client.readiness()
+        assert client.lookups == 2
+        assert not readiness.ready
+        assert "is down and being restarted" in readiness.detail
+
+    asyncio.run(scenario())
 
 
 def test_while_ray_does_not_say_where_the_router_is_the_event_loop_goes_on(waiting: WaitingClient) -> None:

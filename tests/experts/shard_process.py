@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection as Pipe
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from checkpoint.tensors import Checkpoint
+from experts.connection import Listener, connect
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
-from experts.groups.gloo import ROUTER_RANK, SHARD_RANK, Pair
 from experts.placement import Placement
 from experts.shard import ExpertShard, load_shard
 from experts.shard_server import ShardServer
@@ -38,7 +38,7 @@ class GatedShard(ExpertShard):
         return super().compute(*args)
 
 
-def _serve(directory: Path, placement: Placement, shard: int, gate: Event, control: Connection) -> None:
+def _serve(directory: Path, placement: Placement, shard: int, gate: Event, control: Pipe) -> None:
     torch.set_num_threads(1)
     checkpoint = Checkpoint.open(directory)
     loaded = load_shard(checkpoint, placement.slots_of(shard), KERNELS)
@@ -46,13 +46,10 @@ def _serve(directory: Path, placement: Placement, shard: int, gate: Event, contr
     gated.gate = gate
     server = ShardServer(gated, CPU)
     while True:
-        address, name, wire, liveness = control.recv()
-
-        def exchange(mine: bytes, theirs: bytes = address) -> bytes:
-            control.send(mine)
-            return theirs
-
-        server.serve(Pair(name, SHARD_RANK, HOST, SECRET, exchange, JOIN_TIMEOUT_S), wire, liveness, name)
+        name, wire, liveness = control.recv()
+        listener = Listener(HOST)
+        control.send(listener.address)
+        server.serve(listener.accept(SECRET, JOIN_TIMEOUT_S), wire, liveness, name)
 
 
 class ShardProcess:
@@ -77,14 +74,10 @@ class ShardProcess:
         shard_liveness: Liveness = LIVENESS,
         reply_deadline_s: float = 30.0,
     ) -> GroupLink:
-        def exchange(mine: bytes) -> bytes:
-            self._control.send((mine, name, wire, shard_liveness))
-            assert self._control.poll(JOIN_TIMEOUT_S)
-            theirs: bytes = self._control.recv()
-            return theirs
-
-        pair = Pair(name, ROUTER_RANK, HOST, SECRET, exchange, JOIN_TIMEOUT_S)
-        link = GroupLink(pair, wire, liveness, reply_deadline_s, CPU, name)
+        self._control.send((name, wire, shard_liveness))
+        assert self._control.poll(JOIN_TIMEOUT_S)
+        connection = connect(self._control.recv(), SECRET, JOIN_TIMEOUT_S)
+        link = GroupLink(connection, wire, liveness, reply_deadline_s, CPU, name)
         self._links.append(link)
         return link
 

@@ -10,8 +10,7 @@ import torch
 
 from experts.endpoint import Endpoint, Liveness
 from experts.group_link import GroupLink
-from experts.groups.gloo import ROUTER_RANK, SHARD_RANK
-from experts.groups.nccl import NcclRows
+from experts.groups.nccl import ROUTER_RANK, SHARD_RANK, NcclRows
 from experts.link import ExpertRows
 from experts.wire import Kind, Message, WireFormat
 from tests.experts.ends import join_both
@@ -24,7 +23,7 @@ assert 4 * HIDDEN > EAGER_BYTES  # each row needs its receive
 
 
 def rows_of(count: int, value: float) -> torch.Tensor:
-    return torch.full((count, HIDDEN), value)
+    return torch.full((count, HIDDEN), float(value))
 
 
 def join(network: Network) -> tuple[NcclRows, NcclRows]:
@@ -126,7 +125,7 @@ def test_a_size_that_was_not_announced_is_an_error() -> None:
 def test_requests_that_cross_answers_on_a_link_are_all_answered() -> None:
     """As after a step that was given up: its answers leave while the next requests are on their way."""
     network = Network()
-    ends, (router_pair, shard_pair) = join(network), join_both("crossing")
+    ends, (router_pair, shard_pair) = join(network), join_both()
     wire = WireFormat(max_groups=4, max_rows=8, hidden_size=HIDDEN, dtype=torch.float32, rows_inline=False)
     patient = Liveness(0.05, PATIENCE_S)
 

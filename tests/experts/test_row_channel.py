@@ -1,4 +1,4 @@
-"""Rows that travel beside their message, as between GPUs; here a second pair through host memory carries them.
+"""Rows that travel beside their message, as between GPUs; here a second connection carries them.
 
 Shows the endpoints' part: header first, receive after it, sizes from it, deadlines.
 """
@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from checkpoint.tensors import Checkpoint
+from experts.connection import Connection
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown
 from experts.group_link import GroupLink
-from experts.groups.gloo import Pair
 from experts.link import ExpertRows
 from experts.placement import even_placement
 from experts.shard import load_shard
 from experts.shard_server import ShardServer
-from experts.wire import Kind, Message, WireFormat
+from experts.wire import Kind, Message, WireFormat, bytes_of
 from tests.experts.ends import join_both
 from tests.experts.shard_process import CPU, KERNELS, LIVENESS, rows_like, wire_for
 from tests.processes import PATIENCE_S
@@ -31,21 +31,22 @@ ANSWER = torch.arange(48.0).view(3, 16)
 
 
 class HostRows:
-    """A RowChannel over a Pair of its own."""
+    """A RowChannel over a connection of its own."""
 
-    def __init__(self, pair: Pair, wire: WireFormat) -> None:
-        self._pair, self._wire = pair, wire
+    def __init__(self, connection: Connection, wire: WireFormat) -> None:
+        self._connection, self._wire = connection, wire
+        connection.allow_silence(PATIENCE_S)
 
     def send(self, x_ND: torch.Tensor) -> None:
-        self._pair.send(x_ND.contiguous().view(-1).view(torch.uint8), 5.0)
+        self._connection.send([bytes_of(x_ND.contiguous())])
 
     def receive(self, rows: int) -> torch.Tensor:
-        buffer = torch.empty(rows * self._wire.row_bytes, dtype=torch.uint8)
-        self._pair.post_receive(buffer).wait(PATIENCE_S)
-        return buffer.view(self._wire.dtype).view(rows, self._wire.hidden_size)
+        x_ND = torch.empty(rows, self._wire.hidden_size, dtype=self._wire.dtype)
+        self._connection.read(bytes_of(x_ND))
+        return x_ND
 
     def close(self) -> None:
-        self._pair.close()
+        self._connection.close()
 
 
 def test_rows_beside_the_message_are_computed_like_rows_inside(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -54,7 +55,7 @@ def test_rows_beside_the_message_are_computed_like_rows_inside(tmp_path_factory:
     placement = even_placement(checkpoint.config.moe_layers, 4, 1)
     shard = load_shard(checkpoint, placement.slots_of(0), KERNELS)
     wire = replace(wire_for(checkpoint), rows_inline=False)
-    pairs, row_pairs = join_both("beside"), join_both("beside-rows")
+    pairs, row_pairs = join_both(), join_both()
     server = ShardServer(shard, CPU)
     server.serve(pairs[1], wire, LIVENESS, "beside", HostRows(row_pairs[1], wire))
     link = GroupLink(pairs[0], wire, LIVENESS, 10.0, CPU, "beside", HostRows(row_pairs[0], wire))
@@ -69,8 +70,8 @@ def test_rows_beside_the_message_are_computed_like_rows_inside(tmp_path_factory:
 class LateRows(HostRows):
     """Its rows leave only once `may_leave` is set; `send` does not wait for that, as on a GPU."""
 
-    def __init__(self, pair: Pair, wire: WireFormat) -> None:
-        super().__init__(pair, wire)
+    def __init__(self, connection: Connection, wire: WireFormat) -> None:
+        super().__init__(connection, wire)
         self.may_leave = threading.Event()
 
     def send(self, x_ND: torch.Tensor) -> None:
@@ -84,7 +85,7 @@ class LateRows(HostRows):
 def late_link(name: str) -> tuple[GroupLink, Endpoint, LateRows, "queue.SimpleQueue[Message]"]:
     """A router's link, its shard's endpoint, the shard's row channel, and the messages that the shard got."""
     wire = WireFormat(max_groups=4, max_rows=8, hidden_size=16, dtype=torch.float32, rows_inline=False)
-    pairs, row_pairs = join_both(name), join_both(f"{name}-rows")
+    pairs, row_pairs = join_both(), join_both()
     got: queue.SimpleQueue[Message] = queue.SimpleQueue()
     rows = LateRows(row_pairs[1], wire)
     shard = Endpoint(pairs[1], wire, IMPATIENT, got.put, lambda reason: None, name, rows)

@@ -1,5 +1,6 @@
 """Messages survive the wire, and what does not fit is caught before it is sent."""
 
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experts.errors import RefusalCode
-from experts.wire import Kind, Message, WireFormat
+from experts.wire import MAX_TEXT_BYTES, Kind, Message, WireFormat
 
 HIDDEN = 6
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,12 +21,24 @@ def rows(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(count, HIDDEN, generator=torch.Generator().manual_seed(count)).to(dtype)
 
 
-def sent(wire: WireFormat, message: Message, garbage: int = 0) -> Message:
-    """Pack, carry the bytes into a receive buffer that holds `garbage`, unpack."""
-    packed = wire.pack(message, wire.new_buffer())
-    received = torch.full((wire.capacity,), garbage, dtype=torch.uint8)
-    received[: len(packed)] = packed
-    return wire.unpack(received)
+def packed(wire: WireFormat, message: Message) -> bytes:
+    return b"".join(wire.pack(message))
+
+
+def sent(wire: WireFormat, message: Message) -> Message:
+    """Pack, carry the bytes, read."""
+    stream = io.BytesIO(packed(wire, message))
+    received, rows = read(wire, stream)
+    assert rows == (0 if message.x_ND is None else len(message.x_ND))
+    assert stream.read() == b""
+    return received
+
+
+def read(wire: WireFormat, stream: io.BytesIO) -> tuple[Message, int]:
+    def fill(memory: memoryview) -> None:
+        assert stream.readinto(memory) == len(memory)
+
+    return wire.read(fill)
 
 
 def same(left: Message, right: Message) -> bool:
@@ -42,32 +55,31 @@ numbers = st.integers(0, 2**63 - 1)
 wires = st.builds(WireFormat, st.integers(3, 40), st.integers(9, 12), st.just(HIDDEN), st.sampled_from(DTYPES))
 
 
-@given(wires, numbers, st.integers(0, 2**31 - 3), st.integers(0, 47), counts_of, st.integers(0, 255))
+@given(wires, numbers, st.integers(0, 2**31 - 3), st.integers(0, 47), counts_of)
 def test_rows_and_their_experts_survive(
-    wire: WireFormat, sequence: int, version: int, layer: int, counts: list[int], garbage: int
+    wire: WireFormat, sequence: int, version: int, layer: int, counts: list[int]
 ) -> None:
     experts = [2**31 - 1 - index for index in range(len(counts))]
     versions = [version + index for index in range(len(counts))]
     message = Message(Kind.ROWS, sequence, layer, experts, versions, counts, rows(sum(counts), wire.dtype))
-    assert same(sent(wire, message, garbage), message)
+    assert same(sent(wire, message), message)
 
 
 @given(wires, numbers, st.integers(1, 9))
 def test_a_result_survives(wire: WireFormat, sequence: int, count: int) -> None:
     message = Message(Kind.RESULT, sequence, x_ND=rows(count, wire.dtype))
-    assert same(sent(wire, message, garbage=255), message)
+    assert same(sent(wire, message), message)
 
 
 @given(wires, numbers, st.text(max_size=20), st.sampled_from(RefusalCode))
 def test_a_refusal_its_code_and_its_text_survive(wire: WireFormat, sequence: int, text: str, code: RefusalCode) -> None:
     message = Message(Kind.REFUSAL, sequence, text=text, code=code)
-    assert same(sent(wire, message, garbage=255), message)
+    assert same(sent(wire, message), message)
 
 
 def test_a_heartbeat_is_a_header_and_nothing_else() -> None:
-    packed = WIRE.pack(Message(Kind.HEARTBEAT), WIRE.new_buffer())
-    assert len(packed) == WIRE.rows_offset
-    assert same(WIRE.unpack(packed), Message(Kind.HEARTBEAT))
+    assert len(packed(WIRE, Message(Kind.HEARTBEAT))) == 56
+    assert same(sent(WIRE, Message(Kind.HEARTBEAT)), Message(Kind.HEARTBEAT))
 
 
 def test_numbers_that_are_not_finite_survive() -> None:
@@ -82,34 +94,42 @@ def test_rows_that_are_not_contiguous_survive() -> None:
     assert same(sent(WIRE, Message(Kind.RESULT, x_ND=x_ND)), Message(Kind.RESULT, x_ND=x_ND))
 
 
-def test_a_buffer_may_be_reused_once_a_message_is_read() -> None:
-    buffer = WIRE.new_buffer()
-    first = WIRE.unpack(WIRE.pack(Message(Kind.RESULT, 1, x_ND=rows(9)), buffer))
-    second = WIRE.unpack(WIRE.pack(Message(Kind.REFUSAL, 2, text="no"), buffer))
-    assert same(first, Message(Kind.RESULT, 1, x_ND=rows(9)))
-    assert same(second, Message(Kind.REFUSAL, 2, text="no"))
+def test_messages_that_were_read_do_not_share_memory() -> None:
+    messages = [Message(Kind.RESULT, sequence, x_ND=rows(4) + sequence) for sequence in range(6)]
+    stream = io.BytesIO(b"".join(packed(WIRE, message) for message in messages))
+    received = [read(WIRE, stream)[0] for _ in messages]
+    assert all(map(same, received, messages))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("max_groups", [1, 7, 8, 16, 128])
-def test_capacity_is_what_the_largest_message_takes(max_groups: int, dtype: torch.dtype) -> None:
-    wire = WireFormat(max_groups, max_rows=max_groups, hidden_size=HIDDEN, dtype=dtype)
-    ones = [1] * max_groups
-    largest = Message(Kind.ROWS, experts=range(max_groups), versions=ones, counts=ones, x_ND=rows(max_groups, dtype))
-    assert len(wire.pack(largest, wire.new_buffer())) == wire.capacity
-    assert wire.rows_offset % 64 == 0
-    assert 64 + 12 * max_groups <= wire.rows_offset < 64 + 12 * max_groups + 64
+def test_only_what_a_message_has_is_sent(dtype: torch.dtype) -> None:
+    wire = WireFormat(max_groups=128, max_rows=9, hidden_size=HIDDEN, dtype=dtype)
+    message = Message(Kind.ROWS, experts=[1, 2], versions=[1, 1], counts=[1, 2], x_ND=rows(3, dtype))
+    assert len(packed(wire, message)) == 56 + 2 * 12 + 3 * wire.row_bytes
+    assert len(packed(replace(wire, rows_inline=False), message)) == 56 + 2 * 12
 
 
-def test_only_what_a_message_fills_is_sent() -> None:
-    one_row = WIRE.pack(Message(Kind.RESULT, x_ND=rows(1)), WIRE.new_buffer())
-    assert len(one_row) == WIRE.rows_offset + WIRE.row_bytes
+@pytest.mark.parametrize(
+    ("numbers", "fault"),
+    [
+        ((2, 1, 0, 6, 0, 0, 0), "6 experts, on a link of 5"),
+        ((2, 1, 0, -1, 0, 0, 0), "-1 experts"),
+        ((3, 1, 0, 0, 10, 0, 0), "10 rows, on a link of 9"),
+        ((3, 1, 0, 0, -1, 0, 0), "-1 rows"),
+        ((4, 1, 0, 0, 0, 2**40, 1), "bytes of text"),
+        ((9, 1, 0, 0, 0, 0, 0), "9 is not a valid Kind"),
+        ((4, 1, 0, 0, 0, 0, 9), "9 is not a valid RefusalCode"),
+    ],
+)
+def test_what_is_no_message_is_refused_before_it_takes_memory(numbers: tuple[int, ...], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        read(WIRE, io.BytesIO(torch.tensor(numbers).numpy().tobytes()))
 
 
 @pytest.mark.parametrize("letter", ["x", "é", "€", "𝄞"])
 def test_a_text_that_does_not_fit_is_cut_and_stays_readable(letter: str) -> None:
-    space = WIRE.max_rows * WIRE.row_bytes - 1  # odd, so that letters of several bytes are cut in their middle
-    received = sent(WIRE, Message(Kind.REFUSAL, text="!" + letter * space), garbage=255).text
+    space = MAX_TEXT_BYTES - 1  # odd, so that letters of several bytes are cut in their middle
+    received = sent(WIRE, Message(Kind.REFUSAL, text="!" + letter * space)).text
     whole = "!" + letter * (space // len(letter.encode()))
     assert received.removesuffix("\N{REPLACEMENT CHARACTER}") == whole
 
@@ -122,6 +142,12 @@ def test_a_text_that_is_no_unicode_is_sent_as_well_as_it_can_be() -> None:
 def test_too_many_rows_are_a_defect_of_the_sender() -> None:
     with pytest.raises(AssertionError, match="10 rows for a link of 9"):
         WIRE.check(Message(Kind.RESULT, x_ND=rows(10)))
+
+
+@pytest.mark.parametrize("x_ND", [torch.zeros(1, HIDDEN + 1), torch.zeros(1, HIDDEN).double()], ids=["width", "dtype"])
+def test_rows_of_another_kind_are_a_defect_of_the_sender(x_ND: torch.Tensor) -> None:
+    with pytest.raises(AssertionError, match="rows"):
+        WIRE.check(Message(Kind.RESULT, x_ND=x_ND))
 
 
 def test_too_many_experts_are_a_defect_of_the_sender() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 
@@ -250,15 +251,48 @@ def test_unread_memory_is_bounded_and_the_stream_with_most_of_it_ends() -> None:
     asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
 
 
-def test_a_stream_that_is_closed_leaves_nothing_unread() -> None:
+@pytest.mark.parametrize("end", ["close", "cancel", "overflow"])
+def test_whatever_ends_a_stream_leaves_nothing_of_it_unread(end: str) -> None:
     async def test(streams: DeltaStreams, sink: Sink) -> None:
-        stream = new(streams, "a")
+        stream = new(streams, "a", "b")
         reading = asyncio.create_task(anext(stream))
         await asyncio.sleep(0)
-        streams.deliver([tokens("a", 1), tokens("a", 2)])
+        streams.deliver([tokens("a", 0)])
         await reading
-        assert streams.unread_bytes > 0
-        stream.close(CANCELLED)
-        assert streams.unread_bytes == 0
+        deltas = [tokens(name, index) for name in "ab" for index in range(3)]
+        held = WeakSet(deltas)
+        streams.deliver(deltas)
+        del deltas
+        if end == "cancel":
+            stream.cancel("a", "stop")
+            assert {delta.request_id for delta in held} == {"b"}
+            assert streams.unread_bytes == sum(map(bytes_of, held))
+            stream.cancel("b", "stop")
+        elif end == "close":
+            stream.close(CANCELLED)
+        else:
+            stream.overflow()
+        assert (list(held), streams.unread_bytes) == ([], 0)
 
     with_streams(test)
+
+
+def test_what_an_answer_left_unread_at_its_stop_string_ends_nobody_else() -> None:
+    async def test() -> None:
+        sink = Sink()
+        one = bytes_of(tokens("a", 1))
+        streams = DeltaStreams(sink, max_unread_bytes=100 * one)
+        stopped, behind = new(streams, "stopped"), new(streams, "behind")
+        for stream, name in ((stopped, "stopped"), (behind, "behind")):
+            reading = asyncio.create_task(anext(stream))
+            await asyncio.sleep(0)
+            streams.deliver([tokens(name, 0)])
+            await reading
+        streams.deliver([tokens("stopped", 1)] * 95)
+        stopped.cancel("stopped", "stop")  # its client does not take the last message: it is not closed
+        streams.deliver([tokens("behind", 1)] * 90)
+        assert sink.cancelled == {"stopped": "stop"}
+        streams.deliver([tokens("behind", 2)] * 20)
+        assert sink.cancelled == {"stopped": "stop", "behind": CANCELLED}
+
+    asyncio.run(asyncio.wait_for(test(), PATIENCE_S))

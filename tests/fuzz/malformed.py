@@ -71,7 +71,23 @@ def _joined(draw: random.Random, request_class: type[Message]) -> bytes:
     return _extreme(draw, request_class) + draw.choice([_extreme, _cut])(draw, draw.choice([request_class, other]))
 
 
-_KINDS: list[Callable[[random.Random, type[Message]], bytes]] = [_noise, _extreme, _extreme, _cut, _flipped, _joined]
+def _grouped(draw: random.Random, request_class: type[Message]) -> bytes:
+    """Groups, which no field of ours is: ended or not, around fields that make sense or none."""
+    number = draw.choice([1, 2, 3, 15])
+    begin, end = bytes([number << 3 | 3]), draw.choice([bytes([number << 3 | 4]), b"", b"\x0c"])
+    inside = draw.choice([_noise, _extreme, _cut])(draw, request_class)
+    return _extreme(draw, request_class) + begin + inside + end + _extreme(draw, request_class)
+
+
+_KINDS: list[Callable[[random.Random, type[Message]], bytes]] = [
+    _noise,
+    _extreme,
+    _extreme,
+    _cut,
+    _flipped,
+    _joined,
+    _grouped,
+]
 
 
 def _fill(draw: random.Random, message: Message, share: float) -> None:

@@ -28,12 +28,12 @@ KERNELS = choose_kernels(CPU, torch.float32, 1)
 
 
 class BrokenLink:
-    """A link on which every request raises `error`. message: what a user is then told."""
+    """A link on which every request raises `error`. told, message: what a user is then told."""
 
     down_reason = "lost: the peer is gone"
 
-    def __init__(self, error: Exception, message: str) -> None:
-        self.message = message
+    def __init__(self, error: Exception, told: type[RequestError], message: str) -> None:
+        self.told, self.message = told, message
         self._error = error
 
     def request(self, rows: ExpertRows) -> Reply:
@@ -44,8 +44,8 @@ class BrokenLink:
 
 
 BROKEN_LINKS = {
-    "a dead shard": BrokenLink(LinkDown(BrokenLink.down_reason), "expert shard 1: lost: the peer is gone"),
-    "a defect": BrokenLink(ZeroDivisionError("oh"), "the router failed in a step; its log says why"),
+    "a dead shard": BrokenLink(LinkDown(BrokenLink.down_reason), Unavailable, "expert shard 1: lost: the peer is gone"),
+    "a defect": BrokenLink(ZeroDivisionError("oh"), Internal, "the router failed in a step; its log says why"),
 }
 
 
@@ -73,7 +73,7 @@ def make_fragile(directory: Path, links: Sequence[Link], **limits: int) -> tuple
     return make_engine(fragile, **limits), table
 
 
-def test_a_broken_step_ends_its_requests_as_unavailable_and_says_why(
+def test_a_broken_step_ends_its_requests_and_says_why_and_whether_to_try_again(
     reference: Reference, links: list[Link], broken: BrokenLink
 ) -> None:
     engine, table = make_fragile(reference.directory, links)
@@ -82,7 +82,7 @@ def test_a_broken_step_ends_its_requests_as_unavailable_and_says_why(
         engine.submit(greedy(name, prompt(20, seed=seed)))
     deltas = engine.step()
     assert [(delta.request_id, type(delta.error), str(delta.error)) for delta in deltas] == [
-        (name, Unavailable, broken.message) for name in "ab"
+        (name, broken.told, broken.message) for name in "ab"
     ]
 
 

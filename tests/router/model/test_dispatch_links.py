@@ -35,7 +35,7 @@ LIVENESS = Liveness(heartbeat_s=0.1, silence_s=20.0)
 @pytest.fixture
 def group_link() -> Iterator[GroupLink]:
     """A link to a real server of shard 0 of two."""
-    router_end, shard_end = join_both("dispatch")
+    router_end, shard_end = join_both()
     wire = WireFormat(max_groups=EXPERTS, max_rows=64, hidden_size=HIDDEN, dtype=torch.float32)
     server = ShardServer(make_shard(even(2), 0), CPU)
     server.serve(shard_end, wire, LIVENESS, "dispatch")
