@@ -321,7 +321,7 @@ def _bytes_by_id(vocab: dict[str, int], added: list[dict[str, Any]], path: Path)
             try:
                 table[token_id] = bytes(map(byte_of.__getitem__, token))
             except KeyError as error:
-                raise CheckpointError(f"{path}: token {token!r} is not made of bytes; {_KIND}") from error
+                raise CheckpointError(f"{path}: token {quoted(token)} is not made of bytes; {_KIND}") from error
     lost = sorted({bytes([byte]) for byte in byte_of.values()}.difference(table))
     if lost:  # `tokenizers` silently drops such bytes of a text
         raise CheckpointError(f"{path}: has no token for byte 0x{lost[0].hex()}; {_KIND}")

@@ -122,6 +122,7 @@ def serving(config: "DeploymentConfig", how: str) -> "Iterator[tuple[subprocess.
         pass_fds=[theirs.fileno()],
         start_new_session=True,  # the terminal's Ctrl-C is for this process alone
         env=_environment() | {VARIABLE: mark},
+        cwd=_working_directory(),
     )
     theirs.close()
     try:
@@ -185,6 +186,14 @@ def _has_served(control: socket.socket) -> bool:
 
 def _python(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", _SERVING.format(root=_ROOT, module=module), *arguments]
+
+
+def _working_directory() -> str:
+    """This process's, unless it was deleted: oneMKL, for one, ends a process that has none."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
 
 
 def _environment() -> dict[str, str]:

@@ -86,7 +86,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     for warning in checkpoint.warnings:
         progress.stage(f"note: {warning}")
     if "cuda" in (config.router.device, config.shards.device):
-        progress.stage('note: on CUDA and over NCCL Drover was never run yet; see "Known limits" in README.md')
+        progress.stage('note: on CUDA and over NCCL Drover was never run yet; see "Limits" in README.md')
     progress.stage("starting Ray" if config.ray.address == "local" else "joining the Ray cluster")
     deadline = time.monotonic() + config.start_timeout_s
     _connect(config, progress, deadline)

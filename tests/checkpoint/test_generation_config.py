@@ -1,17 +1,21 @@
 """What generation_config.json proposes counts; what cannot be used is ignored with a warning, and never refused."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from checkpoint.config import ModelConfig, parse_config, read_config
-from checkpoint.generation_config import MAX_BIAS, MAX_BIASES, MAX_STOPS, SamplingDefaults
+from checkpoint.generation_config import MAX_BIAS, MAX_BIASES, MAX_STOPS, SamplingDefaults, read_generation_config
 from frontend.answer_params import MAX_ENTRIES
 from frontend.model_card import ModelCard
 from router.request import MAX_BIAS as MAX_BIAS_OF_A_REQUEST
+from router.request import GenerationRequest, RequestLimits, SamplingParams, check_request
 
 TEXT: dict[str, Any] = {"architectures": ["Llama4ForCausalLM"], "num_hidden_layers": 4}
 
@@ -137,3 +141,28 @@ def test_a_damaged_file_is_ignored_with_one_warning(tmp_path: Path, content: byt
     [warning] = config.warnings
     assert "generation_config.json" in warning
     assert warning.endswith("; it is ignored")
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**4000)
+VALUES = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2))
+FIELDS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "min_new_tokens"]
+FIELDS += ["presence_penalty", "frequency_penalty", "sequence_bias", "suppress_tokens", "stop_strings", "eos_token_id"]
+
+
+@pytest.mark.parametrize("field", [*FIELDS, "num_beams"])
+def test_any_value_of_any_field_can_be_served(field: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("any") / "generation_config.json"
+
+    @settings(max_examples=20, database=None)
+    @given(VALUES)
+    def holds(value: object) -> None:
+        path.write_text(json.dumps({field: value}))
+        defaults, end_tokens, warnings = read_generation_config(path, 500)
+        assert all(warning.isprintable() and len(warning) < 600 for warning in warnings)
+        sampling = {name: one for name, one in asdict(defaults).items() if name != "stop" and one is not None}
+        request = GenerationRequest("a", (1,), SamplingParams(**{"max_tokens": 1, **sampling}))
+        if request.sampling.min_tokens <= request.sampling.max_tokens < 2**20:
+            check_request(request, RequestLimits(500, 2**21))
+        assert all(isinstance(token_id, int) for token_id in end_tokens)
+
+    holds()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.serve import _working_directory
 from cluster.config import ConfigError, DeploymentConfig
 from cluster.deployment_file import MAX_BYTES, load_deployment
 from tests.command import drover, start
@@ -159,6 +160,7 @@ def test_a_deleted_working_directory_does_not_matter_to_whole_paths(tmp_path: Pa
         assert load_deployment(path).name == "scout"
         assert load_deployment(path, ["checkpoint=/b"]).name == "b"
         assert "the working directory was deleted" in error_of(path, "checkpoint=b")
+        assert _working_directory() == "/"  # of the process that serves
     finally:
         os.chdir(here)
 

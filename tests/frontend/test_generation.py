@@ -266,3 +266,14 @@ def test_a_chat_ends_with_the_tokenizers_own_end_token_too() -> None:
     assert stop_tokens_of(chat, AnswerParams(stop_token_ids=[5]), eos_token_id=BOS) == {5, BOS}
     assert stop_tokens_of(chat, AnswerParams(ignore_eos=True), eos_token_id=BOS) == frozenset()
     assert stop_tokens_of(HELLO, AnswerParams(), eos_token_id=BOS) == frozenset()
+
+
+@pytest.mark.parametrize(("given", "expected"), [((), "Hel"), (("o",), "Hell")])
+def test_the_checkpoints_stop_strings_count_where_a_request_gives_none(given: tuple[str, ...], expected: str) -> None:
+    card = replace(CARD, default_stop=("lo",))
+
+    async def read() -> list[AnswerDelta]:
+        serving = Generation(card, byte_tokenizer(), LINE_TEMPLATE, FakeRouter(says("Hello!")))
+        return [delta async for delta in serving.answer(HELLO, AnswerParams(stop=given))]
+
+    assert text_of(run(read())) == expected
