@@ -95,7 +95,7 @@ class RouterActor:
         self._spec = spec
         self._progress = LoadProgress()
         self._links = LinkTable()
-        self._dispatcher = Dispatcher(spec.placement, self._links)
+        self._dispatcher = Dispatcher(spec.placement, self._links, torch.device(spec.device))
         self._engine: EngineThread | None = None
         self._keeper: LinkKeeper | None = None
         self._outboxes: dict[str, _Outbox] = {}

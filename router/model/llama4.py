@@ -16,6 +16,7 @@ from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
 from checkpoint.weights import WeightReader
 from kernels.kernels import Kernels
+from kernels.upload import upload
 from router.counts.step_clock import Phase, StepClock
 from router.model.attention import Attention
 from router.model.cpu_heads import CpuHeads
@@ -106,7 +107,8 @@ class Model:
             num_tokens = sum(span.length for span in spans)
             if num_tokens > self.kv_layout.block_tokens:
                 continue
-            heads = self._heads.begin(self._plan(spans, cache))
+            [position_T] = upload([_positions(spans)], self._device)
+            heads = self._heads.begin(self._plan(spans, position_T, cache))
             x_TD = self._embedding_VD[:num_tokens]
             for layer in self._layers:
                 x_TD = layer.attend(x_TD, heads)
@@ -128,15 +130,15 @@ class Model:
         after which the same step may be run again.
         """
         assert sum(span.length for span in spans) == len(token_ids)
-        heads = self._heads.begin(self._plan(spans, cache))
-        x_TD = F.embedding(torch.tensor(token_ids, device=self._device), self._embedding_VD)
+        arrays = [np.array(token_ids, np.int64), _positions(spans), np.array(rows, np.int64)]
+        token_id_T, position_T, row_R = upload(arrays, self._device)
+        heads = self._heads.begin(self._plan(spans, position_T, cache))
+        x_TD = F.embedding(token_id_T, self._embedding_VD)
         for layer in self._layers:
             x_TD = layer(x_TD, heads)
-        return x_TD[torch.tensor(rows, dtype=torch.int64, device=self._device)]
+        return x_TD[row_R]
 
-    def _plan(self, spans: Sequence[Span], cache: KvCache) -> StepPlan:
-        positions = np.concatenate([np.arange(s.first_position, s.first_position + s.length) for s in spans])
-        position_T = torch.from_numpy(positions).to(self._device)
+    def _plan(self, spans: Sequence[Span], position_T: torch.Tensor, cache: KvCache) -> StepPlan:
         temperature_T = query_temperature(self.config, position_T) if self.config.attn_temperature_tuning else None
         return StepPlan(spans, rotations(self._frequencies, position_T), temperature_T, cache, cache.plan(spans))
 
@@ -145,3 +147,8 @@ class Model:
         """logits_RV, fp32, of rows that `forward` returned; apart from it, since many rows' would
         take much memory."""
         return self._lm_head(self._final_norm(x_RD)).float()
+
+
+def _positions(spans: Sequence[Span]) -> np.ndarray:
+    """Each token's position in its sequence, int64 [T]."""
+    return np.concatenate([np.arange(s.first_position, s.first_position + s.length) for s in spans])
