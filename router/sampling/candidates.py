@@ -161,14 +161,14 @@ def _kept(logit_RN: torch.Tensor, params: Sequence[SamplingParams], total_R1: to
 def _totals(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: Sequence[int]) -> torch.Tensor:
     """total_R1 of `rows`, float64: the weight of the whole vocabulary. Rows with top_k do not need it and get 0."""
     needing = [(nth, row) for nth, row in enumerate(rows) if params[row].top_k == 0]
-    total_R = torch.zeros(len(rows), dtype=torch.float64, device=logits_RV.device)
-    if needing:
-        temperatures = _temperatures([params[row] for _, row in needing])
-        nths = np.array([nth for nth, _ in needing], np.int64)
-        temperature_R1, nth_R1 = _columns(logits_RV.device, temperatures, nths)
-        weight_RV = _weights(rows_of(logits_RV, [row for _, row in needing]), temperature_R1)
-        total_R[nth_R1[:, 0]] = _block_sums(weight_RV).sum(-1)
-    return total_R[:, None]
+    if not needing:
+        return torch.zeros(len(rows), 1, dtype=torch.float64, device=logits_RV.device)
+    temperatures = _temperatures([params[row] for _, row in needing])
+    nths = np.array([nth for nth, _ in needing], np.int64)
+    temperature_R1, nth_R1 = _columns(logits_RV.device, temperatures, nths)
+    weight_RV = _weights(rows_of(logits_RV, [row for _, row in needing]), temperature_R1)
+    found_R1 = _block_sums(weight_RV).sum(-1, keepdim=True)
+    return found_R1 if len(needing) == len(rows) else found_R1.new_zeros(len(rows), 1).scatter_(0, nth_R1, found_R1)
 
 
 def sorted_top(logits_RV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
