@@ -10,7 +10,9 @@ IndexingUtils.h (masks and host tensors as indices). Whether pageable memory blo
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +62,7 @@ class GpuTensor(torch.Tensor):
             device="cuda:0",
         )
         made.on_host, made.gpu = on_host, gpu
+        gpu.allocate(made)
         return made
 
     @classmethod
@@ -83,8 +86,45 @@ class SimulatedGpu:
     def __init__(self) -> None:
         self.syncs: list[Synchronisation] = []
         self.copies = 0
+        self.total_bytes, self.allocated_bytes, self.peak_bytes, self.reserved_bytes = 2**30, 0, 0, 0
+        """reserved_bytes: with what the allocator keeps for later, until it is told to empty its cache."""
+        self._users: Counter[int] = Counter()
         self._pinned: dict[int, torch.Tensor] = {}
         """Kept, so that no other memory gets their addresses."""
+
+    def allocate(self, wrapper: "GpuTensor") -> None:
+        """Count the memory that a new wrapper stands for, unless others share it, until the last is gone."""
+        storage = wrapper.on_host.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if self._users[address] == 0:
+            self.allocated_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+            self.reserved_bytes = max(self.reserved_bytes, self.allocated_bytes)
+        self._users[address] += 1
+        weakref.finalize(wrapper, self._free, address, size)
+
+    def _free(self, address: int, size: int) -> None:
+        self._users[address] -= 1
+        if self._users[address] == 0:
+            self.allocated_bytes -= size
+
+    def memory_functions(self) -> dict[str, Callable[..., Any]]:
+        """Of torch.cuda, by name."""
+
+        def trim() -> None:
+            self.reserved_bytes = self.allocated_bytes
+
+        def forget_peak(device: Any = None) -> None:
+            self.peak_bytes = self.allocated_bytes
+
+        return {
+            "_lazy_init": lambda: None,
+            "memory_allocated": lambda device=None: self.allocated_bytes,
+            "max_memory_allocated": lambda device=None: self.peak_bytes,
+            "reset_peak_memory_stats": forget_peak,
+            "empty_cache": trim,
+            "mem_get_info": lambda device=None: (self.total_bytes - self.reserved_bytes, self.total_bytes),
+        }
 
     def is_pinned(self, x: torch.Tensor) -> bool:
         return x.untyped_storage().data_ptr() in self._pinned
@@ -260,7 +300,8 @@ def simulated_gpu() -> Iterator[SimulatedGpu]:
     """Within it, this thread's torch has a device "cuda"."""
     gpu = SimulatedGpu()
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch.cuda, "_lazy_init", return_value=None))
+        for name, function in gpu.memory_functions().items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, function))
         stack.enter_context(torch.inference_mode())  # a CPU build cannot record gradients of CUDA tensors
         stack.enter_context(_Functions())
         stack.enter_context(_Dispatch(gpu))

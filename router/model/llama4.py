@@ -16,6 +16,7 @@ from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
 from checkpoint.weights import WeightReader
 from kernels.kernels import Kernels
+from kernels.memory import peak_bytes
 from kernels.upload import upload
 from router.counts.step_clock import Phase, StepClock
 from router.model.attention import Attention
@@ -25,7 +26,11 @@ from router.model.heads import HeadAttention, HeadStep, StepPlan, TorchHeads, qu
 from router.model.kv_cache import KvCache, Span
 from router.model.moe import DenseMlp, MoeMlp
 from router.model.rope import rope_frequencies, rotations
+from router.schedule.block_table import TableEntry
 from router.schedule.kv_layout import KvLayout
+
+# Of the past that `Model.step_bytes` measures with. Attention copies a span's keys and values, layer by layer.
+MEASURED_POSITIONS = 2**15
 
 
 class Layer:
@@ -96,7 +101,6 @@ class Model:
         self._lm_head = kernels.linear(lm_head_VD)
         self._warm_up()
 
-    @torch.inference_mode()
     def _warm_up(self) -> None:
         """Run a few tokens through what needs no shard, so that loops are compiled now and not in
         a request."""
@@ -107,13 +111,33 @@ class Model:
             num_tokens = sum(span.length for span in spans)
             if num_tokens > self.kv_layout.block_tokens:
                 continue
-            [position_T] = upload([_positions(spans)], self._device)
-            heads = self._heads.begin(self._plan(spans, position_T, cache))
-            x_TD = self._embedding_VD[:num_tokens]
-            for layer in self._layers:
-                x_TD = layer.attend(x_TD, heads)
-                layer.own_mlp(x_TD)
-        self.logits(x_TD)
+            self._run_without_shards(spans, cache)
+
+    @torch.inference_mode()
+    def _run_without_shards(self, spans: Sequence[Span], cache: KvCache) -> None:
+        """A step of some tokens through what needs no shard, and the logits of the last 64."""
+        arrays = [_positions(spans), np.zeros(sum(span.length for span in spans), np.int64)]
+        position_T, token_id_T = upload(arrays, self._device)
+        heads = self._heads.begin(self._plan(spans, position_T, cache))
+        x_TD = F.embedding(token_id_T, self._embedding_VD)
+        for layer in self._layers:
+            x_TD = layer.attend(x_TD, heads)
+            layer.own_mlp(x_TD)
+        self.logits(x_TD[-64:])
+
+    def step_bytes(self, num_tokens: int, max_positions: int) -> int | None:
+        """What a step of so many tokens takes on a GPU beside weights and cache; None on a CPU.
+
+        Measured with one sequence that is max_positions long, but at most MEASURED_POSITIONS.
+        """
+        layout, end = self.kv_layout, min(max_positions, MEASURED_POSITIONS)
+        end = end // layout.chunk_tokens * layout.chunk_tokens or end
+        longest = min(end, layout.chunk_tokens)
+        lengths = [longest] * (num_tokens // longest) + [num_tokens % longest] * (num_tokens % longest > 0)
+        cache = self.new_cache(layout, 1, 1)  # every entry of every block table is unit 0
+        cache.assign(0, [TableEntry(0, layout.blocks(end) - 1, (0,))])
+        spans = [Span(0, end - length, length) for length in lengths]
+        return peak_bytes(self._device, lambda: self._run_without_shards(spans, cache))
 
     def new_cache(self, layout: KvLayout, num_units: int, max_sequences: int) -> KvCache:
         """An empty KV cache of num_units units for up to max_sequences sequences at once."""

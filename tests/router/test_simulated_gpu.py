@@ -102,3 +102,20 @@ def test_the_host_waits_once_per_moe_layer_and_for_the_tokens(
     others = [sync for sync in many if sync not in of_layers]
     assert all(sync.place.startswith("router/sampling/") for sync in others), others
     assert len(others) == of_sampling
+
+
+def test_a_step_takes_no_more_than_was_measured_before(reference: Reference) -> None:
+    with simulated_gpu() as gpu:
+        model = model_on("cuda", reference)
+        few, many, long = (model.step_bytes(*asked) for asked in ((8, 16), (48, 16), (48, 300)))
+        assert few is not None
+        assert many is not None
+        assert long is not None
+        assert few < many < long
+        engine = make_engine(model, max_step_tokens=48)
+        engine.submit(greedy("long", prompt(300)))
+        before = gpu.allocated_bytes
+        torch.cuda.reset_peak_memory_stats()
+        run_to_end(engine)
+        assert few < gpu.peak_bytes - before <= long
+    assert model_on("cpu", reference).step_bytes(8, 16) is None
