@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -24,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 CPU = torch.device("cpu")
+ROOT = f"{Path(__file__).parents[1]}/"
 aten: Any = torch.ops.aten
 
 # The size of the result is on the device.
@@ -319,6 +321,6 @@ def _place() -> str:
     while frame.f_back is not None:
         file = frame.f_code.co_filename
         if file != __file__ and "/torch/" not in file and "contextlib" not in file:
-            return f"{'/'.join(file.rsplit('/', 3)[1:])}:{frame.f_code.co_name}"
+            return f"{file.removeprefix(ROOT)}:{frame.f_code.co_name}"
         frame = frame.f_back
     return "?"

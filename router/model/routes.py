@@ -30,7 +30,7 @@ class Routes:
             _ranked([_asked(shards, alive) for shards in by_expert], placement.versions_of[layer])
             for layer, by_expert in placement.shards_of.items()
         ]
-        ranks = upload([rank_of_expert for rank_of_expert, _ in ranked], device) if ranked else []
+        ranks = upload([rank_of_expert for rank_of_expert, _ in ranked], device)
         self.layers = {
             layer: LayerRoutes(len(rank_of_expert), rank_E, rank_of_expert, shards)
             for layer, rank_E, (rank_of_expert, shards) in zip(placement.shards_of, ranks, ranked, strict=True)
