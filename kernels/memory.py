@@ -1,6 +1,7 @@
 """How much memory a device has free: the machine's, or what a control group leaves of it."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     /sys are.
     """
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what torch keeps for later counts as taken
         return int(torch.cuda.mem_get_info(device)[0])
     available_kib = _fields(root / "proc/meminfo").get("MemAvailable:")
     if available_kib is not None:
@@ -25,6 +27,16 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int | None:
     else:
         return None
     return max(0, min(available, _cgroup_bytes_left(root)))
+
+
+def peak_bytes(device: torch.device, work: Callable[[], object]) -> int | None:
+    """Bytes that `work` allocates on a GPU at its peak; None on a CPU, where it is not run."""
+    if device.type != "cuda":
+        return None
+    before = int(torch.cuda.memory_allocated(device))
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return int(torch.cuda.max_memory_allocated(device)) - before
 
 
 def _cgroup_bytes_left(root: Path) -> int:

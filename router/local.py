@@ -43,4 +43,4 @@ def load_model(
         for shard in range(num_shards)
     }
     weights = WeightReader(checkpoint, dtype, kernels.device, on_bytes)
-    return Model(config, weights, Dispatcher(placement, LinkTable(links)), kernels)
+    return Model(config, weights, Dispatcher(placement, LinkTable(links), kernels.device), kernels)

@@ -10,9 +10,12 @@ IndexingUtils.h (masks and host tensors as indices). Whether pageable memory blo
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 
 CPU = torch.device("cpu")
+ROOT = f"{Path(__file__).parents[1]}/"
 aten: Any = torch.ops.aten
 
 # The size of the result is on the device.
@@ -60,6 +64,7 @@ class GpuTensor(torch.Tensor):
             device="cuda:0",
         )
         made.on_host, made.gpu = on_host, gpu
+        gpu.allocate(made)
         return made
 
     @classmethod
@@ -83,8 +88,45 @@ class SimulatedGpu:
     def __init__(self) -> None:
         self.syncs: list[Synchronisation] = []
         self.copies = 0
+        self.total_bytes, self.allocated_bytes, self.peak_bytes, self.reserved_bytes = 2**30, 0, 0, 0
+        """reserved_bytes: with what the allocator keeps for later, until it is told to empty its cache."""
+        self._users: Counter[int] = Counter()
         self._pinned: dict[int, torch.Tensor] = {}
         """Kept, so that no other memory gets their addresses."""
+
+    def allocate(self, wrapper: "GpuTensor") -> None:
+        """Count the memory that a new wrapper stands for, unless others share it, until the last is gone."""
+        storage = wrapper.on_host.untyped_storage()
+        address, size = storage.data_ptr(), storage.nbytes()
+        if self._users[address] == 0:
+            self.allocated_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+            self.reserved_bytes = max(self.reserved_bytes, self.allocated_bytes)
+        self._users[address] += 1
+        weakref.finalize(wrapper, self._free, address, size)
+
+    def _free(self, address: int, size: int) -> None:
+        self._users[address] -= 1
+        if self._users[address] == 0:
+            self.allocated_bytes -= size
+
+    def memory_functions(self) -> dict[str, Callable[..., Any]]:
+        """Of torch.cuda, by name."""
+
+        def trim() -> None:
+            self.reserved_bytes = self.allocated_bytes
+
+        def forget_peak(device: Any = None) -> None:
+            self.peak_bytes = self.allocated_bytes
+
+        return {
+            "_lazy_init": lambda: None,
+            "memory_allocated": lambda device=None: self.allocated_bytes,
+            "max_memory_allocated": lambda device=None: self.peak_bytes,
+            "reset_peak_memory_stats": forget_peak,
+            "empty_cache": trim,
+            "mem_get_info": lambda device=None: (self.total_bytes - self.reserved_bytes, self.total_bytes),
+        }
 
     def is_pinned(self, x: torch.Tensor) -> bool:
         return x.untyped_storage().data_ptr() in self._pinned
@@ -260,7 +302,8 @@ def simulated_gpu() -> Iterator[SimulatedGpu]:
     """Within it, this thread's torch has a device "cuda"."""
     gpu = SimulatedGpu()
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch.cuda, "_lazy_init", return_value=None))
+        for name, function in gpu.memory_functions().items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, function))
         stack.enter_context(torch.inference_mode())  # a CPU build cannot record gradients of CUDA tensors
         stack.enter_context(_Functions())
         stack.enter_context(_Dispatch(gpu))
@@ -278,6 +321,6 @@ def _place() -> str:
     while frame.f_back is not None:
         file = frame.f_code.co_filename
         if file != __file__ and "/torch/" not in file and "contextlib" not in file:
-            return f"{'/'.join(file.rsplit('/', 3)[1:])}:{frame.f_code.co_name}"
+            return f"{file.removeprefix(ROOT)}:{frame.f_code.co_name}"
         frame = frame.f_back
     return "?"

@@ -95,7 +95,7 @@ class RouterActor:
         self._spec = spec
         self._progress = LoadProgress()
         self._links = LinkTable()
-        self._dispatcher = Dispatcher(spec.placement, self._links)
+        self._dispatcher = Dispatcher(spec.placement, self._links, torch.device(spec.device))
         self._engine: EngineThread | None = None
         self._keeper: LinkKeeper | None = None
         self._outboxes: dict[str, _Outbox] = {}
@@ -272,7 +272,10 @@ class RouterActor:
             )
         if spec.kv_budget.share is not None:  # a shard on this machine that still loads has not taken its memory yet
             self._progress.wait(self._keeper.wait_until_all_were_linked, self._unlinked)
-        kv_bytes = spec.kv_budget.resolve(model.kv_layout, free_bytes(device), router_bytes(checkpoint))
+        step_bytes = model.step_bytes(
+            spec.limits.max_step_tokens, spec.max_context_tokens or checkpoint.config.max_position_embeddings
+        )
+        kv_bytes = spec.kv_budget.resolve(model.kv_layout, free_bytes(device), router_bytes(checkpoint), step_bytes)
         # A router without its engine is worth nothing; when its process ends, Ray starts a new one.
         self._engine = EngineThread(
             Engine(model, replace(spec.limits, kv_bytes=kv_bytes), spec.max_context_tokens),

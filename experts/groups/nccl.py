@@ -193,6 +193,8 @@ class NcclRows:
             self._communicators[self._peer].recv([x_ND], self._peer, _TAG).wait()
             arrived = self._gpu.mark()
         deadline = time.monotonic() + timeout_s
+        # Asking an event spoils a CUDA graph that another thread captures in the default mode:
+        # captures need capture_error_mode="thread_local".
         while not arrived.query() and not self._is_closed:
             if time.monotonic() > deadline:
                 raise ConnectionError(f"{rows} rows did not arrive within {timeout_s:g} s")

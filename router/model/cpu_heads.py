@@ -46,7 +46,10 @@ class CpuHeadStep:
 
     def __init__(self, step: StepPlan, loops: AttentionLoops, queries_per_key: int) -> None:
         self._loops = loops
-        self._locations, self._tables = step.cache.layout.locations, step.tables
+        self._locations = step.cache.layout.locations
+        self._tables = [
+            (plan.unit_T.numpy(), plan.offset_T.numpy(), plan.blocks_NB.numpy(), plan.keys_N) for plan in step.tables
+        ]
         self._keys = [as_numpy(pool) for pool in step.cache.pools.keys]
         self._values = [as_numpy(pool) for pool in step.cache.pools.values]
         self._rotation_TC = torch.view_as_real(step.rotation).flatten(1).numpy()
@@ -55,7 +58,8 @@ class CpuHeadStep:
 
     def attend(self, qkv_TJC: torch.Tensor, layer: int, rules: HeadRules) -> torch.Tensor:
         location = self._locations[layer]
-        plan, k_UKPC, v_UKCP = self._tables[location.table], self._keys[location.index], self._values[location.index]
+        unit_T, offset_T, blocks_NB, keys_N = self._tables[location.table]
+        k_UKPC, v_UKCP = self._keys[location.index], self._values[location.index]
         num_tokens, num_all_heads, head_dim = qkv_TJC.shape
         qkv = as_numpy(qkv_TJC)
         self._loops.prepare(
@@ -63,11 +67,11 @@ class CpuHeadStep:
             rotation_TC=self._rotation_TC if rules.uses_rope else None,
             norm_eps=rules.qk_norm_eps,
             temperature_T=self._temperature_T if rules.has_temperature else None,
-            unit_T=plan.unit_T.numpy(),
-            offset_T=plan.offset_T.numpy(),
+            unit_T=unit_T,
+            offset_T=offset_T,
             k_UKPC=k_UKPC,
             v_UKCP=v_UKCP,
         )
         out_THC = torch.empty(num_tokens, num_all_heads - 2 * k_UKPC.shape[1], head_dim, dtype=qkv_TJC.dtype)
-        self._loops.attend(qkv, self._groups, k_UKPC, v_UKCP, plan.blocks_NB, plan.keys_N, as_numpy(out_THC))
+        self._loops.attend(qkv, self._groups, k_UKPC, v_UKCP, blocks_NB, keys_N, as_numpy(out_THC))
         return out_THC

@@ -21,6 +21,8 @@ from experts.placement import Placement
 from router.counts.expert_load import ExpertLoad
 from router.model.routes import Routes
 
+CPU = torch.device("cpu")
+
 
 class ShardUnavailable(Exception):
     """A shard that this step needs cannot answer. The message names it and says why."""
@@ -55,11 +57,13 @@ class DispatchHandle(NamedTuple):
 class Dispatcher:
     """One router's view of all shards: the placement, and the links to those that are alive."""
 
-    def __init__(self, placement: Placement, links: LinkTable) -> None:
+    def __init__(self, placement: Placement, links: LinkTable, device: torch.device = CPU) -> None:
+        """device: the one that gates compute on."""
         self.load = ExpertLoad(placement)
         self._placement = placement
         self._links = links
-        self._routes = Routes(placement, links.alive)
+        self._device = device
+        self._routes: Routes | None = None
 
     def down_reasons(self) -> dict[int, str]:
         """Shards that cannot be reached now, and why."""
@@ -74,10 +78,10 @@ class Dispatcher:
         Llama 4 applies the score to the expert's input: shared(x) + sum over chosen experts of
         expert(score * x).
         """
-        if self._routes.alive is not self._links.alive:
-            self._routes = Routes(self._placement, self._links.alive)
+        if self._routes is None or self._routes.alive is not self._links.alive:
+            self._routes = Routes(self._placement, self._links.alive, self._device)
         routes = self._routes.layers[layer]
-        rank_N = routes.rank_E.to(expert_TA.device)[expert_TA.flatten()]
+        rank_N = routes.rank_E[expert_TA.flatten()]
         sort_N = torch.argsort(rank_N, stable=True)
         x_ND = x_TD[sort_N // expert_TA.shape[1]] * score_TA.flatten()[sort_N, None]
         counts_R = np.bincount(rank_N.cpu().numpy(), minlength=routes.num_ranks)

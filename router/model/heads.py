@@ -143,8 +143,7 @@ def store(pool_UKPC: torch.Tensor, plan: TablePlan, x_TKC: torch.Tensor) -> None
 def gather(pool_UKPC: torch.Tensor, plan: TablePlan, span: int) -> torch.Tensor:
     """x_KSC: a copy of the keys, or values, that span number `span` sees, in order."""
     num_keys, block_tokens = int(plan.keys_N[span]), pool_UKPC.shape[2]
-    blocks = torch.from_numpy(plan.blocks_NB[span, : -(-num_keys // block_tokens)]).to(pool_UKPC.device)
-    return pool_UKPC[blocks].transpose(0, 1).flatten(1, 2)[:, :num_keys]
+    return pool_UKPC[plan.blocks_NB[span, : -(-num_keys // block_tokens)]].transpose(0, 1).flatten(1, 2)[:, :num_keys]
 
 
 def query_temperature(config: ModelConfig, position_T: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kernels.upload import upload
 from router.schedule.block_table import TableEntry
 from router.schedule.kv_layout import KvLayout
 
@@ -33,12 +34,12 @@ class TablePlan:
 
     unit_T, offset_T: each token's unit, and its position within it. Span n sees the first
     keys_N[n] positions of blocks_NB[n], its own last tokens included. Entries beyond those mean
-    nothing.
+    nothing. keys_N stays on the host; the rest is on the device.
     """
 
     unit_T: torch.Tensor
     offset_T: torch.Tensor
-    blocks_NB: np.ndarray
+    blocks_NB: torch.Tensor
     keys_N: np.ndarray
 
 
@@ -82,17 +83,19 @@ class KvCache:
         assert np.all(in_chunk_N + length_N <= layout.chunk_tokens), "a span crosses an attention chunk's border"
         row_T = np.repeat(row_N, length_N)
         nth_T = np.arange(length_N.sum()) - np.repeat(np.cumsum(length_N) - length_N, length_N)
-        plans = []
+        arrays, keys_of_tables = [], []
         for first_table, num_tables, begin_N in (
             (0, layout.global_units, first_N),
             (layout.global_units, layout.chunked_units, in_chunk_N),
         ):
             position_T = np.repeat(begin_N, length_N) + nth_T  # in the sequence, or in its chunk
             block_T = position_T // layout.block_tokens
-            offset_T = torch.from_numpy(position_T % layout.block_tokens).to(self._device)
+            offset_T = position_T % layout.block_tokens
             keys_N = (begin_N + length_N).astype(np.int32)
             num_blocks = layout.blocks(int(keys_N.max()))
             for table in range(first_table, first_table + num_tables):
-                unit_T = torch.from_numpy(self._tables[row_T, table, block_T].astype(np.int64)).to(self._device)
-                plans.append(TablePlan(unit_T, offset_T, self._tables[row_N, table, :num_blocks], keys_N))
-        return plans
+                unit_T = self._tables[row_T, table, block_T].astype(np.int64)
+                arrays += [unit_T, offset_T, self._tables[row_N, table, :num_blocks]]
+                keys_of_tables.append(keys_N)
+        tensors = iter(upload(arrays, self._device))
+        return [TablePlan(next(tensors), next(tensors), next(tensors), keys_N) for keys_N in keys_of_tables]

@@ -16,6 +16,8 @@ from checkpoint.config import ModelConfig
 from checkpoint.layout import TensorNames
 from checkpoint.weights import WeightReader
 from kernels.kernels import Kernels
+from kernels.memory import peak_bytes
+from kernels.upload import upload
 from router.counts.step_clock import Phase, StepClock
 from router.model.attention import Attention
 from router.model.cpu_heads import CpuHeads
@@ -24,7 +26,11 @@ from router.model.heads import HeadAttention, HeadStep, StepPlan, TorchHeads, qu
 from router.model.kv_cache import KvCache, Span
 from router.model.moe import DenseMlp, MoeMlp
 from router.model.rope import rope_frequencies, rotations
+from router.schedule.block_table import TableEntry
 from router.schedule.kv_layout import KvLayout
+
+# Of the past that `Model.step_bytes` measures with. Attention copies a span's keys and values, layer by layer.
+MEASURED_POSITIONS = 2**15
 
 
 class Layer:
@@ -95,7 +101,6 @@ class Model:
         self._lm_head = kernels.linear(lm_head_VD)
         self._warm_up()
 
-    @torch.inference_mode()
     def _warm_up(self) -> None:
         """Run a few tokens through what needs no shard, so that loops are compiled now and not in
         a request."""
@@ -106,12 +111,33 @@ class Model:
             num_tokens = sum(span.length for span in spans)
             if num_tokens > self.kv_layout.block_tokens:
                 continue
-            heads = self._heads.begin(self._plan(spans, cache))
-            x_TD = self._embedding_VD[:num_tokens]
-            for layer in self._layers:
-                x_TD = layer.attend(x_TD, heads)
-                layer.own_mlp(x_TD)
-        self.logits(x_TD)
+            self._run_without_shards(spans, cache)
+
+    @torch.inference_mode()
+    def _run_without_shards(self, spans: Sequence[Span], cache: KvCache) -> None:
+        """A step of some tokens through what needs no shard, and the logits of the last 64."""
+        arrays = [_positions(spans), np.zeros(sum(span.length for span in spans), np.int64)]
+        position_T, token_id_T = upload(arrays, self._device)
+        heads = self._heads.begin(self._plan(spans, position_T, cache))
+        x_TD = F.embedding(token_id_T, self._embedding_VD)
+        for layer in self._layers:
+            x_TD = layer.attend(x_TD, heads)
+            layer.own_mlp(x_TD)
+        self.logits(x_TD[-64:])
+
+    def step_bytes(self, num_tokens: int, max_positions: int) -> int | None:
+        """What a step of so many tokens takes on a GPU beside weights and cache; None on a CPU.
+
+        Measured with one sequence that is max_positions long, but at most MEASURED_POSITIONS.
+        """
+        layout, end = self.kv_layout, min(max_positions, MEASURED_POSITIONS)
+        end = end // layout.chunk_tokens * layout.chunk_tokens or end
+        longest = min(end, layout.chunk_tokens)
+        lengths = [longest] * (num_tokens // longest) + [num_tokens % longest] * (num_tokens % longest > 0)
+        cache = self.new_cache(layout, 1, 1)  # every entry of every block table is unit 0
+        cache.assign(0, [TableEntry(0, layout.blocks(end) - 1, (0,))])
+        spans = [Span(0, end - length, length) for length in lengths]
+        return peak_bytes(self._device, lambda: self._run_without_shards(spans, cache))
 
     def new_cache(self, layout: KvLayout, num_units: int, max_sequences: int) -> KvCache:
         """An empty KV cache of num_units units for up to max_sequences sequences at once."""
@@ -128,15 +154,15 @@ class Model:
         after which the same step may be run again.
         """
         assert sum(span.length for span in spans) == len(token_ids)
-        heads = self._heads.begin(self._plan(spans, cache))
-        x_TD = F.embedding(torch.tensor(token_ids, device=self._device), self._embedding_VD)
+        arrays = [np.array(token_ids, np.int64), _positions(spans), np.array(rows, np.int64)]
+        token_id_T, position_T, row_R = upload(arrays, self._device)
+        heads = self._heads.begin(self._plan(spans, position_T, cache))
+        x_TD = F.embedding(token_id_T, self._embedding_VD)
         for layer in self._layers:
             x_TD = layer(x_TD, heads)
-        return x_TD[torch.tensor(rows, dtype=torch.int64, device=self._device)]
+        return x_TD[row_R]
 
-    def _plan(self, spans: Sequence[Span], cache: KvCache) -> StepPlan:
-        positions = np.concatenate([np.arange(s.first_position, s.first_position + s.length) for s in spans])
-        position_T = torch.from_numpy(positions).to(self._device)
+    def _plan(self, spans: Sequence[Span], position_T: torch.Tensor, cache: KvCache) -> StepPlan:
         temperature_T = query_temperature(self.config, position_T) if self.config.attn_temperature_tuning else None
         return StepPlan(spans, rotations(self._frequencies, position_T), temperature_T, cache, cache.plan(spans))
 
@@ -145,3 +171,8 @@ class Model:
         """logits_RV, fp32, of rows that `forward` returned; apart from it, since many rows' would
         take much memory."""
         return self._lm_head(self._final_norm(x_RD)).float()
+
+
+def _positions(spans: Sequence[Span]) -> np.ndarray:
+    """Each token's position in its sequence, int64 [T]."""
+    return np.concatenate([np.arange(s.first_position, s.first_position + s.length) for s in spans])

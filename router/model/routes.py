@@ -6,9 +6,11 @@ Legend: E experts. A rank is an expert's position in that order.
 from collections.abc import Sequence, Set
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from experts.placement import Placement
+from kernels.upload import upload
 
 
 class Routes:
@@ -21,11 +23,17 @@ class Routes:
     it.
     """
 
-    def __init__(self, placement: Placement, alive: Set[int]) -> None:
+    def __init__(self, placement: Placement, alive: Set[int], device: torch.device) -> None:
+        """device: the one that gates compute on."""
         self.alive = alive
-        self.layers = {
-            layer: LayerRoutes([_asked(shards, alive) for shards in by_expert], placement.versions_of[layer])
+        ranked = [
+            _ranked([_asked(shards, alive) for shards in by_expert], placement.versions_of[layer])
             for layer, by_expert in placement.shards_of.items()
+        ]
+        ranks = upload([rank_of_expert for rank_of_expert, _ in ranked], device)
+        self.layers = {
+            layer: LayerRoutes(len(rank_of_expert), rank_E, rank_of_expert, shards)
+            for layer, rank_E, (rank_of_expert, shards) in zip(placement.shards_of, ranks, ranked, strict=True)
         }
 
 
@@ -41,26 +49,32 @@ class ShardRoutes(NamedTuple):
     versions: list[int]
 
 
-class LayerRoutes:
+class LayerRoutes(NamedTuple):
     """The experts of one layer, ranked by (shard, expert): rows in that order are contiguous for shard and expert.
 
-    num_ranks: the number of experts. rank_E: each expert's rank. rank_of_expert: the same memory
-    as a numpy array.
+    num_ranks: the number of experts. rank_E: each expert's rank, on the device. rank_of_expert:
+    the same on the host.
     shards: in ascending order of their ranks.
     """
 
-    def __init__(self, shard_of_expert: Sequence[int], version_of_expert: Sequence[int]) -> None:
-        self.num_ranks = len(shard_of_expert)
-        self.rank_E = torch.empty(self.num_ranks, dtype=torch.int64)
-        self.shards: list[ShardRoutes] = []
-        first = 0
-        for shard in sorted(set(shard_of_expert)):
-            experts = [expert for expert, asked in enumerate(shard_of_expert) if asked == shard]
-            ranks = slice(first, first + len(experts))
-            self.rank_E[torch.tensor(experts)] = torch.arange(ranks.start, ranks.stop)
-            self.shards.append(ShardRoutes(shard, ranks, experts, [version_of_expert[expert] for expert in experts]))
-            first = ranks.stop
-        self.rank_of_expert = self.rank_E.numpy()
+    num_ranks: int
+    rank_E: torch.Tensor
+    rank_of_expert: np.ndarray
+    shards: list[ShardRoutes]
+
+
+def _ranked(shard_of_expert: Sequence[int], version_of_expert: Sequence[int]) -> tuple[np.ndarray, list[ShardRoutes]]:
+    """(rank_of_expert, shards) of a LayerRoutes."""
+    rank_of_expert = np.empty(len(shard_of_expert), np.int64)
+    found: list[ShardRoutes] = []
+    first = 0
+    for shard in sorted(set(shard_of_expert)):
+        experts = [expert for expert, asked in enumerate(shard_of_expert) if asked == shard]
+        ranks = slice(first, first + len(experts))
+        rank_of_expert[experts] = np.arange(ranks.start, ranks.stop)
+        found.append(ShardRoutes(shard, ranks, experts, [version_of_expert[expert] for expert in experts]))
+        first = ranks.stop
+    return rank_of_expert, found
 
 
 def _asked(shards: Sequence[int], alive: Set[int]) -> int:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from kernels.upload import upload
 from router.request import SamplingParams
 
 _TINY = torch.finfo(torch.float32).tiny  # lowest temperature: float32 would round a lower one to zero
@@ -48,8 +49,12 @@ def candidates(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: 
     in_order = set(ordered)
     plain = [row for row in rows if row not in in_order]
     if plain:
-        weight_RV = _weights(_of(logits_RV, plain), [params[row].temperature for row in plain])
-        _leave_out_unlikely(weight_RV, [params[row].min_p for row in plain])
+        plain_params = [params[row] for row in plain]
+        min_p_R = np.array([p.min_p for p in plain_params], np.float32)
+        temperature_R1, min_p_R1 = _columns(logits_RV.device, _temperatures(plain_params), min_p_R)
+        weight_RV = _weights(rows_of(logits_RV, plain), temperature_R1)
+        if min_p_R.any():
+            _leave_out_unlikely(weight_RV, min_p_R1)
         yield Candidates(plain, weight_RV, None)
     if ordered:
         yield from _likeliest(logits_RV, params, ordered)
@@ -63,7 +68,8 @@ def draw(found: Candidates, uniforms: Sequence[float]) -> list[int]:
     # times as long.
     sum_RB = _block_sums(weight_RN)
     sums_RB = sum_RB.cumsum(-1)
-    target_R1 = _column(uniforms, device, torch.float64) * sums_RB[:, -1:]
+    [uniform_R1] = _columns(device, np.array(uniforms, np.float64))
+    target_R1 = uniform_R1 * sums_RB[:, -1:]
     block_R1 = torch.searchsorted(sums_RB, target_R1, right=True)
     target_R1 = (target_R1 - (sums_RB - sum_RB).gather(1, block_R1)).clamp(min=0.0)
     column_RN = block_R1 * _BLOCK + torch.arange(_BLOCK, device=device)
@@ -80,34 +86,36 @@ def draw(found: Candidates, uniforms: Sequence[float]) -> list[int]:
 
 def _likeliest(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: list[int]) -> Iterator[Candidates]:
     """The candidates of rows with top_k or top_p."""
-    total = _totals(logits_RV, params, rows)
+    total_R1 = _totals(logits_RV, params, rows)
+    nth = {row: i for i, row in enumerate(rows)}
     # The look must include the first token that top_k leaves out.
     looking = [row for row in rows if params[row].top_k < _FIRST_LOOK < logits_RV.shape[-1]]
     answered = set()
     if looking:
-        logit_RN, token_id_RN = sorted_top(_of(logits_RV, looking), _FIRST_LOOK)
-        weight_RN = _kept(logit_RN, [params[row] for row in looking], [total[row] for row in looking])
+        logit_RN, token_id_RN = sorted_top(rows_of(logits_RV, looking), _FIRST_LOOK)
+        looking_total_R1 = rows_of(total_R1, [nth[row] for row in looking])
+        weight_RN = _kept(logit_RN, [params[row] for row in looking], looking_total_R1)
         # If a kept token equals the last one looked at, tokens beyond may equal it too. Then look
         # at the whole row.
         unclear_R = ((weight_RN > 0) & (logit_RN == logit_RN[:, -1:])).any(dim=-1).tolist()
         clear = [i for i, unclear in enumerate(unclear_R) if not unclear]
         if clear:
             answered = {looking[i] for i in clear}
-            yield Candidates([looking[i] for i in clear], _of(weight_RN, clear), _of(token_id_RN, clear))
+            yield Candidates([looking[i] for i in clear], rows_of(weight_RN, clear), rows_of(token_id_RN, clear))
     rest = [row for row in rows if row not in answered]
     if rest:
-        some_RV, some_params = _of(logits_RV, rest), [params[row] for row in rest]
-        least_R1, count_R1 = _border(some_RV, some_params, [total[row] for row in rest])
-        weight_RV = _weights(some_RV, [p.temperature for p in some_params])
+        some_RV, some_params = rows_of(logits_RV, rest), [params[row] for row in rest]
+        least_R1, count_R1 = _border(some_RV, some_params, rows_of(total_R1, [nth[row] for row in rest]))
+        weight_RV = _weights(some_RV, *_columns(some_RV.device, _temperatures(some_params)))
         yield Candidates(rest, weight_RV.masked_fill_(~largest(some_RV, least_R1, count_R1), 0.0), None)
 
 
 def _border(
-    logits_RV: torch.Tensor, params: Sequence[SamplingParams], totals: Sequence[float]
+    logits_RV: torch.Tensor, params: Sequence[SamplingParams], total_R1: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(smallest logit kept, number of logits kept), [R, 1]."""
     logit_RV = _sorted(logits_RV)
-    count_R1 = (_kept(logit_RV, params, totals) > 0).sum(dim=-1, keepdim=True)
+    count_R1 = (_kept(logit_RV, params, total_R1) > 0).sum(dim=-1, keepdim=True)
     return logit_RV.gather(1, count_R1 - 1), count_R1
 
 
@@ -125,32 +133,42 @@ def largest(logits_RV: torch.Tensor, least_R1: torch.Tensor, count_R1: torch.Ten
     return keep_RV
 
 
-def _kept(logit_RN: torch.Tensor, params: Sequence[SamplingParams], totals: Sequence[float]) -> torch.Tensor:
+def _kept(logit_RN: torch.Tensor, params: Sequence[SamplingParams], total_R1: torch.Tensor) -> torch.Tensor:
     """Weights of sorted logits, float64; 0 for tokens that top_k, top_p or min_p leave out.
 
-    totals: the weight of each row's whole vocabulary; unused for rows with top_k.
+    total_R1: the weight of each row's whole vocabulary; unused for rows with top_k.
     """
     device, size = logit_RN.device, logit_RN.shape[-1]
-    weight_RN = _weights(logit_RN, [p.temperature for p in params]).double()
-    top_k_R1 = torch.tensor([min(p.top_k or size, size) for p in params], device=device)[:, None]
+    min_p_R = np.array([p.min_p for p in params], np.float64)
+    temperature_R1, top_k_R1, limited_R1, top_p_R1, min_p_R1 = _columns(
+        device,
+        _temperatures(params),
+        np.array([min(p.top_k or size, size) for p in params], np.int64),
+        np.array([p.top_k > 0 for p in params], np.bool_),
+        np.array([p.top_p for p in params], np.float64),
+        min_p_R,
+    )
+    weight_RN = _weights(logit_RN, temperature_R1).double()
     weight_RN.masked_fill_(torch.arange(size, device=device) >= top_k_R1, 0.0)
     sum_RN = weight_RN.cumsum(-1)
-    limited_R1 = torch.tensor([p.top_k > 0 for p in params], device=device)[:, None]
-    total_R1 = torch.where(limited_R1, sum_RN[:, -1:], _column(totals, device, torch.float64))
-    top_p_R1 = _column([p.top_p for p in params], device, torch.float64)
+    total_R1 = torch.where(limited_R1, sum_RN[:, -1:], total_R1)
     weight_RN.masked_fill_((sum_RN - weight_RN >= top_p_R1 * total_R1) & (top_p_R1 < 1), 0.0)
-    _leave_out_unlikely(weight_RN, [p.min_p for p in params])
+    if min_p_R.any():
+        _leave_out_unlikely(weight_RN, min_p_R1)
     return weight_RN
 
 
-def _totals(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: Sequence[int]) -> dict[int, float]:
-    """The weight of the whole vocabulary, by row. Rows with top_k do not need it and get 0."""
-    needing = [row for row in rows if params[row].top_k == 0]
-    total = dict.fromkeys(rows, 0.0)
-    if needing:
-        weight_RV = _weights(_of(logits_RV, needing), [params[row].temperature for row in needing])
-        total.update(zip(needing, _block_sums(weight_RV).sum(-1).tolist(), strict=True))
-    return total
+def _totals(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: Sequence[int]) -> torch.Tensor:
+    """total_R1 of `rows`, float64: the weight of the whole vocabulary. Rows with top_k do not need it and get 0."""
+    needing = [(nth, row) for nth, row in enumerate(rows) if params[row].top_k == 0]
+    if not needing:
+        return torch.zeros(len(rows), 1, dtype=torch.float64, device=logits_RV.device)
+    temperatures = _temperatures([params[row] for _, row in needing])
+    nths = np.array([nth for nth, _ in needing], np.int64)
+    temperature_R1, nth_R1 = _columns(logits_RV.device, temperatures, nths)
+    weight_RV = _weights(rows_of(logits_RV, [row for _, row in needing]), temperature_R1)
+    found_R1 = _block_sums(weight_RV).sum(-1, keepdim=True)
+    return found_R1 if len(needing) == len(rows) else found_R1.new_zeros(len(rows), 1).scatter_(0, nth_R1, found_R1)
 
 
 def sorted_top(logits_RV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -185,21 +203,27 @@ def _block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
     return torch.cat([full_RB, weight_RN[:, whole:].sum(-1, keepdim=True)], dim=1).double()
 
 
-def _weights(logits_RN: torch.Tensor, temperatures: Sequence[float]) -> torch.Tensor:
+def _weights(logits_RN: torch.Tensor, temperature_R1: torch.Tensor) -> torch.Tensor:
     """exp((logit - largest logit) / temperature): the most likely token has weight 1."""
-    temperature_R1 = _column([max(t, _TINY) for t in temperatures], logits_RN.device, torch.float32)
     return torch.sub(logits_RN, logits_RN.amax(dim=-1, keepdim=True)).div_(temperature_R1).exp_()
 
 
-def _leave_out_unlikely(weight_RN: torch.Tensor, min_ps: Sequence[float]) -> None:
-    if any(min_ps):
-        weight_RN.masked_fill_(weight_RN < _column(min_ps, weight_RN.device, weight_RN.dtype), 0.0)
+def _temperatures(params: Sequence[SamplingParams]) -> np.ndarray:
+    return np.array([max(p.temperature, _TINY) for p in params], np.float32)
 
 
-def _of(rows_RN: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """The chosen rows, in order; not copied if all are chosen."""
-    return rows_RN if len(rows) == len(rows_RN) else rows_RN[torch.tensor(rows, device=rows_RN.device)]
+def _leave_out_unlikely(weight_RN: torch.Tensor, min_p_R1: torch.Tensor) -> None:
+    weight_RN.masked_fill_(weight_RN < min_p_R1, 0.0)
 
 
-def _column(values: Sequence[float], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    return torch.tensor(values, dtype=dtype, device=device)[:, None]
+def rows_of(rows_RN: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """The chosen rows, in ascending order; not copied if all are chosen."""
+    if len(rows) == len(rows_RN):
+        return rows_RN
+    [row_R] = upload([np.array(rows, np.int64)], rows_RN.device)
+    return rows_RN[row_R]
+
+
+def _columns(device: torch.device, *arrays: np.ndarray) -> list[torch.Tensor]:
+    """Each array [R] as [R, 1]."""
+    return [column_R[:, None] for column_R in upload(arrays, device)]

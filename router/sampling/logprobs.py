@@ -6,8 +6,10 @@ Legend: R rows (positions in a text), V vocabulary, N most likely tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from kernels.upload import upload
 from router.request import TokenLogprobs
 from router.sampling.candidates import largest, sorted_top
 
@@ -48,13 +50,13 @@ def token_logprobs(logits_RV: torch.Tensor, token_ids: Sequence[int], tops: Sequ
     prompt, token_ids are the prompt's next tokens.
     """
     total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
-    token_R1 = torch.tensor(token_ids, device=logits_RV.device)[:, None]
-    logprobs = (logits_RV.gather(1, token_R1) - total_R1).clamp(min=_LEAST)[:, 0].tolist()
+    [token_R] = upload([np.array(token_ids, np.int64)], logits_RV.device)
     best_RN, best_id_RN = _most_likely(logits_RV, min(max(tops), logits_RV.shape[-1]))
-    best, best_ids = (best_RN - total_R1).clamp(min=_LEAST).tolist(), best_id_RN.tolist()
+    told_RN = torch.cat([logits_RV.gather(1, token_R[:, None]), best_RN], dim=1)
+    told, best_ids = (told_RN - total_R1).clamp(min=_LEAST).tolist(), best_id_RN.tolist()
     return [
-        TokenLogprobs(token_id, logprob, tuple(zip(best_ids[row][:count], best[row][:count], strict=True)))
-        for row, (token_id, logprob, count) in enumerate(zip(token_ids, logprobs, tops, strict=True))
+        TokenLogprobs(token_id, logprob, tuple(zip(ids[:count], best[:count], strict=True)))
+        for token_id, (logprob, *best), ids, count in zip(token_ids, told, best_ids, tops, strict=True)
     ]
 
 

@@ -17,8 +17,10 @@ Legend: R rows (sequences), V vocabulary, N changed logits of all rows together.
 from array import array
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
+from kernels.upload import upload
 from router.sampling.state import SamplingState
 
 # Not -inf: if every token were forbidden, or its logit overflowed, softmax would give NaN.
@@ -36,33 +38,35 @@ def penalised(logits_RV: torch.Tensor, states: Sequence[SamplingState]) -> torch
         return logits_RV
     changed = _Logits(logits_RV)
     if biased:
-        bias_N = changed.values([s.biases for _, s in biased])
-        changed.change(_rows(biased), [s.bias_ids for _, s in biased], lambda logit_N, _: logit_N + bias_N)
+        biases = np.concatenate([s.biases for _, s in biased])
+        changed.change(_rows(biased), [s.bias_ids for _, s in biased], lambda logit_N, bias_N: logit_N + bias_N, biases)
     if repeating:
-        penalty_R = changed.values([array("d", [s.params.repetition_penalty for _, s in repeating])])
-
-        def repeated(logit_N: torch.Tensor, owner_N: torch.Tensor) -> torch.Tensor:
-            penalty_N = penalty_R[owner_N]
-            return torch.where(logit_N < 0, logit_N * penalty_N, logit_N / penalty_N)
-
-        changed.change(_rows(repeating), [s.seen_ids for _, s in repeating], repeated)
+        seen = [s.seen_ids for _, s in repeating]
+        penalties = _each([s.params.repetition_penalty for _, s in repeating], seen)
+        changed.change(_rows(repeating), seen, _repeated, penalties)
     if counted:
-        count_N = changed.values([s.made_counts for _, s in counted])
-        frequency_R = changed.values([array("d", [s.params.frequency_penalty for _, s in counted])])
-        presence_R = changed.values([array("d", [s.params.presence_penalty for _, s in counted])])
-
-        def used(logit_N: torch.Tensor, owner_N: torch.Tensor) -> torch.Tensor:
-            return logit_N - frequency_R[owner_N] * count_N - presence_R[owner_N]
-
-        changed.change(_rows(counted), [s.made_ids for _, s in counted], used)
+        made = [s.made_ids for _, s in counted]
+        counts = np.concatenate([s.made_counts for _, s in counted])
+        costs = _each([s.params.frequency_penalty for _, s in counted], made) * counts
+        presences = _each([s.params.presence_penalty for _, s in counted], made)
+        changed.change(_rows(counted), made, lambda logit_N, cost_N, one_N: logit_N - cost_N - one_N, costs, presences)
     if unready:
         ending = [s.ending_ids for _, s in unready]
-        changed.change(_rows(unready), ending, lambda logit_N, _: torch.full_like(logit_N, _LEAST))
+        changed.change(_rows(unready), ending, lambda logit_N: torch.full_like(logit_N, _LEAST))
     return changed.logits_RV
+
+
+def _repeated(logit_N: torch.Tensor, penalty_N: torch.Tensor) -> torch.Tensor:
+    return torch.where(logit_N < 0, logit_N * penalty_N, logit_N / penalty_N)
 
 
 def _rows(chosen: Sequence[tuple[int, SamplingState]]) -> list[int]:
     return [row for row, _ in chosen]
+
+
+def _each(of_rows: Sequence[float], ids_of_rows: Sequence["array[int]"]) -> np.ndarray:
+    """Each row's number once for each of its ids, in float64: a penalty may be too small for float32."""
+    return np.repeat(np.array(of_rows, np.float64), [len(ids) for ids in ids_of_rows])
 
 
 class _Logits:
@@ -71,27 +75,22 @@ class _Logits:
     def __init__(self, logits_RV: torch.Tensor) -> None:
         self.logits_RV = logits_RV.clone(memory_format=torch.contiguous_format)
 
-    def values(self, of_rows: Sequence["array[float]"]) -> torch.Tensor:
-        """The rows' numbers, concatenated, in float64: a penalty may be too small for float32."""
-        return torch.frombuffer(bytearray().join(of_rows), dtype=torch.float64).to(self.logits_RV.device)
-
     def change(
         self,
         rows: Sequence[int],
         ids_of_rows: Sequence["array[int]"],
-        new: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        new: Callable[..., torch.Tensor],
+        *values_N: np.ndarray,
     ) -> None:
-        """Replace the logits of tokens ids_of_rows[i] in row rows[i] by new(logit_N, owner_N).
+        """Replace the logits of tokens ids_of_rows[i] in row rows[i] by new(logit_N, *values_N).
 
-        owner_N: for each logit the i it belongs to. No id may appear twice in a row.
+        No id may appear twice in a row.
         """
-        device, vocab = self.logits_RV.device, self.logits_RV.shape[-1]
-        token_id_N = torch.frombuffer(bytearray().join(ids_of_rows), dtype=torch.int64)
+        vocab = self.logits_RV.shape[-1]
+        token_id_N = np.concatenate(ids_of_rows)
         # Below, an id outside the vocabulary would be a token of another row.
-        assert len(token_id_N) == 0 or 0 <= int(token_id_N.min()) <= int(token_id_N.max()) < vocab
-        token_id_N = token_id_N.to(device)
-        counts = torch.tensor([len(ids) for ids in ids_of_rows], device=device)
-        owner_N = torch.arange(len(rows), device=device).repeat_interleave(counts)
-        index_N = torch.tensor(rows, device=device)[owner_N] * vocab + token_id_N
+        assert 0 <= token_id_N.min() <= token_id_N.max() < vocab
+        index = np.repeat(np.array(rows, np.int64), [len(ids) for ids in ids_of_rows]) * vocab + token_id_N
+        index_N, *value_tensors_N = upload([index, *values_N], self.logits_RV.device)
         flat = self.logits_RV.view(-1)
-        flat[index_N] = new(flat[index_N].double(), owner_N).clamp(_LEAST, _MOST).float()
+        flat[index_N] = new(flat[index_N].double(), *value_tensors_N).clamp(_LEAST, _MOST).float()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from router.request import TokenLogprobs
-from router.sampling.candidates import candidates, draw
+from router.sampling.candidates import candidates, draw, rows_of
 from router.sampling.logprobs import RowFailed, finite_rows, token_logprobs
 from router.sampling.noise import uniform
 from router.sampling.penalties import penalised
@@ -72,7 +72,7 @@ def _sample(logits_RV: torch.Tensor, states: Sequence[SamplingState], positions:
     asked = {row: p.logprobs for row, p in enumerate(params) if p.logprobs is not None}
     if asked:
         rows = list(asked)
-        raw_RV = logits_RV if len(rows) == len(params) else logits_RV[rows]
+        raw_RV = rows_of(logits_RV, rows)
         entries = token_logprobs(raw_RV, [chosen[row] for row in rows], list(asked.values()))
         logprobs = dict(zip(rows, entries, strict=True))
     return [SampledToken(token_id, logprobs.get(row)) for row, token_id in enumerate(chosen)]

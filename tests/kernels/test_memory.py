@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.memory import free_bytes
+from kernels.memory import free_bytes, peak_bytes
+from tests.simulated_gpu import simulated_gpu
 
 CPU = torch.device("cpu")
 MACHINE = "MemTotal: 9 kB\nMemAvailable: 8192 kB\n"
@@ -100,3 +101,24 @@ def test_without_meminfo_it_is_the_pages_that_are_unused(tmp_path: Path) -> None
 def test_a_system_that_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(os.sysconf_names, "SC_AVPHYS_PAGES")
     assert free_bytes(CPU, tmp_path) is None
+
+
+def test_what_torch_keeps_of_a_gpu_for_later_is_free() -> None:
+    with simulated_gpu() as gpu:
+        held = torch.zeros(1000, dtype=torch.uint8, device="cuda")
+        torch.zeros(5000, dtype=torch.uint8, device="cuda")
+        assert free_bytes(gpu.device) == gpu.total_bytes - held.nbytes
+
+
+def test_a_peak_is_what_lived_at_once_beside_what_was_there() -> None:
+    def work() -> None:
+        for _ in range(3):
+            torch.zeros(2000, dtype=torch.uint8, device="cuda")[:10].add_(torch.zeros((), device="cuda").byte())
+
+    with simulated_gpu() as gpu:
+        held = torch.zeros(10_000, dtype=torch.uint8, device="cuda")
+        found = peak_bytes(gpu.device, work)
+        assert found is not None
+        assert 2000 <= found < 2100
+        assert held.is_cuda
+    assert peak_bytes(CPU, work) is None

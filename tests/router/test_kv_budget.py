@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from checkpoint.config import parse_config
-from router.kv_budget import KvBudget, NoRoom
+from router.kv_budget import RESERVE_BYTES, KvBudget, NoRoom
 from router.schedule.kv_layout import KvLayout
 from router.schedule.limits import DEFAULT_KV_BYTES
 
@@ -66,3 +66,11 @@ def test_where_nobody_tells_what_is_free_bytes_are_believed_and_a_share_is_refus
     assert KvBudget(bytes=LAYOUT.unit_bytes * 8).resolve(LAYOUT, None, weight_bytes=GIB) == LAYOUT.unit_bytes * 8
     with pytest.raises(NoRoom, match=r"engine\.kv_share is 0\.5, but .* set engine\.kv_bytes instead"):
         KvBudget(share=0.5).resolve(LAYOUT, None, weight_bytes=GIB)
+
+
+def test_what_a_step_takes_stays_free_with_a_reserve() -> None:
+    assert RESERVE_BYTES == GIB // 2
+    kv_bytes = KvBudget(share=0.5).resolve(LAYOUT, 24 * GIB, weight_bytes=GIB, step_bytes=3 * GIB // 2)
+    assert 11 * GIB - LAYOUT.unit_bytes < kv_bytes <= 11 * GIB
+    with pytest.raises(NoRoom, match=r"0 bytes are free beside 1\.00 GiB of weights and 3\.50 GiB for a step"):
+        KvBudget(bytes=GIB).resolve(LAYOUT, GIB, weight_bytes=GIB, step_bytes=3 * GIB)

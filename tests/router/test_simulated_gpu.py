@@ -1,5 +1,7 @@
 """An engine on a simulated GPU: the tokens of a CPU, and few moments at which the host waits for the device."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta
 from tests.reference import Reference, prompt
 from tests.router.engines import NUM_SHARDS, drawn, greedy, make_engine, run_to_end
-from tests.simulated_gpu import simulated_gpu
+from tests.simulated_gpu import SimulatedGpu, Synchronisation, simulated_gpu
 
 
 def model_on(device: str, reference: Reference) -> Model:
@@ -56,3 +58,64 @@ def test_a_gpu_gives_what_a_cpu_gives(reference: Reference, caplog: pytest.LogCa
     assert on_gpu == on_cpu
     assert not [record for record in caplog.records if record.name.startswith("router")]  # nothing was tried twice
     assert gpu.syncs
+
+
+ALL_WISHES: dict[str, Any] = {
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "repetition_penalty": 1.2,
+    "presence_penalty": 0.1,
+    "logit_bias": ((5, 1.0),),
+    "min_tokens": 8,
+    "logprobs": 2,
+}
+
+
+def waits_of_a_step(model: Model, gpu: SimulatedGpu, streams: int, **sampling: Any) -> list[Synchronisation]:
+    """Of a step in which so many streams get a token each, and one more reads a piece of a prompt with a past."""
+    engine = make_engine(model, max_running=16, max_step_tokens=32)
+    for nth in range(streams):
+        engine.submit(drawn(str(nth), prompt(3, seed=nth), **sampling))
+    engine.step()
+    engine.submit(greedy("long", prompt(120, seed=99)))
+    engine.step()
+    before = len(gpu.syncs)
+    deltas = engine.step()
+    assert len(deltas) == streams
+    return gpu.syncs[before:]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "of_sampling"), [({"temperature": 0.0}, 2), ({}, 2), (ALL_WISHES, 6)], ids=["greedy", "drawn", "all"]
+)
+def test_the_host_waits_once_per_moe_layer_and_for_the_tokens(
+    reference: Reference, sampling: dict[str, Any], of_sampling: int
+) -> None:
+    """Each MoE layer's row counts are needed on the host, and so is what is drawn. Nothing else is."""
+    with simulated_gpu() as gpu:
+        model = model_on("cuda", reference)
+        few, many = (waits_of_a_step(model, gpu, streams, **sampling) for streams in (1, 8))
+    assert few == many
+    of_layers = [sync for sync in many if sync.place == "router/model/dispatch.py:dispatch"]
+    assert len(of_layers) == len(model.config.moe_layers)
+    others = [sync for sync in many if sync not in of_layers]
+    assert all(sync.place.startswith("router/sampling/") for sync in others), others
+    assert len(others) == of_sampling
+
+
+def test_a_step_takes_no_more_than_was_measured_before(reference: Reference) -> None:
+    with simulated_gpu() as gpu:
+        model = model_on("cuda", reference)
+        few, many, long = (model.step_bytes(*asked) for asked in ((8, 16), (48, 16), (48, 300)))
+        assert few is not None
+        assert many is not None
+        assert long is not None
+        assert few < many < long
+        engine = make_engine(model, max_step_tokens=48)
+        engine.submit(greedy("long", prompt(300)))
+        before = gpu.allocated_bytes
+        torch.cuda.reset_peak_memory_stats()
+        run_to_end(engine)
+        assert few < gpu.peak_bytes - before <= long
+    assert model_on("cpu", reference).step_bytes(8, 16) is None

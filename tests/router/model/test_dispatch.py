@@ -170,9 +170,9 @@ def test_once_a_shard_is_removed_its_replica_is_asked_and_it_again_once_it_is_ba
 def test_routes_are_built_when_who_is_alive_changes_and_never_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[frozenset[int]] = []
 
-    def counted(placement: Placement, alive: frozenset[int]) -> Routes:
+    def counted(placement: Placement, alive: frozenset[int], device: torch.device) -> Routes:
         built.append(alive)
-        return Routes(placement, alive)
+        return Routes(placement, alive, device)
 
     monkeypatch.setattr("router.model.dispatch.Routes", counted)
     cluster = Cluster(even(2))
