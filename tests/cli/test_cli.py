@@ -297,7 +297,13 @@ def test_help_teaches_with_an_example(command: str) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
 def test_a_signal_while_the_command_is_still_being_imported_leaves_no_trace(number: signal.Signals) -> None:
-    command = [sys.executable, "-X", "importtime", "-c", "import sys; from cli import command; sys.exit(command())"]
+    command = [
+        sys.executable,
+        "-X",
+        "importtime",
+        "-c",
+        "import sys; from cli.command import command; sys.exit(command())",
+    ]
     with subprocess.Popen([*command, "serve", "nothing.yaml"], stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stderr is not None
         while "checkpoint.errors" not in process.stderr.readline():  # what cli.main imports first
