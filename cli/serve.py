@@ -130,7 +130,7 @@ def serving(config: "DeploymentConfig", how: str) -> "Iterator[tuple[subprocess.
     finally:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})  # a second Ctrl-C
         control.close()
-        end_marked(mark)
+        end_marked(mark, child.pid)
         child.wait()
         forget_local_ray(child.pid)
 

@@ -93,7 +93,7 @@ def _end_with(control: socket.socket, is_local: bool) -> None:
         while control.recv(1):
             pass
     if is_local:  # all of Ray has this process's mark
-        end_marked(os.environ[VARIABLE])
+        end_marked(os.environ[VARIABLE], os.getpid())
         forget_local_ray()
         os._exit(0)
     _thread.interrupt_main()  # removes from the cluster what was started there

@@ -1,14 +1,15 @@
 """The processes that a `drover serve` has started, known by a mark in their environment.
 
 Whatever they start inherits the mark, and keeps it when its parent is gone. So all can be found and
-ended, and nobody else's. A process that has overwritten its environment, as some of Ray's do to
-change their name, is known by its parent. The mark names the `drover serve`, by process id and
+ended, and nobody else's. Some of Ray's processes have overwritten their environment, to change
+their name; they are known by their session. The mark names the `drover serve`, by process id and
 start time: what carries the mark of one that is gone is left over. Plain Python without Ray.
 """
 
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 VARIABLE = "DROVER_SERVE"
@@ -24,12 +25,12 @@ def mark_of_this_process() -> str:
 _LOOKS_WITHOUT_ANY = 5
 
 
-def end_marked(mark: str, timeout_s: float = 20.0) -> None:
-    """Kill every process with this mark but this one, and those that they still start."""
+def end_marked(mark: str, session: int, timeout_s: float = 20.0) -> None:
+    """Kill every process with this mark or of this session but this one, and those that they still start."""
     deadline_s = time.monotonic() + timeout_s
     looks_left = _LOOKS_WITHOUT_ANY
     while looks_left and time.monotonic() < deadline_s:
-        alive = _marked().get(mark, [])
+        alive = [process_id for process_id, marked, of in _processes() if marked == mark or of == session]
         _kill(alive)
         looks_left = _LOOKS_WITHOUT_ANY if alive else looks_left - 1
         time.sleep(0.01)  # Linux tells of children only, not of theirs
@@ -37,7 +38,7 @@ def end_marked(mark: str, timeout_s: float = 20.0) -> None:
 
 def left_over() -> list[int]:
     """Processes whose `drover serve` is gone, though they should have ended with it."""
-    return [pid for mark, pids in _marked().items() if not lives(mark) for pid in pids]
+    return [process_id for process_id, mark, _ in _processes() if mark is not None and not lives(mark)]
 
 
 def end_left_over() -> list[int]:
@@ -47,10 +48,8 @@ def end_left_over() -> list[int]:
     return ended
 
 
-def _marked() -> dict[str, list[int]]:
-    """Process ids by mark, of those that this user may look into; without this process and the dead."""
-    mark_of: dict[int, str] = {}
-    parent_of: dict[int, int] = {}
+def _processes() -> Iterator[tuple[int, str | None, int]]:
+    """The id, mark and session of each that this user may look into; without this process and the dead."""
     prefix = f"{VARIABLE}=".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -60,17 +59,8 @@ def _marked() -> dict[str, list[int]]:
         except OSError:
             continue  # another user's, or it has just ended
         if (stat := _stat(int(entry.name))) is not None:
-            parent_of[int(entry.name)] = int(stat[0])
-            if marks:
-                mark_of[int(entry.name)] = marks[0].removeprefix(prefix).decode(errors="replace")
-    found: dict[str, list[int]] = {}
-    for process_id in parent_of:
-        ancestor: int | None = process_id
-        while ancestor in parent_of and ancestor not in mark_of:
-            ancestor = parent_of[ancestor]
-        if ancestor in mark_of:
-            found.setdefault(mark_of[ancestor], []).append(process_id)
-    return found
+            mark = marks[0].removeprefix(prefix).decode(errors="replace") if marks else None
+            yield int(entry.name), mark, int(stat[2])
 
 
 def lives(mark: str) -> bool:

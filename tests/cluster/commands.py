@@ -25,7 +25,10 @@ def marked_environment() -> Iterator[dict[str, str]]:
     """An environment by which every process that descends from a command is known; none may outlive the block."""
     value = uuid.uuid4().hex
     yield os.environ | {MARK: value}
-    wait_until(lambda: not processes_with(f"{MARK}={value}"))
+    try:
+        wait_until(lambda: not processes_with(f"{MARK}={value}"))
+    except AssertionError:
+        raise AssertionError(f"left running: {processes_with(f'{MARK}={value}')}") from None
 
 
 def write_deployment_file(path: Path, checkpoint: Path) -> Path:

@@ -11,6 +11,7 @@ from cluster.marked_processes import VARIABLE, end_left_over, end_marked, left_o
 from tests.processes import PATIENCE_S, wait_until
 
 # Becomes a new program again and again; while it does, Linux shows no environment of it.
+NO_SESSION = -1
 AGAIN = 'exec /bin/sh -c "$0" "$0"'
 RESTLESS = ["/bin/sh", "-c", AGAIN, AGAIN]
 ASLEEP = [sys.executable, "-SEc", "import threading; threading.Event().wait()"]
@@ -35,29 +36,27 @@ def environment_of(process: "subprocess.Popen[bytes]") -> bytes:
 def test_a_process_that_becomes_another_program_is_not_missed() -> None:
     for _ in range(25):  # a single look misses one of ten
         with started(RESTLESS, "restless-1") as process:
-            end_marked("restless-1")
+            end_marked("restless-1", NO_SESSION)
             assert process.wait(PATIENCE_S) == -9
 
 
 def test_only_processes_with_this_mark_are_ended() -> None:
     mark = mark_of_this_process()
     with started(ASLEEP, mark) as mine, started(ASLEEP, f"{mark}0") as other:
-        end_marked(mark)
+        end_marked(mark, NO_SESSION)
         assert mine.wait(PATIENCE_S) == -9
         assert other.poll() is None
 
 
-def test_a_process_without_its_environment_is_known_by_its_parent() -> None:
-    alone = f"import subprocess; subprocess.run({ASLEEP}, env={{}})"
-    with started([sys.executable, "-SEc", alone], "parent-1") as parent:
-        wait_until(lambda: bool(children_of(parent.pid)))
-        [child] = children_of(parent.pid)
-        end_marked("parent-1")
-        wait_until(lambda: not Path(f"/proc/{child}").exists())
-
-
-def children_of(process_id: int) -> list[int]:
-    return list(map(int, Path(f"/proc/{process_id}/task/{process_id}/children").read_text().split()))
+def test_a_process_without_its_environment_is_known_by_its_session() -> None:
+    alone = f"import subprocess; print(subprocess.Popen({ASLEEP}, env={{}}, stdout=subprocess.DEVNULL).pid)"
+    parent = subprocess.run(
+        [sys.executable, "-SEc", alone], start_new_session=True, stdout=subprocess.PIPE, check=True, timeout=PATIENCE_S
+    )
+    child = Path(f"/proc/{int(parent.stdout)}")
+    assert child.exists()
+    end_marked("nobody-1", session=int((child / "stat").read_text().rpartition(")")[2].split()[3]))
+    wait_until(lambda: not child.exists())
 
 
 def test_what_is_left_over_is_what_has_outlived_its_serve() -> None:
