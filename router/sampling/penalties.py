@@ -47,9 +47,9 @@ def penalised(logits_RV: torch.Tensor, states: Sequence[SamplingState]) -> torch
     if counted:
         made = [s.made_ids for _, s in counted]
         counts = np.concatenate([s.made_counts for _, s in counted])
-        costs = _each([s.params.frequency_penalty for _, s in counted], made) * counts
+        frequencies = _each([s.params.frequency_penalty for _, s in counted], made)
         presences = _each([s.params.presence_penalty for _, s in counted], made)
-        changed.change(_rows(counted), made, lambda logit_N, cost_N, one_N: logit_N - cost_N - one_N, costs, presences)
+        changed.change(_rows(counted), made, _used, counts, frequencies, presences)
     if unready:
         ending = [s.ending_ids for _, s in unready]
         changed.change(_rows(unready), ending, lambda logit_N: torch.full_like(logit_N, _LEAST))
@@ -58,6 +58,12 @@ def penalised(logits_RV: torch.Tensor, states: Sequence[SamplingState]) -> torch
 
 def _repeated(logit_N: torch.Tensor, penalty_N: torch.Tensor) -> torch.Tensor:
     return torch.where(logit_N < 0, logit_N * penalty_N, logit_N / penalty_N)
+
+
+def _used(
+    logit_N: torch.Tensor, count_N: torch.Tensor, frequency_N: torch.Tensor, presence_N: torch.Tensor
+) -> torch.Tensor:
+    return logit_N - frequency_N * count_N - presence_N
 
 
 def _rows(chosen: Sequence[tuple[int, SamplingState]]) -> list[int]:
