@@ -226,11 +226,11 @@ class RouterActor:
         self._generated.append((now, self._engine.stats.generated_tokens if self._engine else 0))
         gone_s = now - self._spec.frontend_grace_s
         for frontend_id in [name for name, outbox in self._outboxes.items() if outbox.heard_s < gone_s]:
-            del self._outboxes[frontend_id]
             open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
             if open_requests:
                 logger.warning("%s has gone; its %d requests are cancelled", frontend_id, len(open_requests))
                 await self.cancel(frontend_id, dict.fromkeys(open_requests, CANCELLED))
+            del self._outboxes[frontend_id]
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
         # In the engine's thread. A request reaches the engine through `submit`, which has set the

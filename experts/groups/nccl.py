@@ -29,7 +29,7 @@ a failure concerns one link.
 
 
 class RowStore:
-    """Where the two ends of a link's NCCL groups find each other; hosted by the router.
+    """Where the two ends of a link's NCCL groups find each other; hosted by the router, for all its links.
 
     It listens on the node's one address, but asks nobody for a secret: whoever reaches the port can
     read and write. NCCL's own ports trust the network, too.

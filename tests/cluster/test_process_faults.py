@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,9 @@ from client import Client, ServerUnavailable
 from cluster.launch import Deployment
 from cluster.reports import Phase
 from cluster.status import PartStatus, read_status
+from experts.groups.nccl import NCCL_ENVIRONMENT
 from frontend.metrics.page import CONTENT_TYPE
+from kernels.openmp import WAITING_THREADS
 from tests.cluster.deployment import MAVERICK, NAMESPACE, SharedRay, http_get, pid_of
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
@@ -58,6 +61,14 @@ def shard_1() -> PartStatus:
 def greedy(client: Client, count: int) -> list[int]:
     stream = client.generate(TOKENS, max_tokens=count, temperature=0, timeout_s=PATIENCE_S)
     return [token_id for delta in stream for token_id in delta.token_ids]
+
+
+@pytest.mark.parametrize("name", ["router-0", "shard-0"])
+def test_processes_begin_with_what_torch_reads_before_anything(name: str, deployment: Deployment) -> None:
+    """Else a failed NCCL communicator, or one that hangs, would end the whole process."""
+    assert deployment
+    begun_with = Path(f"/proc/{pid_of(name)}/environ").read_text().split("\0")
+    assert {f"{key}={value}" for key, value in (NCCL_ENVIRONMENT | WAITING_THREADS).items()} <= set(begun_with)
 
 
 def test_a_killed_shard_fails_its_requests_and_serves_again_once_restarted(

@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,9 +72,12 @@ def model(directory: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def with_router(directory: Path, model: Model) -> "With":
-    spec = router_spec(deployment_config(directory, engine={"kv_bytes": 2**20}), Checkpoint.open(directory))
+def spec(directory: Path) -> RouterSpec:
+    return router_spec(deployment_config(directory, engine={"kv_bytes": 2**20}), Checkpoint.open(directory))
 
+
+@pytest.fixture(scope="module")
+def with_router(spec: RouterSpec, model: Model) -> "With":
     def run(test: Callable[[LocalRouter], Awaitable[None]]) -> None:
         async def bounded() -> None:
             router = LocalRouter(spec, model)
@@ -185,6 +189,36 @@ def test_a_request_that_is_cancelled_before_it_was_sent_never_runs(with_router: 
         assert (stats.prompt_tokens, stats.running) == (5, 0)
 
     with_router(test)
+
+
+class Stumbling(LocalRouter):
+    """Its first cancel fails. The second one sets `recovered`."""
+
+    def __init__(self, spec: RouterSpec, model: Model) -> None:
+        super().__init__(spec, model)
+        self.cancels = 0
+        self.recovered = asyncio.Event()
+
+    async def cancel(self, frontend_id: str, ending_of: Mapping[str, str]) -> None:
+        self.cancels += 1
+        if self.cancels == 1:
+            raise OSError("oh")
+        await super().cancel(frontend_id, ending_of)
+        self.recovered.set()
+
+
+def test_what_watches_the_frontends_goes_on_whatever_went_wrong_in_it(spec: RouterSpec, model: Model) -> None:
+    async def test() -> None:
+        router = Stumbling(replace(spec, frontend_grace_s=0.1), model)
+        await router.wait_until_ready()
+        many = [greedy(f"forgotten-{n}", prompt(3), ENDLESS) for n in range(100)]  # many seconds of work
+        await router.submit("gone", many)
+        await router.recovered.wait()
+        for request in many:
+            await router.wait_until_free(request.request_id)
+        router.close()
+
+    asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
 
 
 def test_only_the_owner_of_a_request_cancels_it(with_router: With, model: Model) -> None:

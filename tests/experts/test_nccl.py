@@ -10,7 +10,7 @@ import torch
 
 from experts.endpoint import Endpoint, Liveness
 from experts.group_link import GroupLink
-from experts.groups.nccl import ROUTER_RANK, SHARD_RANK, NcclRows
+from experts.groups.nccl import ROUTER_RANK, SHARD_RANK, NcclRows, RowStore, dist
 from experts.link import ExpertRows
 from experts.wire import Kind, Message, WireFormat
 from tests.experts.ends import join_both
@@ -113,6 +113,15 @@ def test_an_end_whose_peer_never_joins_gives_up_and_aborts() -> None:
     with pytest.raises(ConnectionError, match="link lonely could not be formed: 1 rows did not arrive"):
         NcclRows(FakeGpu(network), "lonely", SHARD_RANK, HIDDEN, torch.float32, 0.1)
     wait_until(lambda: network.aborts == [("lonely/rows-from-0", SHARD_RANK)])
+
+
+def test_what_ended_links_left_in_the_store_is_deleted() -> None:
+    store = RowStore("127.0.0.1")
+    client = dist.TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+    for name in ("link-1/rows-from-0/id", "link-1/rows-from-1/id", "link-11/rows-from-0/id"):
+        client.set(name, "somewhere")
+    store.forget("link-1")
+    assert set(client.list_keys()) == {"link-11/rows-from-0/id"}
 
 
 def test_a_size_that_was_not_announced_is_an_error() -> None:
