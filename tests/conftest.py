@@ -12,10 +12,17 @@ from frontend.template_process import TEMPLATE_PROCESS
 from tests.processes import processes_with, wait_until
 
 # Several torch threads in one process crawl while other processes use the same cores, as the cluster tests' do.
-torch.set_num_threads(1)
+TORCH_THREADS = 1
+torch.set_num_threads(TORCH_THREADS)
 
 # Who starts the tests in a shell's background has them ignore Ctrl-C, and so would every command that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _torch_threads() -> None:
+    """Actors that run in the tests' process set their own number; the next test must not find it."""
+    torch.set_num_threads(TORCH_THREADS)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """The notes by which `drover status` and `drover stop` find a deployment's local Ray among several."""
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,6 @@ import grpc
 import pytest
 
 from cluster import ray_runtime
-from cluster.config import RayConfig
 from cluster.local_rays import find_local_ray, forget_local_ray, haproxy_folder, is_reachable, record_local_ray
 from cluster.marked_processes import mark_of_this_process
 from tests.command import drover_process
@@ -81,10 +81,11 @@ def test_what_listens_but_is_no_ray_is_told_from_one(listening: str, monkeypatch
     """Ray asked for minutes, and could not be interrupted."""
     monkeypatch.setattr(ray_runtime, "ANSWER_S", 0.3)
     with serving(FakeRouter()) as grpc_server:
-        for address in (grpc_server, listening):
-            assert not ray_runtime.is_ray(address)
-            with pytest.raises(ray_runtime.NoRay, match="does not answer as a Ray cluster"):
-                ray_runtime.connect(RayConfig(address=address))
+        assert not ray_runtime.is_ray(grpc_server)
+        assert not ray_runtime.is_ray(listening)
+        done = drover_process("stop", "--ray-address", grpc_server)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert re.fullmatch("drover: error: what listens at .* does not answer as a Ray cluster; .*\n", done.stderr)
 
 
 class WantsToken(grpc.GenericRpcHandler):

@@ -124,7 +124,7 @@ def test_a_single_file_counts_before_an_index_and_the_second_set_is_reported(
     (directory / "model.safetensors.index.json").write_text(json.dumps(stale))
     same_logits(directory, reference)
     [warning] = Checkpoint.open(directory).warnings
-    assert "are both there; the first is loaded" in warning
+    assert "holds model.safetensors, which is loaded, and model.safetensors.index.json" in warning
 
 
 def test_a_tensor_that_an_index_leaves_out_is_loaded_as_in_transformers(reference: Reference, tmp_path: Path) -> None:
