@@ -68,6 +68,7 @@ def test_serve_status_generate_stop(deployment_file: Path, marked_environment: d
     assert (nothing.returncode, nothing.stdout) == (1, "")
 
 
+@pytest.mark.slow
 def test_a_termination_while_serving_stops_everything(
     deployment_file: Path, marked_environment: dict[str, str]
 ) -> None:

@@ -90,7 +90,7 @@ def test_both_replicas_serve_and_cancel_and_show_the_same_counts(client: Client,
     streams = [client.generate(TOKENS, max_tokens=400, ignore_eos=True) for _ in range(STREAMS)]
     for stream in streams:
         next(stream)
-    wait_until(lambda: router_stats().frontends == 2)  # one that was killed is counted for a while
+    assert router_stats().frontends >= 2  # one that was killed is counted for a while
     for stream in streams:
         stream.close()
     wait_until(lambda: running() == 0)
