@@ -16,19 +16,17 @@ from typing import Any
 import tokenizers
 
 from checkpoint.errors import CheckpointError, quoted
-from checkpoint.json_fields import Fields
 from checkpoint.make_tokenizer import byte_letters
-from checkpoint.read_file import MAX_BYTES, is_there, parse_json, read_json, read_text
+from checkpoint.read_file import MAX_BYTES, parse_json, read_text
+from checkpoint.special_names import longest_match_pattern
+from checkpoint.tokenizer_files import FIX, named_bos_token_id, token_name, tokenizer_settings, tokens_beside
 
-_FIX = "download the file again"
 _KIND = "Drover reads byte-level BPE tokenizers, the kind that Llama 4 has"
 
 # Far above any vocabulary: a table of this length must not eat the memory.
 _MAX_TOKEN_ID = 2**24
 # Of a special token's name, in letters; real ones have fewer than 50.
 _MAX_NAME = 4096
-# As deep as a regular expression of names branches. Python's compiler of them is recursive.
-_MAX_BRANCHING = 32
 
 # Tokenizers of another kind normalize text or add spaces. This text then does not decode to itself.
 _PROBE = "  Drover's 1st\n\tcafe\u0301 ß 你好 🐕 "
@@ -66,7 +64,7 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self._backend = backend
         self._token_bytes = token_bytes
-        pattern = _longest_match_pattern(special_tokens)
+        pattern = longest_match_pattern(special_tokens)
         self._special_pattern = re.compile(pattern)
         self._special_start_pattern = re.compile(f"(?={pattern})")
         self._sorted_names = sorted(special_tokens)
@@ -94,7 +92,7 @@ class Tokenizer:
         text = read_text(path, MAX_BYTES)
         data = parse_json(path, text)
         settings = tokenizer_settings(directory)
-        beside = _tokens_beside(directory, settings)
+        beside = tokens_beside(directory, settings)
         with _refusing(path):
             backend = tokenizers.Tokenizer.from_str(text)
             vocab = data["model"]["vocab"]
@@ -108,7 +106,7 @@ class Tokenizer:
             if not all(type(token_id) is int and 0 <= token_id <= _MAX_TOKEN_ID for token_id in ids):
                 raise ValueError(f"token ids must go from 0 to {_MAX_TOKEN_ID}")
         if misplaced:  # where ids have gaps, `tokenizers` silently renumbers added tokens
-            raise CheckpointError(f"{path}: the id of {quoted(misplaced[0])} does not follow the one before; {_FIX}")
+            raise CheckpointError(f"{path}: the id of {quoted(misplaced[0])} does not follow the one before; {FIX}")
         special = [token for token in added if token.get("special")]
         special_tokens = {token["content"]: token["id"] for token in special if token["content"]}
         for token in special:
@@ -117,7 +115,7 @@ class Tokenizer:
         for name in named:  # any token of the vocabulary may be named, which makes it special
             if name and (token_id := vocab.get(name)) is not None:
                 special_tokens.setdefault(name, token_id)
-        bos_token_id = _bos_token_id(directory, settings, special_tokens)
+        bos_token_id = named_bos_token_id(directory, settings, special_tokens)
         eos_token_id = special_tokens.get(named[1] or "")
         strips = {token["id"]: _Strips(bool(token.get("lstrip")), bool(token.get("rstrip"))) for token in special}
         strips = {token_id: each for token_id, each in strips.items() if each.before or each.after}
@@ -258,16 +256,7 @@ def _refusing(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:  # `tokenizers` raises plain Exception, or panics, for whatever it cannot read
         _raise_unless_broken(error)
-        raise CheckpointError(f"{path}: not a tokenizer ({_one_line(error)}); {_FIX}") from None
-
-
-def tokenizer_settings(directory: Path) -> dict[str, Any]:
-    """What stands in tokenizer_config.json, and in special_tokens_map.json where transformers reads that, too."""
-    path, map_path = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
-    settings = read_json(path) if is_there(path) else {}
-    if "added_tokens_decoder" not in settings and is_there(map_path):
-        settings |= read_json(map_path)
-    return settings
+        raise CheckpointError(f"{path}: not a tokenizer ({_one_line(error)}); {FIX}") from None
 
 
 def _check_special(token: dict[str, Any], path: Path) -> None:
@@ -279,27 +268,6 @@ def _check_special(token: dict[str, Any], path: Path) -> None:
             f"{path}: special token {quoted(name)} has single_word; "
             "Drover reads tokenizers whose special tokens count wherever they stand, as Llama 4's do"
         )
-
-
-def _tokens_beside(directory: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Tokens that other files add, as transformers reads them: by id. Raises CheckpointError.
-
-    They are in added_tokens_decoder of tokenizer_config.json, or else in added_tokens.json.
-    """
-    decoder = settings.get("added_tokens_decoder")
-    path = directory / ("tokenizer_config.json" if decoder else "added_tokens.json")
-    try:
-        if decoder:
-            tokens = [{**token, "id": int(token_id)} for token_id, token in decoder.items()]
-        else:
-            named = read_json(path) if is_there(path) else {}
-            tokens = [{"content": name, "id": token_id, "special": True} for name, token_id in named.items()]
-        if not all(type(token["id"]) is int and isinstance(token["content"], str) for token in tokens):
-            raise ValueError
-    except (AttributeError, KeyError, TypeError, ValueError):
-        where = "added_tokens_decoder" if decoder else "the file"
-        raise CheckpointError(f"{path}: {where} must name tokens and their ids; {_FIX}") from None
-    return sorted(tokens, key=lambda token: token["id"])
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, tokens: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -328,48 +296,3 @@ def _bytes_by_id(vocab: dict[str, int], added: list[dict[str, Any]], path: Path)
     for token_id, content in added_bytes.items():
         table[token_id] = content
     return table
-
-
-def _bos_token_id(directory: Path, settings: Mapping[str, Any], special_tokens: dict[str, int]) -> int | None:
-    """None also where the tokenizer lacks the token that is named: then it puts none in front of a text."""
-    if "bos_token" in settings:
-        return special_tokens.get(token_name(settings["bos_token"]) or "")
-    path = directory / "config.json"
-    model = Fields(read_json(path) if is_there(path) else {}, str(path))
-    text_config = model.get("text_config", dict, None) or {}  # where multimodal models have it
-    token_id = text_config.get("bos_token_id", model.raw.get("bos_token_id"))
-    return token_id if token_id in special_tokens.values() and type(token_id) is int else None
-
-
-def token_name(value: Any) -> str | None:
-    """A token's name from tokenizer_config.json: a string, an object with `content`, or null."""
-    name = value.get("content") if isinstance(value, dict) else value
-    return name if isinstance(name, str) else None
-
-
-def _longest_match_pattern(names: Iterable[str]) -> str:
-    """A regular expression that matches the longest of `names` at an offset.
-
-    At the beginning of names it branches letter by letter, which takes 0.02 us at every "<|" of a
-    text. Trying 2048 names in turn takes 10 us, which is seconds for a hostile text.
-    """
-    tree: dict[str, Any] = {}
-    tails: dict[str, set[str]] = {}
-    for name in names:
-        node, start = tree, name[:_MAX_BRANCHING]
-        for letter in start:
-            node = node.setdefault(letter, {})
-        if len(start) == _MAX_BRANCHING:
-            tails.setdefault(start, set()).add(name[_MAX_BRANCHING:])
-        node[""] = {}  # a name ends here
-
-    def pattern(node: dict[str, Any], start: str) -> str:
-        if start in tails:  # the rest of long names is tried in turn, longest first
-            return f"(?:{'|'.join(re.escape(tail) for tail in sorted(tails[start], key=len, reverse=True))})"
-        branches = [re.escape(letter) + pattern(child, start + letter) for letter, child in node.items() if letter]
-        if not branches:
-            return ""
-        joined = branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
-        return f"(?:{joined})?" if "" in node else joined
-
-    return pattern(tree, "") or r"(?!)"  # without names, nothing matches

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cluster.config import DeploymentConfig
     from cluster.launch import Deployment
 
+# For removing what was started on a running cluster, which may no longer answer.
 GIVE_UP_S = 60.0
 
 
@@ -71,7 +72,7 @@ def _stay(config: "DeploymentConfig") -> int:
     from cluster.names import actor_names
 
     try:
-        while True:  # Ray sends no notification when an actor ends, so poll
+        while True:  # Ray tells nobody when an actor ends
             if (fault := ray_runtime.fault()) is not None:
                 raise DroverError(fault)
             if not actor_names(config.ray.namespace):

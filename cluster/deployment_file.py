@@ -18,11 +18,6 @@ from cluster.config import ConfigError, DeploymentConfig, parse_deployment
 MAX_BYTES = 2**18
 
 
-def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConfig:
-    """Read and validate the file: see `read_deployment` and `deployment_of`."""
-    return deployment_of(read_deployment(path), path, overrides)
-
-
 def read_deployment(path: Path) -> str:
     """The file's text. Waits for a pipe to end. Raises ConfigError."""
     try:

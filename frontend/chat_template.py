@@ -27,7 +27,8 @@ from typing import Any
 
 from checkpoint.errors import CheckpointError
 from checkpoint.read_file import TEMPLATE_FILES, is_there, read_json, read_text
-from checkpoint.tokenizer import Tokenizer, token_name, tokenizer_settings
+from checkpoint.tokenizer import Tokenizer
+from checkpoint.tokenizer_files import token_name, tokenizer_settings
 from frontend.template_process import TEMPLATE_PROCESS, TemplateFailed, TemplateProcessEnded
 from router.errors import InvalidArgument, Unavailable
 

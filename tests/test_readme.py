@@ -10,7 +10,7 @@ import pytest
 
 from bench.__main__ import parser as bench_parser
 from cli.main import COMMANDS
-from cluster.deployment_file import load_deployment
+from tests.cluster.commands import load_deployment
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ("checkpoint", "kernels", "experts", "router", "frontend", "cluster", "cli")

@@ -198,7 +198,7 @@ class NcclRows:
         while not arrived.query() and not self._is_closed:
             if time.monotonic() > deadline:
                 raise ConnectionError(f"{rows} rows did not arrive within {timeout_s:g} s")
-            time.sleep(20e-6)
+            time.sleep(20e-6)  # whoever waits for the GPU itself cannot be woken by `close`
         if self._is_closed:
             raise ConnectionError("closed")
         return x_ND

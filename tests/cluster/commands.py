@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 
+from cluster.config import DeploymentConfig
+from cluster.deployment_file import deployment_of, read_deployment
 from cluster.free_ports import free_ports
 from tests.command import Screen
 from tests.processes import processes_with, wait_until
@@ -54,6 +56,11 @@ def assert_ends_cleanly(process: subprocess.Popen[bytes], number: signal.Signals
     screen.read_until(b"stopped", START_S)
     assert process.wait(START_S) == 0
     assert b"Traceback" not in process.stderr.read()
+
+
+def load_deployment(path: Path, overrides: Sequence[str] = ()) -> DeploymentConfig:
+    """As `drover serve` does."""
+    return deployment_of(read_deployment(path), path, overrides)
 
 
 def address_in(deployment_file: Path) -> str:

@@ -9,7 +9,8 @@ import pytest
 
 from cli.serve import _working_directory
 from cluster.config import ConfigError, DeploymentConfig
-from cluster.deployment_file import MAX_BYTES, load_deployment
+from cluster.deployment_file import MAX_BYTES
+from tests.cluster.commands import load_deployment
 from tests.command import drover, start
 from tests.processes import PATIENCE_S, wait_until
 

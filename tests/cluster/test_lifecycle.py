@@ -231,6 +231,6 @@ def test_the_demo_chats_writes_and_leaves_nothing(marked_environment: dict[str, 
 
 
 def test_the_shipped_deployment_file_is_valid() -> None:
-    from cluster.deployment_file import load_deployment
+    from tests.cluster.commands import load_deployment
 
     assert load_deployment(ROOT / "deploy" / "local.yaml").shards.count == 2

@@ -3,7 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -88,40 +89,45 @@ def test_when_the_computing_thread_ends_all_links_end_and_the_process_hears_of_i
     assert server.link_names == ()
 
 
-def test_a_slow_path_is_not_death() -> None:
-    """Each message takes twice as long as a silence may last."""
-    wire = WireFormat(max_groups=2, max_rows=1000, hidden_size=1000, dtype=torch.float32)
-    patience = Liveness(heartbeat_s=0.1, silence_s=1.0)
-    x_ND = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(1))
+@contextmanager
+def slow_link(liveness: Liveness) -> Iterator[tuple[GroupLink, SlowPath]]:
+    """A link to an echoing shard, over a path on which SLOW_ROWS take two seconds each way."""
+    wire = WireFormat(max_groups=2, max_rows=len(SLOW_ROWS), hidden_size=SLOW_ROWS.shape[1], dtype=torch.float32)
     server = ShardServer(EchoingShard(Slots(), KERNELS), CPU)
-    with SlowPath(bytes_per_s=2e6) as path:
+    with SlowPath(bytes_per_s=SLOW_ROWS.nbytes / 2) as path:
         router_end, shard_end = join_both(path)
-        server.serve(shard_end, wire, patience, "slow")
-        link = GroupLink(router_end, wire, patience, PATIENCE_S, CPU, "slow")
-        began_s = time.monotonic()
-        assert torch.equal(link.request(ExpertRows(1, [0], [1], [1000], x_ND)).wait(), x_ND)
-        assert time.monotonic() - began_s > 2 * patience.silence_s
-        assert path.carried > 2 * x_ND.nbytes
-        assert link.down_reason is None
+        server.serve(shard_end, wire, liveness, "slow")
+        link = GroupLink(router_end, wire, liveness, PATIENCE_S, CPU, "slow")
+        yield link, path
         link.close()
     server.close()
+
+
+SLOW_ROWS = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(1))
+
+
+def asked(x_ND: torch.Tensor) -> ExpertRows:
+    return ExpertRows(1, [0], [1], [len(x_ND)], x_ND)
+
+
+def test_a_slow_path_is_not_death() -> None:
+    """Each message takes twice as long as a silence may last."""
+    patience = Liveness(heartbeat_s=0.1, silence_s=1.0)
+    with slow_link(patience) as (link, path):
+        began_s = time.monotonic()
+        assert torch.equal(link.request(asked(SLOW_ROWS)).wait(), SLOW_ROWS)
+        assert time.monotonic() - began_s > 2 * patience.silence_s
+        assert path.carried > 2 * SLOW_ROWS.nbytes
+        assert link.down_reason is None
 
 
 def test_rows_that_nobody_waits_for_any_more_are_not_sent() -> None:
     """Else each step that was given up on a slow path would lengthen the next, without end."""
-    wire = WireFormat(max_groups=2, max_rows=1000, hidden_size=1000, dtype=torch.float32)
-    x_ND = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(1))
-    server = ShardServer(EchoingShard(Slots(), KERNELS), CPU)
-    with SlowPath(bytes_per_s=2e6) as path:
-        router_end, shard_end = join_both(path)
-        server.serve(shard_end, wire, LIVENESS, "slow")
-        link = GroupLink(router_end, wire, LIVENESS, PATIENCE_S, CPU, "slow")
+    with slow_link(LIVENESS) as (link, path):
         for _ in range(5):
-            link.request(ExpertRows(1, [0], [1], [1000], x_ND))  # its reply is dropped at once
-        assert torch.equal(link.request(ExpertRows(1, [0], [1], [1], x_ND[:1])).wait(), x_ND[:1])
-        assert path.carried < 3 * x_ND.nbytes, "one may have been under way, there and back"
-        link.close()
-    server.close()
+            link.request(asked(SLOW_ROWS))  # its reply is dropped at once
+        assert torch.equal(link.request(asked(SLOW_ROWS[:1])).wait(), SLOW_ROWS[:1])
+        assert path.carried < 3 * SLOW_ROWS.nbytes, "one may have been under way, there and back"
 
 
 def test_a_router_that_takes_nothing_keeps_no_other_waiting() -> None:
