@@ -21,7 +21,7 @@ from experts.slots import Slots
 from experts.wire import Kind, Message, WireFormat
 from kernels.choose import choose_kernels
 from tests.experts.ends import SlowPath, join_both
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, wait_until
 
 CPU = torch.device("cpu")
 KERNELS = choose_kernels(CPU, torch.float32, 1)
@@ -128,6 +128,43 @@ def test_rows_that_nobody_waits_for_any_more_are_not_sent() -> None:
             link.request(asked(SLOW_ROWS))  # its reply is dropped at once
         assert torch.equal(link.request(asked(SLOW_ROWS[:1])).wait(), SLOW_ROWS[:1])
         assert path.carried < 3 * SLOW_ROWS.nbytes, "one may have been under way, there and back"
+
+
+class HeldShard(EchoingShard):
+    """Waits in its first computation until `go` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(Slots(), KERNELS)
+        self.began, self.go = threading.Event(), threading.Event()
+        self.computed: list[float] = []
+
+    def compute(
+        self, layer: int, experts: Sequence[int], versions: Sequence[int], counts: Sequence[int], x_ND: torch.Tensor
+    ) -> torch.Tensor:
+        self.began.set()
+        assert self.go.wait(PATIENCE_S)
+        self.computed.append(float(x_ND[0, 0]))
+        return x_ND
+
+
+def test_requests_of_a_router_that_is_gone_are_not_computed() -> None:
+    shard = HeldShard()
+    server = ShardServer(shard, CPU)
+    (gone_end, gone_shard_end), (good_end, good_shard_end) = (join_both(), join_both())
+    server.serve(gone_shard_end, WIRE, LIVENESS, "gone")
+    server.serve(good_shard_end, WIRE, LIVENESS, "good")
+    gone = GroupLink(gone_end, WIRE, LIVENESS, PATIENCE_S, CPU, "gone")
+    good = GroupLink(good_end, WIRE, LIVENESS, PATIENCE_S, CPU, "good")
+    replies = [gone.request(asked(torch.full((1, 8), float(n)))) for n in range(3)]
+    assert shard.began.wait(PATIENCE_S)
+    wait_until(lambda: server._requests.qsize() == len(replies) - 1)
+    gone.close()
+    wait_until(lambda: server.link_names == ("good",))
+    shard.go.set()
+    assert torch.equal(good.request(asked(torch.full((1, 8), 9.0))).wait(), torch.full((1, 8), 9.0))
+    assert shard.computed == [0.0, 9.0]
+    good.close()
+    server.close()
 
 
 def test_a_router_that_takes_nothing_keeps_no_other_waiting() -> None:
