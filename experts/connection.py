@@ -154,6 +154,8 @@ class _Candidate:
         """Hear what it has to say now. True once it has said all, or will say no more."""
         try:
             more = self.connected.recv(_NONCE_BYTES + _PROOF_BYTES - len(self._heard))
+        except BlockingIOError:  # woken for nothing, which select may do
+            return False
         except OSError:
             return True
         self._heard += more

@@ -39,6 +39,7 @@ class TemplateProcess:
         self._time_s = time_s
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
+        atexit.register(self._end)
 
     def check(self, source: str) -> None:
         """Compile a template. Raises TemplateFailed."""
@@ -78,7 +79,6 @@ class TemplateProcess:
                 text=True,
                 encoding="utf-8",
             )
-            atexit.register(self._end)
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None

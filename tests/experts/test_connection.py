@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
-from experts.connection import Connection, Listener, connect
+from experts.connection import Connection, Listener, _Candidate, connect
 from tests.experts.ends import HOST, HOST_IN_PROC, SECRET, join_both, listening
 from tests.processes import PATIENCE_S
 
@@ -148,6 +148,16 @@ def test_strangers_neither_end_nor_delay_a_link(
         except ConnectionError:
             pass
         stranger.close()
+
+
+def test_a_wake_up_for_nothing_turns_nobody_away() -> None:
+    near, far = socket.socketpair()
+    candidate = _Candidate(near)
+    assert not candidate.has_spoken()
+    far.sendall(bytes(64))
+    assert candidate.has_spoken()
+    near.close()
+    far.close()
 
 
 def test_a_shard_without_the_secret_is_noticed_by_the_router() -> None:
