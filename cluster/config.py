@@ -76,6 +76,16 @@ class PartConfig(_Section):
         return self
 
 
+class RouterConfig(PartConfig):
+    """The routers.
+
+    count: number of routers. Each has the whole model but its routed experts, and a link to every
+    shard.
+    """
+
+    count: Annotated[int, Field(ge=1)] = 1
+
+
 class ShardsConfig(PartConfig):
     """The expert shards.
 
@@ -84,6 +94,15 @@ class ShardsConfig(PartConfig):
 
     cpus: Annotated[float, Field(ge=0)] = 0.5
     count: Annotated[int, Field(ge=0)] = 2
+
+
+class PlacementConfig(_Section):
+    """Which shards hold which experts.
+
+    replicas: how many shards hold each expert, on different nodes where there are several.
+    """
+
+    replicas: Annotated[int, Field(ge=1)] = 1
 
 
 class LinksConfig(_Section):
@@ -183,15 +202,18 @@ class DeploymentConfig(_Section):
     model_name: name in the API. Default: the directory's name.
     dtype: type of weights and arithmetic. "auto" takes the checkpoint's.
     start_timeout_s: a start that takes longer fails.
+    heal_s: requests wait so long for a router or shard that died to be replaced; then they fail.
     """
 
     checkpoint: Annotated[Path, Field(strict=False)]
     model_name: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     start_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    heal_s: Annotated[float, Field(ge=0)] = 60.0
     ray: RayConfig = RayConfig()
-    router: PartConfig = PartConfig()
+    router: RouterConfig = RouterConfig()
     shards: ShardsConfig = ShardsConfig()
+    placement: PlacementConfig = PlacementConfig()
     links: LinksConfig = LinksConfig()
     engine: EngineConfig = EngineConfig()
     frontend: FrontendConfig = FrontendConfig()
@@ -201,13 +223,22 @@ class DeploymentConfig(_Section):
         return self.model_name or self.checkpoint.resolve().name
 
     @model_validator(mode="after")
+    def _replicas_have_shards(self) -> "DeploymentConfig":
+        replicas, count = self.placement.replicas, self.shards.count
+        if count and replicas > count:
+            raise ValueError(
+                f"placement.replicas is {replicas}, and shards.count is {count}; each replica needs a shard of its own"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _nccl_needs_gpus(self) -> "DeploymentConfig":
         if self.links.backend == "nccl" and "cpu" in (self.router.device, self.shards.device):
             raise ValueError("links.backend is 'nccl'; router.device and shards.device must both be 'cuda'")
         return self
 
 
-SECTIONS = ("ray", "router", "shards", "links", "engine", "frontend")
+SECTIONS = ("ray", "router", "shards", "placement", "links", "engine", "frontend")
 
 
 def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentConfig:

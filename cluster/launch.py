@@ -27,7 +27,7 @@ from cluster.addresses import split_address
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
 from cluster.local_rays import forget_gone_rays
 from cluster.marked_processes import end_left_over
-from cluster.names import ROUTER_NAME, actor_names, app_name
+from cluster.names import actor_names, app_name, router_name
 from cluster.reports import ActorState, Phase
 from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
 from cluster.teardown import end, serve_applications
@@ -101,7 +101,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
         progress.stage("loading weights")
         _wait_for_weights(actors, progress, deadline)
         progress.stage("linking the router to its shards")
-        _wait_until(lambda: _unready_reason(actors[ROUTER_NAME]), deadline, "the router is not ready")
+        _wait_until(lambda: _unready_reason(actors[router_name(0)]), deadline, "the router is not ready")
         host = config.frontend.host
         address = f"{f'[{host}]' if ':' in host else host}:{config.frontend.grpc_port}"
         _wait_until(lambda: _not_serving(address), deadline, f"gRPC on {address} does not answer")

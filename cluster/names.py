@@ -2,7 +2,10 @@
 
 import ray
 
-ROUTER_NAME = "router-0"
+
+def router_name(router: int) -> str:
+    """The actor name of router number `router`."""
+    return f"router-{router}"
 
 
 def shard_name(shard: int) -> str:

@@ -7,7 +7,7 @@ from cluster.actors.link_keeper import LinkSettings
 from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
 from cluster.config import DeploymentConfig
-from cluster.names import ROUTER_NAME, shard_name
+from cluster.names import router_name, shard_name
 from cluster.serve_app import FrontendSpec
 from experts.endpoint import Liveness
 from experts.placement import Placement, even_placement
@@ -25,7 +25,7 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
     silence_s, heartbeat_s = links.dead_after_ms / 1e3, links.heartbeat_ms / 1e3
     dtype = _dtype(config, checkpoint)
     return RouterSpec(
-        name=ROUTER_NAME,
+        name=router_name(0),
         namespace=config.ray.namespace,
         checkpoint=config.checkpoint,
         placement=_placement(config, checkpoint),
@@ -81,7 +81,7 @@ def frontend_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> FrontendS
         model_name=config.name,
         checkpoint=config.checkpoint,
         dtype=str(_dtype(config, checkpoint)).removeprefix("torch."),
-        router_name=ROUTER_NAME,
+        router_name=router_name(0),
         shard_names=_shard_names(config),
         namespace=config.ray.namespace,
         max_context_tokens=config.engine.max_context_tokens,
