@@ -44,6 +44,7 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
         kv_budget=engine.kv_budget,
         max_context_tokens=engine.max_context_tokens,
         frontend_grace_s=config.frontend.grace_s,
+        heal_s=config.heal_s,
         links=LinkSettings(
             wire=WireFormat(
                 max_groups=checkpoint.config.num_experts,
@@ -54,7 +55,6 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
             ),
             router_liveness=Liveness(heartbeat_s, silence_s),
             shard_liveness=Liveness(heartbeat_s, SHARD_PATIENCE * silence_s),
-            reply_deadline_s=links.reply_deadline_ms / 1e3,
         ),
     )
 
@@ -70,6 +70,7 @@ def shard_specs(config: DeploymentConfig, checkpoint: Checkpoint) -> list[ShardS
             dtype=_dtype(config, checkpoint),
             device=config.shards.device,
             threads=config.shards.threads,
+            stuck_after_s=config.links.stuck_after_ms / 1e3,
         )
         for index, name in enumerate(_shard_names(config))
     ]

@@ -40,7 +40,7 @@ def snapshot(expert_load: ExpertLoadSummary | None = None) -> EngineSnapshot:
     requests.end("a", "stop", 0.302)
     step_s = Histogram(STEP_BOUNDS_S)
     step_s.observe(0.004)
-    return EngineSnapshot(STATS, requests, step_s, dict.fromkeys(PHASES, 1.5), (70, 60), expert_load)
+    return EngineSnapshot(STATS, requests, step_s, dict.fromkeys(PHASES, 1.5), (70, 60), {}, {}, expert_load)
 
 
 def load_of(layers: int, experts: int) -> ExpertLoadSummary:
