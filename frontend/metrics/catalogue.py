@@ -170,9 +170,9 @@ COUNTERS = (
     ),
     Family(
         "drover_dispatch_retries",
-        "How often another shard was asked for rows. lost: the first one died, or its link broke; late: it took much "
-        "longer than usual, and the first answer counted; not_held: it did not have the expert; compute_failed: it could "
-        "not compute.",
+        "How often a shard's rows were asked for elsewhere. lost: it died, or its link; late: it took much longer "
+        "than usual, and the first answer counted; not_held: it did not have the expert; compute_failed: computing "
+        "failed.",
         ("reason",),
         lambda _, snapshot: [((reason,), count) for reason, count in snapshot.retries.items()],
     ),
