@@ -150,7 +150,8 @@ def says_then_waits(text: str) -> Script:
     """Say `text`, then nothing until the stream is closed."""
 
     async def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
-        yield TokenDelta(request.request_id, tuple(text.encode()))
+        made = len(request.made)
+        yield TokenDelta(request.request_id, tuple(text.encode()[made:]), first=made)
         await asyncio.Event().wait()
 
     return script
@@ -160,8 +161,9 @@ def fails(error: Exception, *, after: str = "") -> Script:
     """Say `after`, then raise."""
 
     async def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
-        if after:
-            yield TokenDelta(request.request_id, tuple(after.encode()))
+        made = len(request.made)
+        if made < len(after.encode()):
+            yield TokenDelta(request.request_id, tuple(after.encode()[made:]), first=made)
         raise error
 
     return script
