@@ -39,3 +39,11 @@ class RouterClient(Protocol):
         The caller closes the stream.
         """
         ...
+
+    def release(self, call_id: str, keep: str) -> None:
+        """End what still runs of a call that is resumed, at whichever frontend and router.
+
+        Its requests' ids begin with `call_id`. Those that begin with `keep` go on. A stream that
+        reads the others gets AlreadyExists. Does not wait; `generate` comes behind it.
+        """
+        ...

@@ -27,6 +27,7 @@ from cluster.actors.load_progress import LoadProgress
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
 from experts.link_table import LinkTable
 from experts.placement import Placement
+from frontend.delta_stream import RESUMED, released
 from frontend.router_client import Readiness
 from kernels.choose import choose_kernels
 from kernels.cores import share_of_cores
@@ -168,6 +169,18 @@ class RouterActor:
                 self._frontend_of[request_id] = None
                 self._engine.cancel(request_id, ending, self._forgotten)
 
+    async def release(self, keep_of: Mapping[str, str]) -> None:
+        """End what still runs of calls that are resumed, whichever frontend owns it: see `RouterClient.release`.
+
+        keep_of: by call id.
+        """
+        for call_id, keep in keep_of.items():
+            for request_id in released(self._frontend_of, call_id, keep):
+                owner = self._frontend_of[request_id]
+                if owner is not None:
+                    await self.cancel(owner, {request_id: CANCELLED})
+                    self._tell(owner, TokenDelta(request_id, error=AlreadyExists(RESUMED)))
+
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
 
@@ -269,10 +282,13 @@ class RouterActor:
                 continue  # cancelled meanwhile
             if delta.is_last:
                 del self._frontend_of[delta.request_id]
-            outbox = self._outboxes.get(frontend_id)
-            if outbox is not None:
-                outbox.deltas.append(delta)
-                outbox.filled.set()
+            self._tell(frontend_id, delta)
+
+    def _tell(self, frontend_id: str, delta: TokenDelta) -> None:
+        outbox = self._outboxes.get(frontend_id)
+        if outbox is not None:
+            outbox.deltas.append(delta)
+            outbox.filled.set()
 
     def _load(self) -> None:
         spec = self._spec
