@@ -14,10 +14,14 @@ from router.request import GenerationRequest, RequestLimits
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether the model can answer now, and if not, which part is missing."""
+    """Whether requests are answered now, and if not, which part is missing.
+
+    degraded: what is missing although they are: they may be slower, or wait.
+    """
 
     ready: bool
     detail: str = ""
+    degraded: str = ""
 
 
 class RouterClient(Protocol):
