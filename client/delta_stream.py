@@ -77,7 +77,7 @@ class DeltaStream(Iterator[Delta]):
             if isinstance(failure, DeadlineExceeded):
                 raise failure
             if not self._may_resume(failure, failure is not broken, time.monotonic() - broken_s):
-                raise broken
+                raise broken from (None if failure is broken else failure)
             self._start_again(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
         raise StopIteration
