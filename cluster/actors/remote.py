@@ -44,6 +44,9 @@ class RemoteRouter:
     async def cancel(self, frontend_id: str, ending_of: Mapping[str, str]) -> None:
         await self._router.cancel(frontend_id, ending_of)
 
+    async def release(self, keep_of: Mapping[str, str]) -> None:
+        await self._router.release(keep_of)
+
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         return await self._router.pull(frontend_id, receipt)
 
