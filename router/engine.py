@@ -61,6 +61,7 @@ class Engine:
             scheduler.counters.prefix_queried_tokens,
             scheduler.counters.prefix_hit_tokens,
             scheduler.counters.preemptions,
+            sum(counts.requests.replayed.values()),
         )
 
     @property
@@ -98,7 +99,8 @@ class Engine:
             raise
         self._sampling[request.request_id] = state
         arrived_s = time.perf_counter() if arrived_s is None else arrived_s
-        self._counts.requests.arrived(request.request_id, arrived_s, len(request.prompt_token_ids))
+        prompt_tokens = len(request.prompt_token_ids)
+        self._counts.requests.arrived(request.request_id, arrived_s, prompt_tokens, request.replayed)
 
     def cancel(self, request_id: str, ending: str) -> None:
         """Forget a request and free its memory; no delta follows. One that has just ended is ignored.
@@ -181,6 +183,7 @@ class Engine:
         request, first = work.sequence.request, work.sequence.generated
         state = self._sampling[request.request_id]
         prompt: tuple[TokenLogprobs | None, ...] = told
+        prompt_first = state.prompt_logprobs_told
         if request.sampling.prompt_logprobs is not None and state.prompt_logprobs_told == 0:
             prompt = (None, *told)
         state.prompt_logprobs_told += len(prompt)
@@ -188,7 +191,9 @@ class Engine:
         if finish is not None:
             self._forget(request.request_id, finish.value, time.perf_counter())
         if token is None:
-            return TokenDelta(request.request_id, prompt_logprobs=prompt, first=first) if prompt else None
+            if not prompt:
+                return None
+            return TokenDelta(request.request_id, prompt_logprobs=prompt, first=first, prompt_first=prompt_first)
         state.append(token.token_id)
         return TokenDelta(
             request.request_id,
@@ -198,6 +203,7 @@ class Engine:
             prompt_logprobs=prompt,
             cached_tokens=(work.sequence.cached_tokens or 0) if first == 0 else 0,
             first=first,
+            prompt_first=prompt_first,
         )
 
     def _end_expired(self) -> list[TokenDelta]:

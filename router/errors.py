@@ -7,6 +7,7 @@ RequestError
 ├── ResourceExhausted    the queue is full, or the request can never fit
 ├── DeadlineExceeded     the client's deadline passed first
 ├── Unavailable          a router or an expert shard is down; try again
+│   └── RouterUnavailable    this router is loading or ending; another may answer
 └── Internal             computing this one request failed
 """
 
@@ -65,6 +66,13 @@ class DeadlineExceeded(RequestError):
 
 class Unavailable(RequestError):
     """A part that the request needs is down; the same request may work later."""
+
+
+class RouterUnavailable(Unavailable):
+    """This router cannot answer: it is loading, draining or ending.
+
+    The request did not cause it, so another router may answer.
+    """
 
 
 class Internal(RequestError):

@@ -145,6 +145,14 @@ COUNTERS = (
         lambda _, snapshot: [((ending,), count) for ending, count in snapshot.requests.ended.items()],
     ),
     Family(
+        "drover_requests_replayed",
+        "Requests that this router took over and that another one, or an earlier process, had begun. lost: its process "
+        "ended; silent: it was silent for longer than links.dead_after_ms allows; unavailable: it said that it cannot "
+        "go on. Clients notice a pause at most.",
+        ("reason",),
+        lambda _, snapshot: [((reason,), count) for reason, count in snapshot.requests.replayed.items()],
+    ),
+    Family(
         "drover_step_phase_seconds",
         "Where the time of steps went. schedule: choosing tokens; attention; dispatch: expert gates, sorting and "
         "sending rows (and the experts themselves where they are in the router's process); expert_wait: waiting for "
