@@ -139,8 +139,8 @@ COUNTERS = (
     Family(
         "drover_request_success",
         "Requests that ended (the name is vLLM's; not each was a success). stop: an end token or a stop "
-        "string; length: max_tokens; cancelled: the client left; deadline: the client's time was up; refused: no room, "
-        "the client may try again; error: a shard or the router failed.",
+        "string; length: max_tokens; cancelled: the client left; moved: another router has it; deadline: the client's "
+        "time was up; refused: no room, the client may try again; error: a shard or the router failed.",
         ("finished_reason",),
         lambda _, snapshot: [((ending,), count) for ending, count in snapshot.requests.ended.items()],
     ),

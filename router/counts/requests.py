@@ -13,7 +13,8 @@ from router.counts.step_clock import Phase
 
 # How a request can end: the values of FinishReason, and the other ways.
 CANCELLED = "cancelled"
-ENDINGS = ("stop", "length", CANCELLED, "deadline", "refused", "error")
+MOVED = "moved"  # to another router
+ENDINGS = ("stop", "length", CANCELLED, MOVED, "deadline", "refused", "error")
 # Why a frontend sends a request again: its router's process ended, was silent for too long, or said
 # that it cannot go on.
 LOST, SILENT, UNAVAILABLE = "lost", "silent", "unavailable"
