@@ -72,6 +72,10 @@ class SteppedRouter:
         """Compute a step of which nobody hears before the router answers again."""
         self._undelivered += self.engine.step()
 
+    def fail_unheard(self, error: RequestError) -> None:
+        """End all that runs, which nobody hears before the router answers again."""
+        self._undelivered += self.engine.fail_all(error)
+
     def beat(self) -> None:
         stats = self.engine.stats
         self._listener.beat(self.name, Pulse(True, self.draining, stats.running + stats.waiting))

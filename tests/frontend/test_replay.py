@@ -163,40 +163,68 @@ def fault(router: SteppedRouter, how: str) -> None:
 FAULTS = ("dies", "dies with a step untold", "hangs", "stops")
 
 
+@dataclass(frozen=True)
+class Faults:
+    """how: one of FAULTS. at, second: the steps before which the busy router meets with it.
+
+    back_after: steps until it answers again; one that stops never does.
+    """
+
+    how: str
+    at: int
+    second: int | None = None
+    back_after: int = 1
+
+
+@pytest.fixture(scope="module")
+def check(
+    model: Model, tokenizer: Tokenizer, undisturbed: Callable[[AnswerParams], tuple[list[Told], int]]
+) -> Callable[[str, Callable[[int], Faults]], None]:
+    """Ask of two routers what a case asks, amid faults that may depend on its number of steps."""
+
+    def check_it(name: str, faults_in: Callable[[int], Faults]) -> None:
+        params = params_of(name, undisturbed)
+        expected, steps = undisturbed(params)
+        faults = faults_in(steps)
+
+        async def test() -> None:
+            routers = [SteppedRouter(f"router-{n}", model, **LIMITS) for n in range(2)]
+            away: dict[int, SteppedRouter] = {}
+
+            def moment(step: int) -> None:
+                if step in away:
+                    away.pop(step).answer()
+                if step in (faults.at, faults.second):
+                    busy = max(routers, key=lambda router: (router.is_busy, router.answers))
+                    fault(busy, faults.how)
+                    if faults.how != "stops":
+                        away[step + 1 + faults.back_after] = busy
+
+            told, _ = await answers(pool_of(model, *routers), routers, tokenizer, params, moment)
+            for one, other in zip(told, expected, strict=True):
+                one.assert_equals(other)
+
+        run(test())
+
+    return check_it
+
+
 @pytest.mark.parametrize("name", [*CASES, "a stop string"])
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_an_answer_is_the_same_whenever_its_router_goes(
-    model: Model,
-    tokenizer: Tokenizer,
-    undisturbed: Callable[[AnswerParams], tuple[list[Told], int]],
-    name: str,
-    data: st.DataObject,
+    check: Callable[[str, Callable[[int], Faults]], None], name: str, data: st.DataObject
 ) -> None:
-    params = params_of(name, undisturbed)
-    expected, steps = undisturbed(params)
-    at, how = data.draw(st.integers(0, steps - 1)), data.draw(st.sampled_from(FAULTS))
-    back_after = data.draw(st.integers(0, 4))
-    second = data.draw(st.one_of(st.none(), st.integers(at + 1, at + steps)))
+    def faults_in(steps: int) -> Faults:
+        how, at = data.draw(st.sampled_from(FAULTS)), data.draw(st.integers(0, steps - 1))
+        second = None if how == "stops" else data.draw(st.one_of(st.none(), st.integers(at + 1, at + steps)))
+        return Faults(how, at, second, data.draw(st.integers(0, 4)))
 
-    async def test() -> None:
-        routers = [SteppedRouter(f"router-{n}", model, **LIMITS) for n in range(2)]
-        pool = pool_of(model, *routers)
-        away: dict[int, SteppedRouter] = {}
+    check(name, faults_in)
 
-        def moment(step: int) -> None:
-            if step in away:
-                away.pop(step).answer()
-            if step in (at, second):
-                busy = max(routers, key=lambda router: (router.is_busy, router.answers))
-                fault(busy, how)
-                if how != "stops":
-                    away[step + 1 + back_after] = busy
 
-        told, _ = await answers(pool, routers, tokenizer, params, moment)
-        for one, other in zip(told, expected, strict=True):
-            one.assert_equals(other)
-
-    if how == "stops" and second is not None:
-        second = None  # nobody would be left
-    run(test())
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_what_was_told_of_a_prompt_before_its_first_token_is_not_told_again(
+    check: Callable[[str, Callable[[int], Faults]], None], at: int
+) -> None:
+    check("the prompt's logprobs", lambda steps: Faults("dies", at))

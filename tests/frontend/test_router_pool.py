@@ -107,15 +107,34 @@ def test_a_hung_router_is_told_to_forget_what_another_has_taken_over(play: Calla
         reading = await played.begin("a", LONG)
         await played.step(5)
         hung, other = sorted(played.routers, key=lambda router: not router.engine.has_work)
+        told = played.tokens("a")
         hung.hang()
         hung.step_unheard()
         await played.step(3)
-        hung.answer()  # what it had made meanwhile is for nobody
+        assert other.requests[-1].made == tuple(told)  # only what is left is made again
+        hung.answer()
         await played.until_over(reading)
         assert played.tokens("a") == alone(model, LONG)
         assert not hung.engine.has_work
         assert hung.engine.snapshot.requests.ended["moved"] == 1
         assert other.engine.snapshot.requests.replayed[SILENT] == 1
+
+    play(test)
+
+
+def test_what_a_hung_router_says_of_a_request_that_another_has_is_for_nobody(
+    play: Callable[..., None], model: Model
+) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a")
+        await played.step(5)
+        hung, _ = sorted(played.routers, key=lambda router: not router.engine.has_work)
+        hung.hang()
+        hung.fail_unheard(Internal("it could not be computed"))
+        await played.step(1)
+        hung.answer()
+        await played.until_over(reading)
+        assert played.tokens("a") == alone(model)
 
     play(test)
 
