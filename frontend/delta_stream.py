@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from router.counts.requests import CANCELLED
-from router.errors import AlreadyExists, RequestError, ResourceExhausted
+from router.errors import AlreadyExists, RequestError, ResourceExhausted, Resumed
 from router.request import GenerationRequest, TokenDelta
 
 MAX_UNREAD_BYTES = 256 * 2**20
@@ -24,6 +24,11 @@ MAX_UNREAD_BYTES = 256 * 2**20
 DELTA_BYTES = 250
 LOGPROBS_BYTES = 200  # of one position
 ALTERNATIVE_BYTES = 120
+
+
+def released(request_ids: Iterable[str], call_id: str, keep: str) -> list[str]:
+    """Those of `request_ids` that `RouterClient.release` ends."""
+    return [name for name in request_ids if name.startswith(call_id) and not name.startswith(keep)]
 
 
 def bytes_of(delta: TokenDelta) -> int:
@@ -216,6 +221,12 @@ class DeltaStreams:
                 stream.put(delta)
         while self._unread.total_bytes > self._max_unread_bytes:
             max(self._stream_of.values(), key=lambda stream: stream.unread_bytes).overflow()
+
+    def release(self, call_id: str, keep: str) -> None:
+        """End the requests of a call that is resumed: see `RouterClient.release`."""
+        for request_id in released(self._stream_of, call_id, keep):
+            self._sink.cancel(request_id, CANCELLED)
+            self.deliver([TokenDelta(request_id, error=Resumed())])
 
     @property
     def unread_bytes(self) -> int:

@@ -59,6 +59,10 @@ class RouterConnection(RequestSink, Protocol):
         """Look for the router from now on, and tell `listener`. Needs a running event loop."""
         ...
 
+    def release(self, call_id: str, keep: str) -> None:
+        """See RouterClient.release. Like a cancellation, it is not forgotten while the router is down."""
+        ...
+
     async def readiness(self) -> Readiness:
         """Whether every part that a request needs is up, as this router sees it. Never raises."""
         ...

@@ -22,6 +22,7 @@ from router.errors import (
     Internal,
     RequestError,
     ResourceExhausted,
+    Resumed,
     RouterUnavailable,
     Unavailable,
 )
@@ -91,6 +92,13 @@ class RouterPool:
     def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
         self._start()
         return self._streams.new_stream(requests)
+
+    def release(self, call_id: str, keep: str) -> None:
+        """See RouterClient. Whichever router has the call, each hears of it, if need be once it answers again."""
+        self._start()
+        self._streams.release(call_id, keep)
+        for router in self._routers.values():
+            router.connection.release(call_id, keep)
 
     def submit(self, request: GenerationRequest) -> None:
         """Send a request to a router, or let it wait for one."""
@@ -171,7 +179,7 @@ class RouterPool:
             # A client whose request was accepted once must not hear that there is no room for it.
             if not running.replayed and not self._candidates(running.refused_by | {router}):
                 return False
-        elif not (isinstance(error, AlreadyExists) and running.replayed):
+        elif not isinstance(error, AlreadyExists) or isinstance(error, Resumed) or not running.replayed:
             # Where a request has run before, its id may be in use until the router has read the cancellation.
             return False
         if running.router is not None:

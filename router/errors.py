@@ -4,6 +4,7 @@ RequestError
 ├── InvalidArgument      a field's value is wrong; the message names it
 ├── NotFound             the model is not served here
 ├── AlreadyExists        a request with this id is under way already
+│   └── Resumed              another call has resumed this one
 ├── ResourceExhausted    the queue is full, or the request can never fit
 ├── DeadlineExceeded     the client's deadline passed first
 ├── Unavailable          a router or an expert shard is down; try again
@@ -42,6 +43,16 @@ class NotFound(RequestError):
 
 class AlreadyExists(RequestError):
     """A request with the same id is under way already; that one goes on."""
+
+
+class Resumed(AlreadyExists):
+    """Another call has resumed this one, and goes on in its place."""
+
+    def __init__(self) -> None:
+        super().__init__("another call has resumed this one, and goes on in its place")
+
+    def __reduce__(self) -> tuple[type["Resumed"], tuple[()]]:
+        return type(self), ()
 
 
 class ResourceExhausted(RequestError):

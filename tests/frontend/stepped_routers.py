@@ -32,6 +32,7 @@ class SteppedRouter:
         self._model, self._limits = model, limits
         self.engine = self._new_engine()
         self.requests: list[GenerationRequest] = []
+        self.released: list[tuple[str, str]] = []
         self.draining = False
         self.answers = True
         self._undelivered: list[TokenDelta] = []
@@ -41,6 +42,9 @@ class SteppedRouter:
         self._listener = listener
         if self.answers:
             self.beat()
+
+    def release(self, call_id: str, keep: str) -> None:
+        self.released.append((call_id, keep))
 
     async def readiness(self) -> Readiness:
         return Readiness(self.answers, "" if self.answers else f"{self.name} is away")

@@ -8,7 +8,7 @@ import pytest
 from frontend import router_pool
 from frontend.router_pool import MAX_LOSSES
 from router.counts.requests import CANCELLED, LOST, SILENT, UNAVAILABLE
-from router.errors import DeadlineExceeded, Internal, RequestError, ResourceExhausted, Unavailable
+from router.errors import DeadlineExceeded, Internal, RequestError, ResourceExhausted, Resumed, Unavailable
 from router.model.llama4 import Model
 from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, pool_of, turn
 from tests.local_model import load_model
@@ -282,5 +282,37 @@ def test_readiness_is_that_of_any_router(play: Callable[..., None]) -> None:
         second.die()
         readiness = await played.pool.readiness()
         assert (readiness.ready, readiness.detail) == (False, "router-0 is away; router-1 is away")
+
+    play(test)
+
+
+def test_a_call_that_was_resumed_elsewhere_ends_and_is_not_sent_again(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        reading, other = await played.begin("call", LONG), await played.begin("other", LONG)
+        await played.step(3)
+        busy = next(router for router in played.routers if "call" in {r.request_id for r in router.requests})
+        busy.die()
+        busy.answer()
+        await played.step(3)
+        played.pool.release("call", keep="call+1")
+        assert isinstance(await failure_of(reading), Resumed)
+        await played.until_over(other)
+        assert [router.released for router in played.routers] == [[("call", "call+1")]] * 2
+        assert not any(router.engine.has_work for router in played.routers)
+
+    play(test)
+
+
+def test_what_another_frontend_has_resumed_is_not_sent_again(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("call", LONG)
+        await played.step(3)
+        busy = next(router for router in played.routers if router.is_busy)
+        busy.die()
+        await played.step(3)
+        for router in played.routers:
+            router.fail_unheard(Resumed())
+        await played.step()
+        assert isinstance(await failure_of(reading), Resumed)
 
     play(test)
