@@ -38,6 +38,9 @@ class RemoteRouter:
     async def metrics(self) -> RouterMetrics:
         return await self._router.metrics()
 
+    async def expect_frontend(self, secret: bytes) -> tuple[str, int]:
+        return await self._router.expect_frontend(secret)
+
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         await self._router.submit(frontend_id, requests)
 
