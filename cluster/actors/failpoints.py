@@ -5,7 +5,8 @@ and no test in any call. The variable names a folder. An actor that starts with 
 process id to FOLDER/NAME.pid and wraps the methods of its points. Each call of a wrapped method
 then looks for the file FOLDER/NAME.POINT, which holds one action:
 
-    kill PID SIGNAL [PID SIGNAL ...]   send these signals, once; the file is renamed to *.hit
+    kill PID SIGNAL [PID SIGNAL ...]   send these signals, once; the file is renamed to *.hit.
+                                       "self" is the actor's own process
     block                              wait until the file is gone
     slow FACTOR                        the call takes FACTOR times as long while the file is there
 
@@ -41,7 +42,7 @@ class Failpoints:
             except FileNotFoundError:
                 return  # another thread was faster
             for process_id, number in zip(action[1::2], action[2::2], strict=True):
-                os.kill(int(process_id), int(number))
+                os.kill(os.getpid() if process_id == "self" else int(process_id), int(number))
         elif action[:1] == ["block"]:
             while os.path.exists(file):
                 time.sleep(_LOOK_S)

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -52,20 +51,14 @@ def test_off_no_method_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(method.__code__.co_name == "passing" for method in before)
 
 
-def test_on_every_point_is_wrapped_and_the_process_id_is_told(tmp_path: Path) -> None:
-    """In a process of its own, whose classes may change."""
-    program = (
-        "from cluster.actors import failpoints; failpoints.install_in_router('router-0'); "
-        "failpoints.install_in_shard('shard-0'); import os; from tests.cluster.test_failpoints import WRAPPED; "
-        "print(os.getpid(), all(getattr(owner, name).__code__.co_name == 'passing' for owner, name in WRAPPED))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {VARIABLE: str(tmp_path)},
-        capture_output=True, text=True, check=True, timeout=PATIENCE_S,
-    )  # fmt: skip
-    pid, wrapped = done.stdout.split()
-    assert wrapped == "True"
-    assert (tmp_path / "router-0.pid").read_text() == (tmp_path / "shard-0.pid").read_text() == pid
+def test_on_every_point_is_wrapped_and_the_process_id_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for owner, name in WRAPPED:
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # put back after the test
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    install_in_router("router-0")
+    install_in_shard("shard-0")
+    assert all(getattr(owner, name).__code__.co_name == "passing" for owner, name in WRAPPED)
+    assert (tmp_path / "router-0.pid").read_text() == (tmp_path / "shard-0.pid").read_text() == str(os.getpid())
 
 
 def test_without_a_file_a_call_is_as_before(work: Work) -> None:
@@ -77,7 +70,7 @@ def test_a_kill_sends_its_signals_once_and_at_its_point(point: str, done: int, w
     file = tmp_path / f"shard-1.{point}"
     seen: list[int] = []
     with subprocess.Popen(["sleep", "60"]) as victim:
-        file.write_text(f"kill {victim.pid} {int(signal.SIGKILL)} {os.getpid()} {int(signal.SIGUSR1)}")
+        file.write_text(f"kill {victim.pid} {int(signal.SIGKILL)} self {int(signal.SIGUSR1)}")
         before = signal.signal(signal.SIGUSR1, lambda *_: seen.append(work.done))
         try:
             work.work(3)
