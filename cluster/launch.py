@@ -203,7 +203,9 @@ def _reserve(config: DeploymentConfig) -> Any:
                 f"shards.count {config.shards.count} * shards.{key} {of(config.shards):g}), the Ray cluster has "
                 f"{total.get(resource, 0):g}; lower them, or add nodes"
             )
-    group = placement_group(bundles, strategy="PACK", name=app_name(config.ray.namespace), lifetime="detached")
+    # Replicas are to be on different nodes; without any, everything had better be close together.
+    strategy = "SPREAD" if config.placement.replicas > 1 else "PACK"
+    group = placement_group(bundles, strategy=strategy, name=app_name(config.ray.namespace), lifetime="detached")
     if not group.wait(ROOM_TIMEOUT_S):
         raise StartError(
             f"no room for the actors: bundles {bundles} did not fit within {ROOM_TIMEOUT_S:g} s; free now are "
@@ -219,8 +221,8 @@ def _nodes_of_bundles(group: Any) -> list[str]:
 
 
 def _create_actors(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> dict[str, Any]:
-    router, shards = router_spec(config, checkpoint), shard_specs(config, checkpoint)
     _, *shard_nodes = _nodes_of_bundles(group)
+    router, shards = router_spec(config, checkpoint, shard_nodes), shard_specs(config, checkpoint, shard_nodes)
     on_node = Counter(shard_nodes)
     shards = [replace(shard, neighbours=on_node[node]) for shard, node in zip(shards, shard_nodes, strict=True)]
     actors = {router.name: _create(RemoteRouter, router, config, config.router, group, 0)}

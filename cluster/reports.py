@@ -43,20 +43,30 @@ RATE_WINDOW_S = 10
 
 @dataclass(frozen=True)
 class RouterStats:
-    """tokens_per_s: generated, averaged over the last RATE_WINDOW_S seconds. down: shard name -> why."""
+    """tokens_per_s: generated, averaged over the last RATE_WINDOW_S seconds. down: shard name -> why.
+
+    retries: parts of steps that another shard was asked for, by reason. slow: shard name -> how many
+    times as long as the fastest it takes.
+    """
 
     engine: EngineStats | None
     tokens_per_s: float
     frontends: int
     down: dict[str, str]
+    retries: dict[str, int]
+    slow: dict[str, float]
 
 
 @dataclass(frozen=True)
 class RouterMetrics:
-    """engine: None while the model is being loaded. down: names of shards without a working link."""
+    """engine: None while the model is being loaded. down: names of shards without a working link.
+
+    losses: links lost since the start, by kind.
+    """
 
     engine: EngineSnapshot | None
     down: tuple[str, ...]
+    losses: dict[str, int]
 
 
 @dataclass(frozen=True)
