@@ -233,7 +233,9 @@ def is_good(found: dict[str, Any]) -> bool:
         bool(rows)
         and not found["leaks"]
         and all(
-            row["faults"] > 0 and row["tokens_changed"] == 0 and (row["requests_failed"] == 0 or row["expected"])
+            row["faults"] > 0
+            and row["tokens_changed"] == 0
+            and (row["requests_failed"] == 0 or row["expected"] == results.NO_COPY)
             for row in rows
         )
     )

@@ -4,7 +4,7 @@ python -m bench.chaos.load ADDRESS ASKS.json RATE OUT.json
 
 It sends until stdin ends, waits for the streams that run, and writes OUT.json. Meanwhile a line of
 JSON on stdout, every STATE_S, says how many streams are active, how long the slowest of them has
-had no token, and how many have failed.
+had no token, how many have failed, and how often the client has resumed one.
 """
 
 import json
@@ -54,6 +54,7 @@ class Load:
             "stalled_s": now_s - min(last_s, default=now_s),
             "failed": sum(stream.error is not None for stream in self.streams),
             "sent": len(self.streams),
+            "resumed": sum(stream.resumed for stream in self.streams),
         }
 
     def wait(self, timeout_s: float) -> None:
@@ -66,8 +67,10 @@ class Load:
         ask = self._asks[stream.ask]
         client = self._clients[number % NUM_CLIENTS]
         try:
-            for delta in client.generate(ask.token_ids, **ask.sampling):
+            deltas = client.generate(ask.token_ids, **ask.sampling)
+            for delta in deltas:
                 now_s = time.monotonic()
+                stream.resumed = len(deltas.gaps_s)
                 stream.pieces.append((now_s, delta.index, list(delta.token_ids)))
                 if delta.token_ids:
                     with self._lock:

@@ -26,6 +26,7 @@ class LoadState:
     stalled_s: float = 0.0
     failed: int = 0
     sent: int = 0
+    resumed: int = 0
 
 
 class LoadProcess:

@@ -10,6 +10,9 @@ from bench.chaos.asks import Ask
 from bench.chaos.gaps import changed_tokens, first_change, gap_figures, longest_gap_s, throughput_lost
 from bench.chaos.records import Stream
 
+NO_COPY = "no healthy copy: requests fail if it lasts longer than heal_s"
+"""The only reason for which requests may fail. Others explain a pause."""
+UNCOVERED = "no living copy of some experts: streams wait for a restarted shard"
 FIELDS = (
     "mode",
     "target",
@@ -107,7 +110,7 @@ def rows(run: ModeRun, expected: Mapping[tuple[str, str], str]) -> list[dict[str
             "throughput_lost": round(fmean(lost), 4),
             "recovered_by": ", ".join(sorted({name for fault in faults for name in fault.evidence})),
             "recovered_s": round(max(recovered), 2) if len(recovered) == len(faults) else None,
-            "expected": expected.get((mode, target), ""),
+            "expected": expected.get((mode, target), "") or (UNCOVERED if any(f.uncovered for f in faults) else ""),
         }
         assert tuple(row) == FIELDS
         made.append(row)
@@ -137,16 +140,11 @@ def details(run: ModeRun, began_s: float) -> list[dict[str, Any]]:
 
 
 def expected_reasons(replicas: int, routers: int, frontends: int) -> dict[tuple[str, str], str]:
-    """Why requests may fail, or streams stand still, in some rows of a deployment of this shape."""
+    """Why requests may fail, or streams pause for longer, in some rows of a deployment of this shape."""
     reasons = {}
-    wait = "no replica: streams wait for the restarted shard"
-    for mode in ("crash", "corrupt-slice"):
-        reasons[mode, "replicas"] = wait
-        if replicas == 1:
-            reasons[mode, "shard"] = reasons[mode, "minority"] = wait
     for target in ("shard", "minority", "replicas"):
         if replicas == 1 or target == "replicas":
-            reasons["corrupt-slice", target] = "no healthy copy: requests fail if it lasts longer than heal_s"
+            reasons["corrupt-slice", target] = NO_COPY
     if routers == 1:
         reasons["crash", "router"] = "one router: streams wait until it has loaded again"
     if frontends == 1:

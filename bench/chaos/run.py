@@ -22,6 +22,7 @@ WELL_S = 180.0
 FLOWING_S = 0.6
 """A stream whose last token is older stands still."""
 LOOK_S = 0.05
+RESUMED = "the client resumed"
 RESTARTED_BY = {
     "router": "Ray restarted a router",
     "shard": "Ray restarted a shard",
@@ -89,7 +90,8 @@ class Run:
     def _fault(self, fault: Fault, load: LoadProcess, watch: Watch) -> Happened | None:
         self._wait_until_steady(load, watch)
         self._pause(load, fault.delay_s)
-        active, before, rises = load.state.active, self._system.everything(), watch.rises()
+        active, before = load.state.active, self._system.everything()
+        rises = watch.rises() | {RESUMED: float(load.state.resumed)}
         injected: list[Injected] = []
         try:
             try:
@@ -118,7 +120,9 @@ class Run:
         )
         self._wait_until_recovered(done, injected, before, load, watch)
         done.evidence = {name: amount for one in healed for name, amount in one.items() if amount}
-        done.evidence |= self._risen(rises, watch.rises()) | self._restarted(before)
+        done.evidence |= self._risen(rises, watch.rises() | {RESUMED: float(load.state.resumed)}) | self._restarted(
+            before
+        )
         self._pause(load, self._pace.settle_s)
         return done
 

@@ -6,7 +6,17 @@ from bench.chaos.asks import asks
 from bench.chaos.bench import is_good
 from bench.chaos.gaps import changed_tokens, first_change, gap_figures, longest_gap_s, throughput_lost, tokens_per_s
 from bench.chaos.records import Stream
-from bench.chaos.results import FIELDS, Happened, ModeRun, changed_exactly, expected_reasons, rows, windows_end
+from bench.chaos.results import (
+    FIELDS,
+    NO_COPY,
+    UNCOVERED,
+    Happened,
+    ModeRun,
+    changed_exactly,
+    expected_reasons,
+    rows,
+    windows_end,
+)
 from bench.chaos.table import HEADS, cells, markdown
 
 ISSUE = ["mode", "target", "faults", "requests_failed", "tokens_changed", "gap_ms_p50", "gap_ms_p99", "gap_ms_max",
@@ -25,7 +35,8 @@ def happened(at_s: float, target: str = "shard", **more: object) -> Happened:
 
 
 def test_the_longest_gap_is_the_one_that_the_interval_meets() -> None:
-    assert longest_gap_s(stream(1, 2, 7, 8), 3, 5) == 5
+    assert longest_gap_s(stream(1, 2, 7, 8), 3, 9) == 5
+    assert longest_gap_s(stream(1, 2, 7, 8), 3, 5) == 3  # the next fault's from then on
     assert longest_gap_s(stream(1, 2, 7, 8), 7.5, 9) == 1
     assert longest_gap_s(stream(1, 2, 3, 13), 1, 2.5) == 1
 
@@ -119,7 +130,8 @@ def test_losses_are_good_only_where_a_reason_is_given() -> None:
     for failed, expected, changed, leaks, good in (
         (0, "", 0, [], True),
         (1, "", 0, [], False),
-        (1, "no healthy copy", 0, [], True),
+        (1, NO_COPY, 0, [], True),
+        (1, UNCOVERED, 0, [], False),
         (0, "", 3, [], False),
         (0, "", 0, ["threads"], False),
     ):
@@ -130,10 +142,13 @@ def test_losses_are_good_only_where_a_reason_is_given() -> None:
 
 def test_reasons_are_given_only_where_there_is_no_copy() -> None:
     many, single = expected_reasons(2, 2, 2), expected_reasons(1, 1, 1)
-    assert ("crash", "shard") not in many
     assert ("crash", "router") not in many
-    assert {("crash", "shard"), ("crash", "router"), ("crash", "frontend"), ("corrupt-slice", "shard")} <= set(single)
-    assert ("crash", "replicas") in many
+    assert ("corrupt-slice", "shard") not in many
+    assert {("crash", "router"), ("crash", "frontend"), ("corrupt-slice", "shard")} <= set(single)
+    assert ("corrupt-slice", "replicas") in many
+    covered, uncovered = [rows(ModeRun([happened(10, uncovered=n)], [], 1.0, {}), many)[0] for n in (0, 3)]
+    assert not covered["expected"]
+    assert "no living copy" in uncovered["expected"]
 
 
 def test_asks_are_the_same_for_a_seed_and_greedy_where_only_logits_judge() -> None:
