@@ -3,7 +3,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from bench.chaos.schedule import CYCLES, HOSTS, MODES, TARGETS
@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
     return run(Plan.of(args))
 
 
-def _count(low: int, high: int):  # type: ignore[no-untyped-def]
+def _count(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not text.strip().isdecimal() or not low <= int(text) <= high:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {low} to {high}")
@@ -102,7 +102,7 @@ def _count(low: int, high: int):  # type: ignore[no-untyped-def]
     return parse
 
 
-def _names(kind: str, known):  # type: ignore[no-untyped-def]
+def _names(kind: str, known: Collection[str]) -> Callable[[str], tuple[str, ...]]:
     def parse(text: str) -> tuple[str, ...]:
         names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
         for name in names:

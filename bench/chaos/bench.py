@@ -1,6 +1,7 @@
 """The whole fault bench: layouts one after the other, in each its modes, and what is written after each mode."""
 
 import argparse
+import json
 import shutil
 import signal
 import subprocess
@@ -108,6 +109,8 @@ class Bench:
             "leaks": [],
             "timelines": [],
         }
+        if plan.out.exists():
+            self._found = results.with_modes_kept(_read(plan.out), self._found, wanted)
         for entry in left_out:
             self._say(f"left out: {entry['mode']}: {entry['why']}")
         self._say("computing what one process answers")
@@ -239,6 +242,14 @@ def is_good(found: dict[str, Any]) -> bool:
             for row in rows
         )
     )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return raw if isinstance(raw, dict) else {}
 
 
 def _needs_root(mode: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.chaos.hosts import RECEIVE, SEND
+from bench.chaos.hosts import RECEIVE, SEND, Hosts
 from bench.chaos.processes import monotonic_of, send
 from bench.chaos.schedule import AT_RANDOM, DURING_RESTART, SHARD_TARGETS, Part, minority
 from bench.chaos.system import System
@@ -47,7 +47,8 @@ class Injector:
 
     def inject(self, part: Part) -> Injected:
         """Raises BenchError where the target is not there."""
-        return getattr(self, "_" + part.mode.replace("-", "_"))(part)  # type: ignore[no-any-return]
+        inject: Callable[[Part], Injected] = getattr(self, "_" + part.mode.replace("-", "_"))
+        return inject(part)
 
     def shards(self, part: Part) -> list[int]:
         """The numbers of the shards that a target means."""
@@ -252,7 +253,7 @@ class Injector:
         return crashed
 
     @property
-    def _hosts(self):  # type: ignore[no-untyped-def]
+    def _hosts(self) -> Hosts:
         assert self._system.hosts is not None
         return self._system.hosts
 

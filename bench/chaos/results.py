@@ -1,6 +1,6 @@
 """bench/chaos.json: what it holds, and how rows are made of faults and streams."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from statistics import fmean
@@ -150,6 +150,17 @@ def expected_reasons(replicas: int, routers: int, frontends: int) -> dict[tuple[
     if frontends == 1:
         reasons["crash", "frontend"] = "one replica: streams wait until Ray Serve has started another"
     return reasons
+
+
+def with_modes_kept(old: Mapping[str, Any], new: Mapping[str, Any], modes: Collection[str]) -> dict[str, Any]:
+    """`new`, with what `old` has of modes that are not run now, if it is of the same deployment."""
+    if any(old.get(key) != new[key] for key in ("model", "dtype", "shape")):
+        return dict(new)
+    kept = {
+        key: [entry for entry in old.get(key, []) if entry["mode"] not in modes] + new[key]
+        for key in ("rows", "faults", "timelines", "left_out")
+    }
+    return {**new, **kept}
 
 
 def rate_before(streams: Sequence[Stream], from_s: float, until_s: float) -> float:

@@ -47,7 +47,7 @@ class Mode:
 CUT_S = 5.0
 MODES = {
     "crash": Mode("SIGKILL, at random or at a named point", (*SHARD_TARGETS, "router", "frontend", "haproxy")),
-    "stop": Mode("SIGSTOP, and SIGCONT later", ("shard", "router", "frontend"), 3.0),
+    "stop": Mode("SIGSTOP, and SIGCONT later", ("shard", "minority", "router"), 3.0),
     "deadlock": Mode("the computing thread blocks; heartbeats go on", ("shard", "minority", "router"), CUT_S),
     "slow": Mode("a shard computes 100 times as long", SHARD_TARGETS, CUT_S),
     "blackhole": Mode("no packet to or from the node of a shard", SHARD_TARGETS, CUT_S, HOSTS),

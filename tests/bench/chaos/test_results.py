@@ -16,6 +16,7 @@ from bench.chaos.results import (
     expected_reasons,
     rows,
     windows_end,
+    with_modes_kept,
 )
 from bench.chaos.table import HEADS, cells, markdown
 
@@ -138,6 +139,16 @@ def test_losses_are_good_only_where_a_reason_is_given() -> None:
         made = row | {"requests_failed": failed, "expected": expected, "tokens_changed": changed}
         assert is_good({"rows": [made], "leaks": leaks}) is good
     assert not is_good({"rows": [], "leaks": []})
+
+
+def test_a_run_of_some_modes_keeps_the_others_of_the_same_deployment() -> None:
+    lists = {key: [{"mode": "crash"}, {"mode": "stop"}] for key in ("rows", "faults", "timelines", "left_out")}
+    old = {"model": "m", "dtype": "float32", "shape": {"shards": 5}, **lists}
+    new = {**old, **{key: [{"mode": "crash", "is_new": True}] for key in lists}, "seed": 7}
+    kept = with_modes_kept(old, new, ["crash"])
+    assert kept["rows"] == kept["faults"] == [{"mode": "stop"}, {"mode": "crash", "is_new": True}]
+    assert kept["seed"] == 7
+    assert with_modes_kept(old | {"dtype": "bfloat16"}, new, ["crash"])["rows"] == new["rows"]
 
 
 def test_reasons_are_given_only_where_there_is_no_copy() -> None:
