@@ -134,7 +134,7 @@ class Bench:
             hosts = None
             if layout == HOSTS:
                 self._say(f"starting {plan.shape.shards + 1} Ray nodes in network namespaces")
-                hosts = stack.enter_context(Hosts(plan.shape.shards + 1, self._work))
+                hosts = stack.enter_context(Hosts(plan.shape.shards + 1))
             logs = stack.enter_context(_file_system()) if "disk-full" in modes else None
             self._say(f"starting {plan.shape}")
             tmpdir = str(logs) if logs else ""

@@ -58,13 +58,18 @@ def missing() -> str:
 class Hosts:
     """A head node, number 0, and nodes with room for two shards each. Use it in a `with` block. Raises BenchError."""
 
-    def __init__(self, count: int, work: Path) -> None:
+    def __init__(self, count: int) -> None:
         self.count = count
-        self.folder = Path(tempfile.mkdtemp(prefix="hosts-", dir=work))
+        # A short path: sockets of Ray and HAProxy are in it.
+        self.folder = Path(tempfile.mkdtemp(prefix="dc-", dir="/tmp"))
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(24),
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self.folder / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self.folder / "a.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(self.folder / "server-state"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(self.folder),
             "PYTHONPATH": str(ROOT),
         }
         self._tag = f"dc{os.getpid() % 10000}"
@@ -115,7 +120,8 @@ class Hosts:
         if host:
             command += [f"--address={self.ray_address}"]
         else:
-            command += ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
+            temporary = f"--temp-dir={self.folder / 'ray'}"
+            command += ["--head", f"--port={RAY_PORT}", "--include-dashboard=false", temporary]
         environment = os.environ | self.environment | {VARIABLE: str(self.folder)}
         done = subprocess.run(
             self.inside(host, command), env=environment, cwd=ROOT, timeout=START_S, capture_output=True, check=False
