@@ -1,9 +1,7 @@
-"""What the load asks, and when: requests of every kind whose answer is known before. Same seed, same requests."""
+"""What the load asks: requests of every kind whose answer is known before. Same seed, same requests."""
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from bench.workload import prompts
@@ -50,8 +48,3 @@ def asks(seed: int, number: int, vocab_size: int, *, greedy_only: bool) -> list[
         length = OUTPUT_LENGTHS[(index + index // 3) % len(OUTPUT_LENGTHS)] // kind.get("n", 1)
         made.append(Ask(token_ids, kind | {"max_tokens": length, "ignore_eos": True, "seed": rng.randrange(2**31)}))
     return made
-
-
-def arrivals(rate_per_s: float, number: int) -> Iterator[tuple[float, int]]:
-    """(seconds after the start, which request) without end, evenly spaced: an open loop at a fixed rate."""
-    return ((index / rate_per_s, index % number) for index in count())

@@ -140,7 +140,6 @@ class Bench:
             tmpdir = str(logs) if logs else ""
             system = stack.enter_context(System(checkpoint, plan.shape, self._work, hosts, tmpdir))
             rate = plan.rate_per_s or self._rate(system, asked)
-            self._found.setdefault("rate_per_s", {})[layout] = round(rate, 3)
             injector = Injector(system, logs)
             before = leaks.look(system)
             for mode in modes:
@@ -148,12 +147,15 @@ class Bench:
                 with self._progress(mode, len(faults)) as told:
                     run = Run(system, injector, Pace(rate, plan.quiet_s), self._say, told)
                     done = run.mode(faults, asked, judge, self._work)
-                self._keep(mode, layout, done, run.skipped)
+                rate = run.rate_per_s
+                self._keep(mode, layout, done, rate, run.skipped)
             if plan.leaks:
                 self._found["leaks"] += leaks.wait_for_none(before, system)
                 self._save()
 
-    def _keep(self, mode: str, layout: str, done: ModeRun, skipped: Sequence[tuple[str, str, str]]) -> None:
+    def _keep(
+        self, mode: str, layout: str, done: ModeRun, rate: float, skipped: Sequence[tuple[str, str, str]]
+    ) -> None:
         reasons = results.expected_reasons(
             self._plan.shape.replicas, self._plan.shape.routers, self._plan.shape.frontends
         )
@@ -172,6 +174,7 @@ class Bench:
                     ],
                     "faults": [(fault.target, round(fault.at_s - began_s, 2)) for fault in done.faults],
                     "failed": sorted({stream.error for stream in done.streams if stream.error is not None})[:5],
+                    "rate_per_s": round(rate, 3),
                     "speed_before": round(done.rate_tok_s, 1),
                 }
             )

@@ -2,11 +2,13 @@
 
 python -m bench.chaos.load ADDRESS ASKS.json RATE OUT.json
 
-It sends until stdin ends, waits for the streams that run, and writes OUT.json. Meanwhile a line of
+A line on stdin is a new rate. It sends until stdin ends, waits for the streams that run, and writes
+OUT.json. Meanwhile a line of
 JSON on stdout, every STATE_S, says how many streams are active, how long the slowest of them has
 had no token, how many have failed, and how often the client has resumed one.
 """
 
+import itertools
 import json
 import sys
 import threading
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.chaos import records
-from bench.chaos.asks import Ask, arrivals
+from bench.chaos.asks import Ask
 from bench.chaos.records import Stream
 from client import Client, ClientError
 
@@ -87,7 +89,7 @@ def main() -> None:
     address, asks_file, rate, out = sys.argv[1:]
     asks = [Ask(**raw) for raw in json.loads(Path(asks_file).read_text())]
     load = Load(address, asks)
-    stopped = threading.Event()
+    stopped, interval_s = threading.Event(), [1 / float(rate)]
 
     def tell() -> None:
         while True:
@@ -95,16 +97,18 @@ def main() -> None:
             time.sleep(STATE_S)
 
     def read() -> None:
-        sys.stdin.read()
+        for line in sys.stdin:
+            interval_s[0] = 1 / float(line)
         stopped.set()
 
     for work in (tell, read):
         threading.Thread(target=work, daemon=True).start()
-    began_s = time.monotonic()
-    for at_s, ask in arrivals(float(rate), len(asks)):
-        if stopped.wait(max(0.0, began_s + at_s - time.monotonic())):
+    due_s = time.monotonic()
+    for ask in itertools.cycle(range(len(asks))):
+        if stopped.wait(max(0.0, due_s - time.monotonic())):
             break
         load.send(ask)
+        due_s += interval_s[0]
     load.wait(DRAIN_S)
     records.write(Path(out), load.streams)
 

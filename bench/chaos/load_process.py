@@ -50,6 +50,12 @@ class LoadProcess:
         self._reader = threading.Thread(target=self._read, name="load", daemon=True)
         self._reader.start()
 
+    def set_rate(self, rate_per_s: float) -> None:
+        """Arrivals from now on."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{rate_per_s:g}\n".encode())
+        self._process.stdin.flush()
+
     def check(self) -> None:
         """Raises BenchError if it has ended by itself."""
         if self._process.poll() is not None:

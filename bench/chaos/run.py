@@ -21,6 +21,8 @@ WELL_S = 180.0
 """How long the deployment may take to be well again; then the bench goes on, and the row says so."""
 FLOWING_S = 0.6
 """A stream whose last token is older stands still."""
+RAISE, RAISE_S = 1.25, 6.0
+"""If so long after the start too few streams are active, the rate becomes so many times as high."""
 LOOK_S = 0.05
 RESUMED = "the client resumed"
 RESTARTED_BY = {
@@ -60,12 +62,14 @@ class Run:
     ) -> None:
         self._system, self._injector, self._pace = system, injector, pace
         self._say, self._on_fault = say, on_fault
+        self.rate_per_s = pace.rate_per_s
+        """Raised where too few streams were active, because the machine turned out to be faster."""
         self.skipped: list[tuple[str, str, str]] = []
         """(mode, target, why) of faults that could not come."""
 
     def mode(self, faults: Sequence[Fault], asks: Sequence[Ask], judge: Judge, work: Path) -> ModeRun:
         """All faults of a mode beside one load, then the load's end, and the check. Raises BenchError."""
-        load = LoadProcess(self._system.address, asks, self._pace.rate_per_s, work)
+        load = LoadProcess(self._system.address, asks, self.rate_per_s, work)
         try:
             watch = Watch(self._system.metrics_url)
             try:
@@ -154,12 +158,17 @@ class Run:
     def _wait_until_steady(self, load: LoadProcess, watch: Watch) -> float:
         """Until enough streams run and every part is up; returns when. Raises BenchError."""
         deadline_s = time.monotonic() + WELL_S
+        raise_s = time.monotonic() + RAISE_S
         while time.monotonic() < deadline_s:
             load.check()
             self._system.restart_if_ended()
             state, now_s = load.state, time.monotonic()
             if state.active >= FEWEST_ACTIVE and state.stalled_s < FLOWING_S and watch.well_s > now_s - 2.0:
                 return now_s
+            if now_s > raise_s and not watch.unwell and state.active < FEWEST_ACTIVE:
+                self.rate_per_s, raise_s = RAISE * self.rate_per_s, now_s + RAISE_S
+                load.set_rate(self.rate_per_s)
+                self._say(f"  {state.active} streams are too few: {self.rate_per_s:.2f} requests/s from now on")
             time.sleep(LOOK_S)  # nothing tells when a deployment is well
         raise BenchError(
             f"not steady within {WELL_S:.0f} s: {load.state.active} active streams of {FEWEST_ACTIVE}, "
