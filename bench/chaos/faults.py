@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,16 +11,17 @@ from pathlib import Path
 
 from bench.chaos.hosts import RECEIVE, SEND, Hosts
 from bench.chaos.processes import monotonic_of, send
-from bench.chaos.schedule import AT_RANDOM, DURING_RESTART, SHARD_TARGETS, Part, minority
+from bench.chaos.schedule import AT_RANDOM, DRAIN, DURING_RESTART, Part
 from bench.chaos.system import System
+from bench.chaos.victims import Victims
 from bench.errors import BenchError
+from bench.process import ROOT
 
-POINT_S = 5.0
+POINT_S = 8.0
 """A point that nothing passes for so long is given up: the fault then comes at random."""
 RESTART_POINT_S = 30.0
 SLOW_FACTOR = 100
 LOOK_S = 0.01
-KINDS = {"frontend": "frontend", "haproxy": "haproxy", "gcs": "gcs_server", "raylet": "raylet"}
 IN_SHARD = ("compute", "computed")
 _DISK_FILL = "filled-by-chaos"
 
@@ -43,48 +45,19 @@ class Injector:
 
     def __init__(self, system: System, logs: Path | None = None) -> None:
         self._system, self._logs = system, logs
-        self._replicas_of = system.replicas_of()
+        self._victims = Victims(system)
 
     def inject(self, part: Part) -> Injected:
         """Raises BenchError where the target is not there."""
         inject: Callable[[Part], Injected] = getattr(self, "_" + part.mode.replace("-", "_"))
         return inject(part)
 
-    def shards(self, part: Part) -> list[int]:
-        """The numbers of the shards that a target means."""
-        count = self._system.shape.shards
-        if part.target == "minority":
-            return minority(count, self._replicas_of, part.draw)
-        if part.target == "replicas":
-            return sorted(self._replicas_of[int(part.draw * len(self._replicas_of))])
-        return [int(part.draw * count)]
-
-    def victims(self, part: Part) -> dict[str, int]:
-        """The processes that a target means, by name. Raises BenchError if one is not there."""
-        actors = self._system.actors()
-        if part.target in SHARD_TARGETS:
-            names = [f"shard-{number}" for number in self.shards(part)]
-        elif part.target == "router":
-            routers = sorted(name for name in actors if name.startswith("router-"))
-            names = [routers[int(part.draw * len(routers))]] if routers else ["router"]
-        elif part.target == "controller":
-            names = ["controller"]
-        else:
-            pids = sorted(self._system.of_kind(KINDS[part.target]))
-            if part.target == "raylet" and self._system.hosts is not None:
-                pids = [pid for pid in pids if self._system.hosts.host_of(pid) != 0]
-            if not pids:
-                raise BenchError(f"no process of {part.target} was found")
-            return {part.target: pids[int(part.draw * len(pids))]}
-        absent = [name for name in names if name not in actors]
-        if absent:
-            raise BenchError(f"{', '.join(absent)} does not run")
-        return {name: actors[name] for name in names}
-
     def _crash(self, part: Part) -> Injected:
-        victims = self.victims(part)
+        victims = self._victims.of(part)
         if part.point in DURING_RESTART:
             return self._crash_twice(part, victims)
+        if part.point == DRAIN:
+            return self._crash_amid_drain(part, victims)
         if part.point != AT_RANDOM:
             at_s = self._crash_at_point(part, victims)
             if at_s is not None:
@@ -96,9 +69,7 @@ class Injector:
         return self._crashed(victims, at_s, AT_RANDOM, note)
 
     def _crashed(self, victims: dict[str, int], at_s: float, point: str, note: str = "") -> Injected:
-        shards = {int(name.removeprefix("shard-")) for name in victims if name.startswith("shard-")}
-        uncovered = sum(holders <= shards for holders in self._replicas_of)
-        return Injected(list(victims), at_s, point, uncovered, note, list(victims.values()))
+        return Injected(list(victims), at_s, point, self._victims.uncovered(victims), note, list(victims.values()))
 
     def _crash_at_point(self, part: Part, victims: dict[str, int]) -> float | None:
         """Let whoever passes the point next kill the victims; when it did, or None."""
@@ -109,6 +80,34 @@ class Injector:
             passing = routers[int(part.draw * 7919) % len(routers)]
         action = "kill " + " ".join(f"{pid} {int(signal.SIGKILL)}" for pid in victims.values())
         return self._wait_for_hit(self._arm(passing, part.point, action), POINT_S)
+
+    def _crash_amid_drain(self, part: Part, victims: dict[str, int]) -> Injected:
+        """Drain the first victim, and kill all of them when a router is told so. Healing takes the drain back."""
+        name = next(iter(victims))
+        with self._drover("drain", name, "--grace-s", "5") as draining:
+            at_s = self._crash_at_point(part, victims)
+            draining.terminate()
+            if at_s is None:
+                at_s = time.monotonic()
+                for pid in victims.values():
+                    send(pid, signal.SIGKILL)
+        crashed = self._crashed(victims, at_s, part.point)
+
+        def heal() -> dict[str, float]:
+            with self._drover("drain", "--undo", name) as undoing:
+                undoing.wait(RESTART_POINT_S)
+            return {}
+
+        crashed.heal = heal
+        return crashed
+
+    def _drover(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        """A command about the system."""
+        where = ["--namespace", self._system.namespace]
+        command = [sys.executable, "-m", "cli.main", *arguments, *where]
+        return subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     def _crash_twice(self, part: Part, victims: dict[str, int]) -> Injected:
         """Kill at random, and each of its replacements once more at a point of its start."""
@@ -121,7 +120,7 @@ class Injector:
         return self._crashed(victims, at_s, part.point, note)
 
     def _stop(self, part: Part) -> Injected:
-        victims = self.victims(part)
+        victims = self._victims.of(part)
         at_s = time.monotonic()
         for pid in victims.values():
             send(pid, signal.SIGSTOP)
@@ -140,7 +139,7 @@ class Injector:
         return self._while_a_file_is_there(part, "compute", f"slow {SLOW_FACTOR}")
 
     def _while_a_file_is_there(self, part: Part, point: str, action: str) -> Injected:
-        victims = self.victims(part)
+        victims = self._victims.of(part)
         at_s = time.monotonic()
         files = [self._arm(name, point, action) for name in victims]
 
@@ -167,7 +166,7 @@ class Injector:
         return self._on_hosts(part, self._hosts.drop, "TCP: packets lost")
 
     def _on_hosts(self, part: Part, harm: Callable[[int], None], evidence: str = "") -> Injected:
-        hosts = {host for pid in self.victims(part).values() if (host := self._hosts.host_of(pid))}
+        hosts = {host for pid in self._victims.of(part).values() if (host := self._hosts.host_of(pid))}
         if not hosts:
             raise BenchError(f"{part.target} is on no host but the router's")
         at_s = time.monotonic()
@@ -200,7 +199,7 @@ class Injector:
     def _head_loss(self, part: Part) -> Injected:
         if part.target != "gcs":
             return self._crash(part)
-        victims = self.victims(part)
+        victims = self._victims.of(part)
         [pid] = victims.values()
         restart = _again(pid)
         at_s = time.monotonic()

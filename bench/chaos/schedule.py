@@ -22,9 +22,9 @@ TARGETS = {
     "logs": "the file system of all logs",
     "any": "whatever the parts of a composed fault name",
 }
-AT_RANDOM = "random"
-SHARD_POINTS = (AT_RANDOM, "dispatch", "dispatched", "combine", "compute", "computed", "load", "join", "start")
-ROUTER_POINTS = (AT_RANDOM, "dispatch", "dispatched", "combine", "load", "start")
+AT_RANDOM, DRAIN = "random", "drain"
+SHARD_POINTS = (AT_RANDOM, "dispatch", "dispatched", "combine", "compute", "computed", DRAIN, "load", "join", "start")
+ROUTER_POINTS = (AT_RANDOM, "dispatch", "dispatched", "combine", DRAIN, "load", "start")
 DURING_RESTART = ("load", "join", "start")
 """Points that a part passes only when it starts: it is killed at random first, and there a second time."""
 
