@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.chaos.hosts import RECEIVE, SEND, Hosts
+from bench.chaos.hosts import LATE, LOSSY, RECEIVE, SEND, Hosts
 from bench.chaos.processes import monotonic_of, send
 from bench.chaos.schedule import AT_RANDOM, DRAIN, DURING_RESTART, Part
 from bench.chaos.system import System
@@ -160,10 +160,10 @@ class Injector:
         return self._on_hosts(part, lambda host: self._hosts.cut(host, RECEIVE))
 
     def _delay(self, part: Part) -> Injected:
-        return self._on_hosts(part, self._hosts.delay, "TCP: packets late")
+        return self._on_hosts(part, lambda host: self._hosts.replace_cable(host, LATE), "TCP: frames late")
 
     def _drop(self, part: Part) -> Injected:
-        return self._on_hosts(part, self._hosts.drop, "TCP: packets lost")
+        return self._on_hosts(part, lambda host: self._hosts.replace_cable(host, LOSSY), "TCP: frames lost")
 
     def _on_hosts(self, part: Part, harm: Callable[[int], None], evidence: str = "") -> Injected:
         hosts = {host for pid in self._victims.of(part).values() if (host := self._hosts.host_of(pid))}

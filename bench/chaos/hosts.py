@@ -6,7 +6,6 @@ bridge's end. Only namespaces and devices that this module made are touched.
 """
 
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -19,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bench.errors import BenchError
-from bench.process import ROOT
+from bench.process import ROOT, end
 from cluster.actors.failpoints import VARIABLE
 
 SUBNET = f"10.77.{os.getpid() % 250}"
@@ -30,9 +29,9 @@ OBJECT_STORE_BYTES = 80 * 10**6
 SEND, RECEIVE = "send", "receive"
 # A queue that holds nothing drops everything.
 CUT = ("pfifo", "limit", "0")
-DELAYS = (("netem", "delay", "20ms", "10ms"), ("tbf", "rate", "8mbit", "burst", "6000", "limit", "400000"))
-DROPS = (("netem", "loss", "10%"), ("tbf", "rate", "16mbit", "burst", "6000", "limit", "6000"))
-"""What a kernel may have, best first. Without netem, a slow cable delays, and one with a short queue drops."""
+LATE = ("15", "10", "0")
+LOSSY = ("0", "0", "0.1")
+"""Of a bad cable, see bad_cable.py: each way 15 to 25 ms late, or every tenth frame lost."""
 
 
 def missing() -> str:
@@ -73,8 +72,8 @@ class Hosts:
             "PYTHONPATH": str(ROOT),
         }
         self._tag = f"dc{os.getpid() % 10000}"
-        self._delay: tuple[str, ...] = ()
-        self._drop: tuple[str, ...] = ()
+        self._bad: dict[int, subprocess.Popen[str]] = {}
+        """Of hosts behind a bad cable: the process that is it."""
 
     @property
     def ray_address(self) -> str:
@@ -104,7 +103,10 @@ class Hosts:
 
     def close(self) -> None:
         """End every process on the hosts, and remove the hosts."""
+        for process in self._bad.values():
+            end(process)
         for host in range(self.count):
+            _run("ip", "link", "del", f"{self._tag}n{host}")
             self.kill_all(host)
             _run("ip", "netns", "del", self._name(host))
         _run("ip", "link", "del", f"{self._tag}br")
@@ -154,37 +156,41 @@ class Hosts:
     def cut(self, host: int, *directions: str) -> None:
         """Drop every packet that the host sends, or would receive."""
         for direction in directions:
-            self._shape(host, direction, CUT)
+            tc, device = self._cable(host, direction)
+            _must(*tc, "qdisc", "replace", "dev", device, "root", *CUT)
 
-    def delay(self, host: int) -> None:
-        self._best(host, (SEND,), DELAYS)
-
-    def drop(self, host: int) -> None:
-        self._best(host, (SEND, RECEIVE), DROPS)
+    def replace_cable(self, host: int, quality: Sequence[str]) -> None:
+        """Put a bad cable between the host and the bridge. quality: LATE or LOSSY."""
+        cable, near, far = (f"{self._tag}{kind}{host}" for kind in "vnf")
+        _must("ip", "link", "add", near, "type", "veth", "peer", "name", far)
+        _must("ip", "link", "set", far, "master", f"{self._tag}br", "up")
+        _must("ip", "link", "set", near, "up", "promisc", "on")
+        _must("ip", "link", "set", cable, "nomaster", "promisc", "on")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bench.chaos.bad_cable", cable, near, *quality],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+        self._bad[host] = process
+        assert process.stdout is not None
+        if process.stdout.readline() != "up\n":
+            raise BenchError("frames cannot be forwarded: this kernel or container has no packet sockets")
 
     def heal(self, host: int) -> int:
-        """Let all packets pass again; returns how many were dropped or late meanwhile."""
-        touched = 0
+        """Let all packets pass again; returns how many frames a bad cable has lost or delayed."""
+        if host in self._bad:
+            return self._mend_cable(host)
         for direction in (SEND, RECEIVE):
-            where = self._cable(host, direction)
-            told = _run(*where[0], "-s", "qdisc", "show", "dev", where[1]).stdout
-            numbers = re.search(r"dropped (\d+), overlimits (\d+)", told)
-            touched += sum(map(int, numbers.groups())) if numbers else 0
-            _run(*where[0], "qdisc", "del", "dev", where[1], "root")
-        return touched
+            tc, device = self._cable(host, direction)
+            _run(*tc, "qdisc", "del", "dev", device, "root")
+        return 0
 
-    def _best(self, host: int, directions: Sequence[str], ways: Sequence[Sequence[str]]) -> None:
-        for direction in directions:
-            if not any(self._try(host, direction, way) for way in ways):
-                raise BenchError(f"this kernel's traffic control knows none of {', '.join(way[0] for way in ways)}")
-
-    def _shape(self, host: int, direction: str, way: Sequence[str]) -> None:
-        if not self._try(host, direction, way):
-            raise BenchError(f"`tc qdisc` cannot {' '.join(way)} on host {host}")
-
-    def _try(self, host: int, direction: str, way: Sequence[str]) -> bool:
-        tc, device = self._cable(host, direction)
-        return _run(*tc, "qdisc", "replace", "dev", device, "root", *way).returncode == 0
+    def _mend_cable(self, host: int) -> int:
+        process, cable = self._bad.pop(host), f"{self._tag}v{host}"
+        told, _ = process.communicate(timeout=END_S)
+        _run("ip", "link", "del", f"{self._tag}n{host}")
+        _run("ip", "link", "set", cable, "promisc", "off")
+        _must("ip", "link", "set", cable, "master", f"{self._tag}br")
+        return sum(map(int, told.split()))
 
     def _cable(self, host: int, direction: str) -> tuple[list[str], str]:
         """(tc on the right side, the device whose queue the packets of this direction leave)."""
