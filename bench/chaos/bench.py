@@ -41,6 +41,8 @@ STREAMS = 16
 SHARE = 0.75
 SPEED_S = 6.0
 BIN_S = 0.5
+NODES = 4
+"""In network namespaces: the head, and three with room for three shards each."""
 LOG_BYTES = 192 * 2**20
 
 
@@ -133,8 +135,8 @@ class Bench:
         with ExitStack() as stack:
             hosts = None
             if layout == HOSTS:
-                self._say(f"starting {plan.shape.shards + 1} Ray nodes in network namespaces")
-                hosts = stack.enter_context(Hosts(plan.shape.shards + 1))
+                self._say(f"starting {NODES} Ray nodes in network namespaces")
+                hosts = stack.enter_context(Hosts(NODES, plan.shape.routers))
             logs = stack.enter_context(_file_system()) if "disk-full" in modes else None
             self._say(f"starting {plan.shape}")
             tmpdir = str(logs) if logs else ""

@@ -197,10 +197,12 @@ class Injector:
         return Injected([f"host {host}"], at_s, gone=pids, heal=heal)
 
     def _head_loss(self, part: Part) -> Injected:
-        if part.target != "gcs":
+        if part.target == "controller":
             return self._crash(part)
         victims = self._victims.of(part)
         [pid] = victims.values()
+        if part.target == "raylet":
+            return self._raylet_loss(part, self._hosts.host_of(pid) or 0)
         restart = _again(pid)
         at_s = time.monotonic()
         send(pid, signal.SIGKILL)
@@ -210,6 +212,18 @@ class Injector:
             return {"head started again": 1.0}
 
         return Injected(list(victims), at_s, gone=[pid], heal=heal)
+
+    def _raylet_loss(self, part: Part, host: int) -> Injected:
+        """Its workers end with it. Healing starts the node anew."""
+        crashed = self._crash(part)
+
+        def heal() -> dict[str, float]:
+            self._hosts.kill_all(host)
+            self._hosts.start_node(host)
+            return {"node started again": 1.0}
+
+        crashed.heal = heal
+        return crashed
 
     def _disk_full(self, part: Part) -> Injected:
         if self._logs is None:

@@ -24,7 +24,8 @@ from cluster.actors.failpoints import VARIABLE
 SUBNET = f"10.77.{os.getpid() % 250}"
 RAY_PORT = 6379
 START_S, END_S = 120.0, 20.0
-HEAD_CPUS, NODE_CPUS = 16, 6
+ROUTER_CPUS, SHARD_CPUS, SHARDS_PER_NODE = 12, 3, 3
+"""So that routers fit the head alone, which they fill, and a lost node's shards fit the others."""
 OBJECT_STORE_BYTES = 80 * 10**6
 SEND, RECEIVE = "send", "receive"
 # A queue that holds nothing drops everything.
@@ -55,22 +56,30 @@ def missing() -> str:
 
 
 class Hosts:
-    """A head node, number 0, and nodes with room for two shards each. Use it in a `with` block. Raises BenchError."""
+    """A head node, number 0, and nodes with room for three shards each. Use it in a `with` block. Raises BenchError."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, routers: int) -> None:
         self.count = count
+        self._cpus = [routers * ROUTER_CPUS, *[SHARDS_PER_NODE * SHARD_CPUS] * (count - 1)]
         # A short path: sockets of Ray and HAProxy are in it.
         self.folder = Path(tempfile.mkdtemp(prefix="dc-", dir="/tmp"))
         self.environment = {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(24),
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
-            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(self.folder / "haproxy.cfg"),
-            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(self.folder / "a.sock"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(self.folder / "server-state"),
-            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(self.folder),
+            # The head keeps its records on disk, so that it can be started again.
+            "RAY_gcs_storage": "rocksdb",
+            "RAY_gcs_storage_path": str(self.folder / "gcs"),
+            # Ray's own detector of lost nodes takes 15 s.
+            "RAY_health_check_initial_delay_ms": "1000",
+            "RAY_health_check_period_ms": "500",
+            "RAY_health_check_timeout_ms": "2000",
+            "RAY_health_check_failure_threshold": "4",
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+            "RAY_raylet_start_wait_time_s": "120",
             "PYTHONPATH": str(ROOT),
         }
+        (self.folder / "gcs").mkdir()
         self._tag = f"dc{os.getpid() % 10000}"
         self._bad: dict[int, subprocess.Popen[str]] = {}
         """Of hosts behind a bad cable: the process that is it."""
@@ -116,14 +125,13 @@ class Hosts:
         """Start Ray on a host: the head on number 0."""
         command = [
             str(Path(sys.executable).parent / "ray"), "start", f"--node-ip-address={self.address(host)}",
-            "--disable-usage-stats", f"--object-store-memory={OBJECT_STORE_BYTES}",
-            f"--num-cpus={NODE_CPUS if host else HEAD_CPUS}",
+            "--disable-usage-stats", f"--temp-dir={self.folder}", f"--object-store-memory={OBJECT_STORE_BYTES}",
+            f"--num-cpus={self._cpus[host]}",
         ]  # fmt: skip
         if host:
             command += [f"--address={self.ray_address}"]
         else:
-            temporary = f"--temp-dir={self.folder / 'ray'}"
-            command += ["--head", f"--port={RAY_PORT}", "--include-dashboard=false", temporary]
+            command += ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
         environment = os.environ | self.environment | {VARIABLE: str(self.folder)}
         done = subprocess.run(
             self.inside(host, command), env=environment, cwd=ROOT, timeout=START_S, capture_output=True, check=False

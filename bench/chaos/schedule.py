@@ -56,7 +56,7 @@ MODES = {
     "delay": Mode("packets from the node of a shard are late", SHARD_TARGETS, CUT_S, HOSTS),
     "drop": Mode("some packets to and from the node of a shard are lost", SHARD_TARGETS, CUT_S, HOSTS),
     "node-loss": Mode("every process of a node killed, its network cut", ("node",), 8.0, HOSTS),
-    "head-loss": Mode("SIGKILL of Ray's head or a raylet", ("gcs", "raylet", "controller"), None, HOSTS),
+    "head-loss": Mode("SIGKILL of Ray's head or a raylet", ("gcs", "raylet", "controller"), 3.0, HOSTS),
     "disk-full": Mode("no room for logs", ("logs",), CUT_S, LOCAL, needs_root=True),
     "corrupt-slice": Mode("a shard restarts and finds its weights damaged", ("shard", "minority", "replicas"), 4.0),
     "random": Mode("two faults of the modes above at once", ("any",)),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from bench.chaos.hosts import Hosts
-from bench.chaos.processes import has_mark, lives, processes
+from bench.chaos.hosts import ROUTER_CPUS, SHARD_CPUS, Hosts
+from bench.chaos.processes import has_mark, lives, processes, send
 from bench.drover_server import wait_until_served
 from bench.errors import BenchError
 from bench.process import ROOT, end
@@ -25,8 +26,7 @@ from cluster.config import DeploymentConfig, parse_deployment
 from cluster.free_ports import free_ports
 from cluster.names import app_name
 
-ROUTER_CPUS, SHARD_CPUS = 8.0, 3.0
-"""On hosts: so that routers fit only the first one, and a shard's replacement fits another node."""
+GATHER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class System:
         self._process: subprocess.Popen[bytes] | None = None
         self._ports = free_ports(2)
         self.config = self._config()
-        self.starts = 0
 
     @property
     def address(self) -> str:
@@ -116,7 +115,7 @@ class System:
                 start_new_session=True,
             )
         wait_until_served(self._process, self.log)
-        self.starts += 1
+        self._gather_frontends()
 
     def restart_if_ended(self) -> bool:
         """Start it again if it has ended as a whole; whether it had."""
@@ -168,6 +167,18 @@ class System:
                 holders.setdefault(slot, set()).add(number)
         return sorted({frozenset(shards) for shards in holders.values()}, key=sorted)
 
+    def _gather_frontends(self) -> None:
+        """On hosts: end replicas until all run on the head, so that a host that is cut off is no frontend."""
+        deadline_s = time.monotonic() + GATHER_S
+        while self.hosts is not None and time.monotonic() < deadline_s:
+            replicas = self.of_kind("frontend")
+            elsewhere = [pid for pid in replicas if self.hosts.host_of(pid) != 0]
+            if len(replicas) == self.shape.frontends and not elsewhere:
+                return
+            for pid in elsewhere[:1]:
+                send(pid, signal.SIGKILL)
+            time.sleep(1.0)  # Ray Serve starts another one where it likes
+
     @property
     def _host(self) -> str:
         return "127.0.0.1" if self.hosts is None else self.hosts.address(0)
@@ -186,17 +197,17 @@ class System:
                     "ray": ray,
                     "router": {
                         "count": shape.routers,
-                        "cpus": ROUTER_CPUS if on_hosts else 0.5,
+                        "cpus": float(ROUTER_CPUS) if on_hosts else 0.5,
                         "threads": shape.router_threads,
                     },
                     "shards": {
                         "count": shape.shards,
-                        "cpus": SHARD_CPUS if on_hosts else 0.1,
+                        "cpus": float(SHARD_CPUS) if on_hosts else 0.1,
                         "threads": shape.shard_threads,
                     },
                     "placement": {"replicas": shape.replicas},
                     "frontend": {
-                        "host": self._host,
+                        "host": "0.0.0.0" if on_hosts else self._host,
                         "grpc_port": self._ports[0],
                         "http_port": self._ports[1],
                         "replicas": shape.frontends,
