@@ -69,13 +69,13 @@ def _end(exit_code: int) -> NoReturn:
 def _stay(config: "DeploymentConfig") -> int:
     """Return once the deployment is gone, was asked to end, or Ray has died."""
     from cluster import ray_runtime, teardown
-    from cluster.names import actor_names
+    from cluster.names import part_names
 
     try:
         while True:  # Ray tells nobody when an actor ends
             if (fault := ray_runtime.fault()) is not None:
                 raise DroverError(fault)
-            if not actor_names(config.ray.namespace):
+            if not part_names(config.ray.namespace):
                 print("the deployment was stopped from elsewhere", file=sys.stderr)
                 return 0
             time.sleep(1.0)

@@ -43,12 +43,19 @@ RATE_WINDOW_S = 10
 
 @dataclass(frozen=True)
 class RouterStats:
-    """tokens_per_s: generated, averaged over the last RATE_WINDOW_S seconds. down: shard name -> why."""
+    """tokens_per_s: generated, averaged over the last RATE_WINDOW_S seconds. down: shard name -> why.
+
+    open_requests: those whose end has not been handed out. draining_s: for how long the router has
+    drained; None: it does not. drained: names of shards that it leaves alone, as told.
+    """
 
     engine: EngineStats | None
     tokens_per_s: float
     frontends: int
     down: dict[str, str]
+    open_requests: int = 0
+    draining_s: float | None = None
+    drained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,3 +85,24 @@ class ShardStats:
     experts_held: int
     rows_computed: int
     links: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ControllerStats:
+    """drained, cleared: parts that are to be gone, and ids of nodes that are to be empty, with grace_s.
+
+    slots: (layer, expert) pairs that each shard is to hold. problems: what could not be done, by part.
+    """
+
+    drained: dict[str, float]
+    cleared: dict[str, float]
+    slots: dict[str, int]
+    problems: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DrainProgress:
+    """left: the parts that are not gone yet, and what each does or waits for."""
+
+    is_done: bool
+    left: dict[str, str]

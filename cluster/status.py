@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from cluster.names import actor_names
+from cluster.names import part_names
 from cluster.reports import ActorState, RouterStats, ShardStats
 
 TIMEOUT_S = 5.0
@@ -23,7 +23,7 @@ class PartStatus:
 
 def read_status(namespace: str) -> list[PartStatus]:
     """Ask every actor of the deployment in `namespace`, routers first; empty if nothing runs."""
-    names = actor_names(namespace)
+    names = part_names(namespace)
     asked = []
     for name in names:
         try:

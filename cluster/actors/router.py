@@ -24,9 +24,10 @@ from checkpoint.tensors import Checkpoint
 from checkpoint.weights import WeightReader, router_bytes
 from cluster.actors.link_keeper import LinkKeeper, LinkSettings
 from cluster.actors.load_progress import LoadProgress
+from cluster.policy.wanted import Orders
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
 from experts.link_table import LinkTable
-from experts.placement import Placement
+from experts.placement import Placement, Slot
 from frontend.router_client import Readiness
 from kernels.choose import choose_kernels
 from kernels.cores import share_of_cores
@@ -106,6 +107,7 @@ class RouterActor:
         self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._orders, self._draining_since_s = Orders(), 0.0
         threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
 
     async def state(self) -> ActorState:
@@ -113,9 +115,11 @@ class RouterActor:
         return self._progress.state()
 
     async def readiness(self) -> Readiness:
-        """Ready once the model is loaded and every shard is linked."""
+        """Ready once the model is loaded and every shard is linked; not while it drains."""
         if self._engine is None:
             return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
+        if self._orders.is_draining:
+            return Readiness(False, f"{self._spec.name} is draining")
         unlinked = self._unlinked()
         return Readiness(not unlinked, unlinked)
 
@@ -123,11 +127,30 @@ class RouterActor:
         engine = self._engine.stats if self._engine else None
         (first_s, first), (last_s, last) = self._generated[0], self._generated[-1]
         rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
-        return RouterStats(engine, rate, len(self._outboxes), self._down())
+        unread = sum(len(outbox.deltas) for outbox in self._outboxes.values())
+        return RouterStats(
+            engine,
+            rate,
+            len(self._outboxes),
+            self._down(),
+            open_requests=len(self._frontend_of) + unread,
+            draining_s=time.monotonic() - self._draining_since_s if self._orders.is_draining else None,
+            drained=tuple(self._spec.shard_names[shard] for shard in sorted(self._orders.shards)),
+        )
 
     async def metrics(self) -> RouterMetrics:
         """What was counted, in full, for the metrics page."""
         return RouterMetrics(self._engine.snapshot if self._engine else None, tuple(self._down()))
+
+    async def slots_of(self, shard: str) -> Mapping[Slot, int]:
+        """What the shard is to hold, as this router routes: for one that finds no controller."""
+        return self._spec.placement.slots_of(self._spec.shard_names.index(shard))
+
+    async def drain(self, orders: Orders) -> None:
+        """Follow these orders. A router that drains refuses new requests, and goes on with those that it has."""
+        if not self._orders.is_draining:
+            self._draining_since_s = time.monotonic()
+        self._orders = orders
 
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing.
@@ -189,6 +212,8 @@ class RouterActor:
             return AlreadyExists(f"request {request_id} was cancelled and has not ended yet")
         if owner != frontend_id:
             return AlreadyExists(f"request {request_id} of another frontend is under way already")
+        if self._orders.is_draining and request_id not in self._frontend_of:
+            return Unavailable(f"{self._spec.name} is draining")
         return None
 
     def _outbox(self, frontend_id: str) -> _Outbox:
@@ -201,7 +226,8 @@ class RouterActor:
         return outbox
 
     def _down(self) -> dict[str, str]:
-        return {self._spec.shard_names[shard]: reason for shard, reason in self._dispatcher.down_reasons().items()}
+        reasons = self._dispatcher.down_reasons().items()
+        return {self._spec.shard_names[shard]: reason for shard, reason in reasons if shard not in self._orders.shards}
 
     def _unlinked(self) -> str:
         return "; ".join(f"{name}: {reason}" for name, reason in self._down().items())

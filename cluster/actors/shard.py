@@ -14,6 +14,7 @@ from checkpoint.errors import DroverError
 from checkpoint.tensors import Checkpoint
 from cluster.actors.link_invitation import LinkInvitation
 from cluster.actors.load_progress import LoadProgress
+from cluster.actors.wanted_slots import wanted_slots
 from cluster.reports import ActorState, ShardStats
 from experts.connection import Listener
 from experts.groups.nccl import SHARD_RANK
@@ -30,12 +31,15 @@ logger = logging.getLogger(__name__)
 class ShardSpec:
     """What a shard actor is to hold.
 
-    slots: (layer, expert) -> version of its weights. threads: None gives an equal share of its
+    slots: (layer, expert) -> version of its weights; a restarted shard asks the controller or one
+    of the routers instead, and takes these only if nobody answers. threads: None gives an equal share of its
     machine's cores.
     neighbours: how many shards share that machine, this one included.
     """
 
     name: str
+    namespace: str
+    routers: tuple[str, ...]
     checkpoint: Path
     slots: Mapping[Slot, int]
     dtype: torch.dtype
@@ -88,11 +92,17 @@ class ShardActor:
         threading.Thread(target=form, name=f"form {invitation.name}", daemon=True).start()
         return listener.address
 
+    def _slots(self) -> Mapping[Slot, int]:
+        spec, asked = self._spec, None
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            asked = wanted_slots(spec.name, spec.namespace, spec.routers)
+        return spec.slots if asked is None else asked
+
     def _load(self) -> None:
-        spec = self._spec
+        spec, slots = self._spec, self._slots()
         checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
-        self._progress.expect(shard_bytes(checkpoint, spec.slots))
+        self._progress.expect(shard_bytes(checkpoint, slots))
         kernels = choose_kernels(device, spec.dtype, self._threads)
-        shard = load_shard(checkpoint, spec.slots, kernels, self._progress.add_bytes)
+        shard = load_shard(checkpoint, slots, kernels, self._progress.add_bytes)
         # A shard that cannot compute is worth nothing; when its process ends, Ray starts a new one.
         self._server = ShardServer(shard, device, on_crash=lambda: os._exit(1))

@@ -28,7 +28,7 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
         name=router_name(0),
         namespace=config.ray.namespace,
         checkpoint=config.checkpoint,
-        placement=_placement(config, checkpoint),
+        placement=placement(config, checkpoint),
         shard_names=_shard_names(config),
         dtype=dtype,
         device=config.router.device,
@@ -61,12 +61,14 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
 
 def shard_specs(config: DeploymentConfig, checkpoint: Checkpoint) -> list[ShardSpec]:
     """The expert shards, by number: an even share of every MoE layer's experts each."""
-    placement = _placement(config, checkpoint)
+    held = placement(config, checkpoint)
     return [
         ShardSpec(
             name=name,
+            namespace=config.ray.namespace,
+            routers=_router_names(config),
             checkpoint=config.checkpoint,
-            slots=placement.slots_of(index),
+            slots=held.slots_of(index),
             dtype=_dtype(config, checkpoint),
             device=config.shards.device,
             threads=config.shards.threads,
@@ -88,9 +90,14 @@ def frontend_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> FrontendS
     )
 
 
-def _placement(config: DeploymentConfig, checkpoint: Checkpoint) -> Placement:
+def placement(config: DeploymentConfig, checkpoint: Checkpoint) -> Placement:
+    """Which shards hold which experts when the deployment starts."""
     model = checkpoint.config
     return even_placement(model.moe_layers, model.num_experts, config.shards.count)
+
+
+def _router_names(config: DeploymentConfig) -> tuple[str, ...]:
+    return (router_name(0),)
 
 
 def _shard_names(config: DeploymentConfig) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from tests.command import Screen, drover, drover_process, start
 from tests.reference import Reference, prompt
 
 ONE_SHARD = ("--set", "shards.count=1")
-ALL_PARTS = "frontend, router-0, shard-0"
+ALL_PARTS = "frontend, controller, router-0, shard-0"
 
 
 @dataclass(frozen=True)
