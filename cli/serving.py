@@ -2,7 +2,7 @@
 
 Signals never reach it: Ray has handlers of its own, which end the process amid anything. Its
 control socket says when to end: when the other end is closed, on purpose or because that process
-was killed.
+was killed. A byte that comes before lets running requests finish first.
 """
 
 import _thread
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 # For removing what was started on a running cluster, which may no longer answer.
 GIVE_UP_S = 60.0
+LOOK_S = 1.0
 
 
 def main(argv: Sequence[str]) -> NoReturn:
     """Serve. argv: the control socket's descriptor, how, the deployment as JSON.
 
     how: "stay" until the deployment ends; "quietly", the same without a word on stdout; "detach".
-    Once it serves, a line of JSON goes over the control socket: name, address and start_s.
+    Once it serves, a line of JSON goes over the control socket: name, address and start_s. Another
+    line, once it was asked to finish and has done so.
     """
     descriptor, how, deployment_json = argv
     control = socket.socket(fileno=int(descriptor))
@@ -41,7 +43,9 @@ def main(argv: Sequence[str]) -> NoReturn:
 
     config = DeploymentConfig.model_validate_json(deployment_json)
     try:
-        threading.Thread(target=_end_with, args=(control, config.ray.address == "local"), daemon=True).start()
+        asked_to_finish = threading.Event()
+        ending = (control, asked_to_finish, config.ray.address == "local")
+        threading.Thread(target=_end_with, args=ending, daemon=True).start()
         with StartProgress() as progress:
             deployment = launch.start(config, progress)
         served = {"name": config.name, "address": deployment.address, "start_s": deployment.start_s}
@@ -53,7 +57,7 @@ def main(argv: Sequence[str]) -> NoReturn:
             _end(0)
         if how == "stay":
             say(f"Ctrl-C ends it, or: drover stop --namespace {config.ray.namespace}")
-        _end(_stay(config))
+        _end(_stay(config, control, asked_to_finish))
     except DroverError as error:
         print(f"drover: error: {error}", file=sys.stderr)
         _end(1)
@@ -66,7 +70,7 @@ def _end(exit_code: int) -> NoReturn:
     os._exit(exit_code)
 
 
-def _stay(config: "DeploymentConfig") -> int:
+def _stay(config: "DeploymentConfig", control: socket.socket, asked_to_finish: threading.Event) -> int:
     """Return once the deployment is gone, was asked to end, or Ray has died."""
     from cluster import ray_runtime, teardown
     from cluster.names import part_names
@@ -78,21 +82,56 @@ def _stay(config: "DeploymentConfig") -> int:
             if not part_names(config.ray.namespace):
                 print("the deployment was stopped from elsewhere", file=sys.stderr)
                 return 0
-            time.sleep(1.0)
+            if asked_to_finish.wait(LOOK_S):
+                _finish(config)
+                control.sendall(b"finished\n")
+                asked_to_finish.clear()
     except KeyboardInterrupt:
         teardown.end(config)
         ray_runtime.disconnect()
         return 0
 
 
-def _end_with(control: socket.socket, is_local: bool) -> None:
-    """Wait until the other end of `control` is closed, then end this process."""
+def _finish(config: "DeploymentConfig") -> None:
+    """Refuse new requests, and return once those that run have ended, after frontend.grace_s at most.
+
+    While Ray's head is away this may block: the parent does not wait for ever.
+    """
+    import ray
+
+    try:
+        _wait_for_requests(config)
+    except (DroverError, ray.exceptions.RayError) as error:
+        print(f"running requests are not waited for: {error}", file=sys.stderr)
+
+
+def _wait_for_requests(config: "DeploymentConfig") -> None:
+    from ray import serve
+
+    from cluster.controller_client import ControllerClient
+    from cluster.names import app_name
+
+    deadline_s = time.monotonic() + config.frontend.grace_s
+    controller = ControllerClient(config.ray.namespace, config.frontend.grace_s)
+    has_waited = False
+    while not (progress := controller.stop_serving()).is_done and time.monotonic() < deadline_s:
+        if progress.left and not has_waited:
+            has_waited = True
+            left = "; ".join(f"{router} finishes {what}" for router, what in progress.left.items())
+            print(f"{left}, within {config.frontend.grace_s:g} s; the same signal again ends them", file=sys.stderr)
+        time.sleep(0.1)
+    if has_waited:  # the last tokens are on their way to clients
+        serve.delete(app_name(config.ray.namespace))
+
+
+def _end_with(control: socket.socket, asked_to_finish: threading.Event, is_local: bool) -> None:
+    """Pass on the byte that asks to finish; once the other end of `control` is closed, end this process."""
     from cluster.local_rays import forget_local_ray
     from cluster.marked_processes import VARIABLE, end_marked
 
     with suppress(OSError):
         while control.recv(1):
-            pass
+            asked_to_finish.set()
     if is_local:  # all of Ray has this process's mark
         end_marked(os.environ[VARIABLE], os.getpid())
         forget_local_ray()

@@ -33,6 +33,11 @@ class ControllerClient:
         """Want them again. Raises DroverError."""
         self._obey(self._ask("undo_drain", target))
 
+    def stop_serving(self) -> DrainProgress:
+        """Refuse new requests from now on; tells what still runs. Raises DroverError."""
+        progress: DrainProgress = self._ask("stop_serving")
+        return progress
+
     def drain_progress(self, target: str) -> DrainProgress:
         """How far a drain is. Raises DroverError."""
         progress: DrainProgress = self._ask("drain_progress", target)

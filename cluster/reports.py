@@ -47,6 +47,7 @@ class RouterStats:
 
     open_requests: those whose end has not been handed out. draining_s: for how long the router has
     drained; None: it does not. drained: names of shards that it leaves alone, as told.
+    is_stopping: it refuses new requests, because the deployment is about to end.
     """
 
     engine: EngineStats | None
@@ -56,6 +57,7 @@ class RouterStats:
     open_requests: int = 0
     draining_s: float | None = None
     drained: tuple[str, ...] = ()
+    is_stopping: bool = False
 
 
 @dataclass(frozen=True)

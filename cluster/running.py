@@ -58,8 +58,9 @@ class Running:
             self._rows_computed[name] = stats.rows_computed
             return Found(node, is_ready, is_idle)
         numbers = frozenset(self._shards.index(shard) for shard in stats.drained)
-        orders = Orders(stats.draining_s is not None, numbers)
-        return Found(node, is_ready, stats.open_requests == 0, orders, stats.draining_s or 0.0)
+        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping)
+        open_requests = stats.open_requests
+        return Found(node, is_ready, open_requests == 0, orders, stats.draining_s or 0.0, open_requests)
 
 
 def _ask(handles: Mapping[str, Any]) -> dict[str, tuple[ActorState, Any]]:

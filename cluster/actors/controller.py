@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 1.0
 """How often the controller looks at all parts. Ray tells nobody when an actor is gone for good."""
+SOON_S = 0.1
 CALL_TIMEOUT_S = 5.0
 
 
@@ -122,6 +123,21 @@ class ControllerActor:
             self._want(replace(wanted, cleared=_without(wanted.cleared, node)))
             return ""
 
+    def stop_serving(self) -> DrainProgress:
+        """Refuse new requests, for good; returns what still runs. To be asked until nothing does.
+
+        A controller that was started again has forgotten it until then: it is not stored, since
+        whoever stops a deployment is there until it has ended.
+        """
+        with self._lock:
+            self._wanted = replace(self._wanted, is_stopping=True)
+        self._wake.set()
+        view = self._view
+        routers = {name: part for name, part in view.found.items() if part.orders is not None}
+        left = {name: f"{part.open_requests} requests" for name, part in routers.items() if not part.is_idle}
+        is_told = view.wanted.is_stopping and all(part.orders.is_stopping for part in routers.values() if part.orders)
+        return DrainProgress(is_told and not left, left)
+
     def drain_progress(self, target: str) -> DrainProgress:
         """How far a drain is: what is left there, and what each of it waits for."""
         view = self._view
@@ -165,17 +181,20 @@ class ControllerActor:
 
     def _watch(self) -> None:
         while True:
+            acted = False
             try:
-                self._look_and_act()
+                acted = self._look_and_act()
             except Exception:
                 logger.exception("watching failed")
-            self._wake.wait(WATCH_S)
+            self._wake.wait(SOON_S if acted else WATCH_S)
             self._wake.clear()
 
-    def _look_and_act(self) -> None:
+    def _look_and_act(self) -> bool:
+        """Whether anything was done, so that there may be more to do at once."""
         wanted, found = self._wanted, self._running.look()
         problems = {}
-        for action in reconcile(wanted, found):
+        actions = reconcile(wanted, found)
+        for action in actions:
             try:
                 self._act(action, wanted)
             except Exception as error:  # it comes again with the next look
@@ -183,6 +202,7 @@ class ControllerActor:
                 problems[name] = str(error)
                 logger.warning("%s: %s", action, error)
         self._view = _View(wanted, found, problems)
+        return len(actions) > len(problems)
 
     def _act(self, action: Action, wanted: Wanted) -> None:
         logger.info("%s", action)

@@ -106,5 +106,8 @@ class RemoteController:
     def undo_drain(self, target: str) -> str:
         return self._controller.undo_drain(target)
 
+    def stop_serving(self) -> DrainProgress:
+        return self._controller.stop_serving()
+
     def drain_progress(self, target: str) -> DrainProgress:
         return self._controller.drain_progress(target)

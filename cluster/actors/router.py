@@ -115,11 +115,12 @@ class RouterActor:
         return self._progress.state()
 
     async def readiness(self) -> Readiness:
-        """Ready once the model is loaded and every shard is linked; not while it drains."""
+        """Ready once the model is loaded and every shard is linked; not while it refuses
+        requests."""
         if self._engine is None:
             return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
-        if self._orders.is_draining:
-            return Readiness(False, f"{self._spec.name} is draining")
+        if self._orders.is_stopping or self._orders.is_draining:
+            return Readiness(False, f"{self._spec.name} is {'stopping' if self._orders.is_stopping else 'draining'}")
         unlinked = self._unlinked()
         return Readiness(not unlinked, unlinked)
 
@@ -136,6 +137,7 @@ class RouterActor:
             open_requests=len(self._frontend_of) + unread,
             draining_s=time.monotonic() - self._draining_since_s if self._orders.is_draining else None,
             drained=tuple(self._spec.shard_names[shard] for shard in sorted(self._orders.shards)),
+            is_stopping=self._orders.is_stopping,
         )
 
     async def metrics(self) -> RouterMetrics:
@@ -147,7 +149,7 @@ class RouterActor:
         return self._spec.placement.slots_of(self._spec.shard_names.index(shard))
 
     async def drain(self, orders: Orders) -> None:
-        """Follow these orders. A router that drains refuses new requests, and goes on with those that it has."""
+        """Follow these orders. Requests that the router has go on, whatever they are."""
         if not self._orders.is_draining:
             self._draining_since_s = time.monotonic()
         self._orders = orders
@@ -212,6 +214,8 @@ class RouterActor:
             return AlreadyExists(f"request {request_id} was cancelled and has not ended yet")
         if owner != frontend_id:
             return AlreadyExists(f"request {request_id} of another frontend is under way already")
+        if self._orders.is_stopping and request_id not in self._frontend_of:
+            return Unavailable("the server is stopping")
         if self._orders.is_draining and request_id not in self._frontend_of:
             return Unavailable(f"{self._spec.name} is draining")
         return None

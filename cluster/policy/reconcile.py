@@ -82,5 +82,7 @@ def _orders(wanted: Wanted, found: Mapping[str, Found], goes: list[str]) -> dict
     """What each router that exists must follow. One that is alone serves until it is killed."""
     absent = frozenset(number for number, name in enumerate(wanted.shards) if name in goes or name in wanted.drained)
     return {
-        name: Orders(name in goes and not _is_alone(name, wanted), absent) for name in wanted.routers if name in found
+        name: Orders(name in goes and not _is_alone(name, wanted), absent, wanted.is_stopping)
+        for name in wanted.routers
+        if name in found
     }

@@ -12,6 +12,7 @@ class Wanted:
 
     drained: parts that are to be gone. cleared: ids of nodes whose parts are to move elsewhere.
     Each with its grace in seconds: how long the requests of a router there may go on.
+    is_stopping: the whole deployment is about to end.
     """
 
     routers: tuple[str, ...]
@@ -19,6 +20,7 @@ class Wanted:
     placement: Placement
     drained: Mapping[str, float] = field(default_factory=dict)
     cleared: Mapping[str, float] = field(default_factory=dict)
+    is_stopping: bool = False
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -27,10 +29,14 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Orders:
-    """What a router is told: whether it drains, and the numbers of the shards to leave alone."""
+    """What a router is told: the numbers of the shards to leave alone, and whether to refuse new requests.
+
+    is_draining: another router takes them. is_stopping: nobody does.
+    """
 
     is_draining: bool = False
     shards: frozenset[int] = frozenset()
+    is_stopping: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class Found:
     node: the id of its node; None while Ray looks for one. is_ready: it has loaded. is_idle: no
     request or row is under way, as far as can be known: also when it does not answer.
     orders: those that a router follows; None for shards, and if it does not answer.
-    draining_s: for how long a router has drained.
+    draining_s: for how long a router has drained. open_requests: of a router that answers.
     """
 
     node: str | None
@@ -48,6 +54,7 @@ class Found:
     is_idle: bool = False
     orders: Orders | None = None
     draining_s: float = 0.0
+    open_requests: int = 0
 
 
 def leaving(wanted: Wanted, found: Mapping[str, Found]) -> dict[str, float]:
