@@ -33,6 +33,7 @@ class CountingLink:
     """A link that counts the experts hit in steps of a given number of rows."""
 
     down_reason = None
+    is_loaded = True
 
     def __init__(self, link: Link) -> None:
         self._link = link

@@ -12,6 +12,8 @@ from typing import Any
 from cli.interrupt import cancelled_by_ctrl_c
 from client import Delta, DeltaStream, PromptLogprob, TokenLogprob
 
+TOLD_GAP_S = 1.0  # shorter ones are not worth a word
+
 
 class Answer:
     """One answer, collected from its deltas, with arrival times in seconds since construction."""
@@ -90,12 +92,15 @@ def show(start: Callable[[], DeltaStream], answers: Sequence[Answer], args: argp
     """Start the stream, collect its deltas in `answers`, and print them as the flags ask.
 
     Several answers are printed one after the other, each below a line with its number. The first
-    is streamed. The stream is closed in any case, and an unfinished line is ended. Raises
+    is streamed. The stream is closed in any case, and an unfinished line is ended. What follows on
+    stderr are the times for which the connection was lost. Raises
     KeyboardInterrupt once the stream is closed.
     """
     shown = None if args.json else _Shown(len(answers))
+    gaps_s: Sequence[float] = ()
     try:
         with cancelled_by_ctrl_c(start) as stream:
+            gaps_s = stream.gaps_s
             for delta in stream:
                 answers[delta.index].append(delta)
                 if shown:
@@ -103,6 +108,9 @@ def show(start: Callable[[], DeltaStream], answers: Sequence[Answer], args: argp
     finally:
         if shown:
             shown.end_line()
+        for gap_s in gaps_s:
+            if gap_s > TOLD_GAP_S:
+                print(f"[connection lost; resumed after {gap_s:.1f} s]", file=sys.stderr)
     if args.json:
         for answer in answers:
             print(json.dumps(answer.as_json(), allow_nan=False), flush=True)

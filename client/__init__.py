@@ -3,7 +3,8 @@
 Needs only grpc and the generated stubs, neither Ray nor torch.
 """
 
-from client.client import DEFAULT_ADDRESS, Client, DeltaStream
+from client.client import DEFAULT_ADDRESS, Client
+from client.delta_stream import DeltaStream
 from client.errors import (
     ClientError,
     DeadlineExceeded,

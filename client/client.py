@@ -5,7 +5,8 @@ with Client("127.0.0.1:9000") as client:
         print(delta.text, end="", flush=True)
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from threading import Event
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message as ProtoMessage
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from client.delta_stream import RESUME_S, DeltaStream
 from client.errors import ClientError, InvalidRequest, error_of
-from client.types import Delta, ModelInfo, Sampling, delta_of, model_info_of
+from client.types import ModelInfo, Sampling, model_info_of
 from protos.drover.v1 import inference_pb2 as pb
 from protos.drover.v1 import inference_pb2_grpc
 
@@ -27,57 +29,14 @@ INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
 _LOOPBACK = ("127.", "localhost", "[::1]")
 
 
-class DeltaStream(Iterator[Delta]):
-    """The deltas of a call's answers, as they are made.
-
-    `close`, or the end of its `with` block, cancels the rest.
-    """
-
-    def __init__(self, call: Any, address: str, answers: int = 1) -> None:
-        self._call = call
-        self._address = address
-        self._unfinished = answers  # answers whose last delta has not arrived
-        self._closed = False
-
-    def __next__(self) -> Delta:
-        """The next delta.
-
-        Each answer's last one has a finish_reason. Raises ClientError if the server failed.
-        """
-        if self._closed:
-            raise StopIteration
-        try:
-            delta = delta_of(next(self._call))
-        except StopIteration:
-            if self._unfinished <= 0:
-                raise
-            message = f"{self._address} ended the answer without a finish reason"
-            raise ClientError(grpc.StatusCode.DATA_LOSS, message) from None
-        except grpc.RpcError as error:
-            raise error_of(error, self._address) from None
-        self._unfinished -= delta.finish_reason is not None
-        return delta
-
-    def close(self) -> None:
-        """Cancel the rest.
-
-        The server frees the request's memory within one step. Harmless after the end.
-        """
-        self._closed = True
-        self._call.cancel()
-
-    def __enter__(self) -> "DeltaStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 class Client:
     """A connection to one server, opened by the first call. Threads may share it.
 
     Every method takes `timeout_s` for the whole call; None waits for ever. Errors are ClientErrors
     (client/errors.py).
+
+    `generate` and `chat` take `resume_s`: a stream that breaks is resumed by itself, within so many
+    seconds each time. With 0 it ends with ServerUnavailable.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
@@ -87,7 +46,11 @@ class Client:
             ("grpc.max_receive_message_length", -1),
             # A proxy from the environment (http_proxy) cannot reach this machine's loopback.
             ("grpc.enable_http_proxy", int(not address.startswith(_LOOPBACK))),
+            # By default grpc looks for a server that went away after 1, 1.6, ... 120 s.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),
         ]
+        self._reached = Event()  # the server has answered once
         self._channel = grpc.insecure_channel(address, options=options)
         self._inference: Any = inference_pb2_grpc.InferenceStub(self._channel)  # type: ignore[no-untyped-call]
         self._health: Any = health_pb2_grpc.HealthStub(self._channel)
@@ -110,6 +73,7 @@ class Client:
         *,
         model: str = "",
         timeout_s: float | None = None,
+        resume_s: float = RESUME_S,
         **sampling: "Unpack[Sampling]",
     ) -> DeltaStream:
         """Continue a prompt: text, or token ids, which are used unchanged.
@@ -123,8 +87,7 @@ class Client:
         else:
             _extend(request.token_ids.ids, prompt, "prompt.token_ids")
             request.token_ids.SetInParent()
-        call = self._inference.Generate(request, timeout=timeout_s)
-        return DeltaStream(call, self.address, request.sampling.n or 1)
+        return DeltaStream(self._inference.Generate, request, self.address, timeout_s, resume_s, self._reached)
 
     def chat(
         self,
@@ -132,6 +95,7 @@ class Client:
         *,
         model: str = "",
         timeout_s: float | None = None,
+        resume_s: float = RESUME_S,
         **sampling: "Unpack[Sampling]",
     ) -> DeltaStream:
         """Answer a conversation of (role, content) messages, oldest first."""
@@ -140,8 +104,7 @@ class Client:
             message = request.messages.add()
             _set(message, "role", role, f"messages[{index}].role")
             _set(message, "content", content, f"messages[{index}].content")
-        call = self._inference.Chat(request, timeout=timeout_s)
-        return DeltaStream(call, self.address, request.sampling.n or 1)
+        return DeltaStream(self._inference.Chat, request, self.address, timeout_s, resume_s, self._reached)
 
     def tokenize(
         self, text: str, *, add_bos: bool = True, model: str = "", timeout_s: float | None = None
@@ -175,9 +138,11 @@ class Client:
 
     def _call(self, method: Callable[..., Any], request: ProtoMessage, timeout_s: float | None) -> Any:
         try:
-            return method(request, timeout=timeout_s)
+            reply = method(request, timeout=timeout_s)
         except grpc.RpcError as error:
             raise error_of(error, self.address) from None
+        self._reached.set()
+        return reply
 
 
 def _sampling(given: Sampling) -> pb.SamplingParams:

@@ -10,7 +10,7 @@ ClientError              any status that is not OK; `code` tells which
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 
@@ -49,7 +49,13 @@ class DeadlineExceeded(ClientError):
 
 
 class ServerUnavailable(ClientError):
-    """No server answers at the address, or a part of it is down. The same call may work later."""
+    """No server answers at the address, or a part of it is down. The same call may work later.
+
+    connection: "none": none was made. "broken": it broke, or HAProxy broke the call off. "up": the
+    server itself said that it is unavailable.
+    """
+
+    connection: Literal["none", "broken", "up"] = "up"
 
 
 _ERROR_TYPES = {
@@ -66,8 +72,10 @@ _NO_REPLICA = {
     grpc.StatusCode.NOT_FOUND: "Ping /ray.serve.RayServeAPIService/ListApplications",
     grpc.StatusCode.UNKNOWN: "Received http2 header with status: 500",
 }
-# grpc's messages when no connection was made. Every other UNAVAILABLE comes from a server.
+# grpc's messages when no connection was made, and when it broke. Every other UNAVAILABLE comes from
+# a server.
 _NO_CONNECTION = ("failed to connect", "errors resolving", "DNS resolution failed", "Name resolution failure")
+_BROKEN = ("Socket closed", "Connection reset", "recvmsg:", "sendmsg:", "Broken pipe", "GOAWAY", "Stream removed")
 
 
 # Ray Serve 2.60 drops the trailing metadata of a failed stream, so the hint is also in the message.
@@ -86,15 +94,21 @@ def error_of(error: grpc.RpcError, address: str) -> ClientError:
     """The ClientError for an error that grpc raised during a call to `address`."""
     call: Any = error  # grpc raises objects that are both RpcError and Call, which its type stubs do not say
     code, message = call.code(), call.details() or ""
+    connection: Literal["none", "broken", "up"] = "up"
     if code is grpc.StatusCode.UNAVAILABLE and message.startswith(_NO_CONNECTION):
-        message = f"no server answers at {address} ({message})"
+        connection, message = "none", f"no server answers at {address} ({message})"
+    elif code is grpc.StatusCode.UNAVAILABLE and message.startswith(_BROKEN):
+        connection = "broken"
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         message = f"{address} did not finish in time: {message}"
     elif _is_broken_off(code, message):
+        connection = "broken"
         code, message = grpc.StatusCode.UNAVAILABLE, f"{address} broke the call off; try again ({message})"
     made = _ERROR_TYPES.get(code, ClientError)(code, message or f"{address} answered {code.name} without a message")
     if isinstance(made, ResourceExhausted):
         made.retry_after_s = _retry_after_s(call.trailing_metadata(), message)
+    if isinstance(made, ServerUnavailable):
+        made.connection = connection
     return made
 
 

@@ -111,13 +111,13 @@ class LinksConfig(_Section):
     backend: "tcp" sends rows through host memory, "nccl" between GPUs.
     heartbeat_ms: time between heartbeats, which also flow while a shard computes.
     dead_after_ms: a shard that is silent for this long counts as dead.
-    reply_deadline_ms: how long a shard that is alive may take to answer for one layer.
+    stuck_after_ms: a shard that takes longer over one message ends itself, and is started again.
     """
 
     backend: Literal["tcp", "nccl"] = "tcp"
     heartbeat_ms: Annotated[float, Field(ge=1)] = 100.0
     dead_after_ms: Annotated[float, Field(gt=0)] = 500.0
-    reply_deadline_ms: Annotated[float, Field(gt=0)] = 10_000.0
+    stuck_after_ms: Annotated[float, Field(gt=0)] = 10_000.0
 
     @model_validator(mode="after")
     def _silence_is_longer_than_a_heartbeat(self) -> "LinksConfig":

@@ -107,7 +107,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
         address = f"{f'[{host}]' if ':' in host else host}:{config.frontend.grpc_port}"
         _wait_until(lambda: _not_serving(address), deadline, f"gRPC on {address} does not answer")
         start_s = time.monotonic() - began
-        _create_controller(config, checkpoint, blueprints)  # last: what dies in a start fails the start
+        _create_controller(config, checkpoint, group, blueprints)  # last: what dies in a start fails the start
     except BaseException as error:
         end(config)
         if isinstance(error, ray.exceptions.RayError):
@@ -205,7 +205,9 @@ def _reserve(config: DeploymentConfig) -> Any:
                 f"shards.count {config.shards.count} * shards.{key} {of(config.shards):g}), the Ray cluster has "
                 f"{total.get(resource, 0):g}; lower them, or add nodes"
             )
-    group = placement_group(bundles, strategy="PACK", name=app_name(config.ray.namespace), lifetime="detached")
+    # Replicas are to be on different nodes; without any, everything had better be close together.
+    strategy = "SPREAD" if config.placement.replicas > 1 else "PACK"
+    group = placement_group(bundles, strategy=strategy, name=app_name(config.ray.namespace), lifetime="detached")
     if not group.wait(ROOM_TIMEOUT_S):
         raise StartError(
             f"no room for the actors: bundles {bundles} did not fit within {ROOM_TIMEOUT_S:g} s; free now are "
@@ -222,8 +224,8 @@ def _nodes_of_bundles(group: Any) -> list[str]:
 
 def _blueprints(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> tuple[Blueprint, ...]:
     """Routers first, in the order of their bundles."""
-    router, shards = router_spec(config, checkpoint), shard_specs(config, checkpoint)
     _, *shard_nodes = _nodes_of_bundles(group)
+    router, shards = router_spec(config, checkpoint, shard_nodes), shard_specs(config, checkpoint, shard_nodes)
     on_node = Counter(shard_nodes)
     shards = [replace(shard, neighbours=on_node[node]) for shard, node in zip(shards, shard_nodes, strict=True)]
     return (
@@ -240,8 +242,12 @@ def _blueprint(spec: RouterSpec | ShardSpec, config: DeploymentConfig, part: Par
     )
 
 
-def _create_controller(config: DeploymentConfig, checkpoint: Checkpoint, blueprints: tuple[Blueprint, ...]) -> None:
-    spec = ControllerSpec(config.ray.namespace, blueprints, placement(config, checkpoint))
+def _create_controller(
+    config: DeploymentConfig, checkpoint: Checkpoint, group: Any, blueprints: tuple[Blueprint, ...]
+) -> None:
+    _, *shard_nodes = _nodes_of_bundles(group)
+    held = placement(config, checkpoint, shard_nodes)
+    spec = ControllerSpec(config.ray.namespace, blueprints, held)
     options = {"name": CONTROLLER, "namespace": config.ray.namespace, "lifetime": "detached", "max_restarts": -1}
     ray.remote(RemoteController).options(**options, num_cpus=0, max_concurrency=8).remote(spec)
 

@@ -65,7 +65,8 @@ def read_page(
     answers = _ask([(router_name, "metrics"), *((name, "stats") for name in shard_names)], namespace, timeout_s)
     counted: RouterMetrics | None = answers.get(router_name)
     down = frozenset(counted.down) if counted else frozenset()
-    router = RouterReport(router_name, counted.engine if counted else None, shard_names, down)
+    losses = counted.losses if counted else {}
+    router = RouterReport(router_name, counted.engine if counted else None, shard_names, down, losses)
     # A shard that has not loaded yet answers, and holds no expert.
     held = {name: answers[name] for name in shard_names if name in answers and answers[name].experts_held}
     shards = [ShardReport(name, held[name].rows_computed if name in held else None) for name in shard_names]

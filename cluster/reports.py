@@ -45,6 +45,8 @@ RATE_WINDOW_S = 10
 class RouterStats:
     """tokens_per_s: generated, averaged over the last RATE_WINDOW_S seconds. down: shard name -> why.
 
+    retries: parts of steps that another shard was asked for, by reason. slow: shard name -> how many
+    times as long as the fastest it takes.
     open_requests: those whose end has not been handed out. draining_s: for how long the router has
     drained; None: it does not. drained: names of shards that it leaves alone, as told.
     is_stopping: it refuses new requests, because the deployment is about to end.
@@ -54,6 +56,8 @@ class RouterStats:
     tokens_per_s: float
     frontends: int
     down: dict[str, str]
+    retries: dict[str, int]
+    slow: dict[str, float]
     open_requests: int = 0
     draining_s: float | None = None
     drained: tuple[str, ...] = ()
@@ -62,10 +66,14 @@ class RouterStats:
 
 @dataclass(frozen=True)
 class RouterMetrics:
-    """engine: None while the model is being loaded. down: names of shards without a working link."""
+    """engine: None while the model is being loaded. down: names of shards without a working link.
+
+    losses: links lost since the start, by kind.
+    """
 
     engine: EngineSnapshot | None
     down: tuple[str, ...]
+    losses: dict[str, int]
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class RayRouterClient:
         self._puller: asyncio.Task[None] | None = None
         self._to_submit: dict[str, GenerationRequest] = {}
         self._to_cancel: dict[str, str] = {}  # request id -> how its end is counted
+        self._to_release: dict[str, str] = {}  # call id -> what to keep
         self._mailer: asyncio.Task[None] | None = None
         self._router: ray.actor.ActorHandle | None = None
         self._finding: asyncio.Future[ray.actor.ActorHandle] | None = None
@@ -65,6 +66,11 @@ class RayRouterClient:
     def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
         return self._streams.new_stream(requests)
 
+    def release(self, call_id: str, keep: str) -> None:
+        self._streams.release(call_id, keep)
+        self._to_release[call_id] = keep
+        self._mail()
+
     def submit(self, request: GenerationRequest) -> None:
         """Send a request with the next mail, and pull until it has ended."""
         self._to_submit[request.request_id] = request
@@ -85,20 +91,26 @@ class RayRouterClient:
     async def _send_mail(self) -> None:
         """Send all mail. What is posted while a call is under way goes with the next one.
 
-        Cancellations go first: an id among both was cancelled before it was used again.
+        Cancellations go first: an id among both was cancelled before it was used again. Releases
+        make room for what comes in place of them.
         """
-        while self._to_submit or self._to_cancel:
+        while self._to_submit or self._to_cancel or self._to_release:
             requests, self._to_submit = self._to_submit, {}
+            released, self._to_release = self._to_release, {}
             cancelled, self._to_cancel = self._to_cancel, {}
             try:
                 router = await self._find()
                 if cancelled:
                     await router.cancel.remote(self._frontend_id, cancelled)
+                if released:
+                    await router.release.remote(released)
                 if requests:
                     await router.submit.remote(self._frontend_id, list(requests.values()))
             except Exception as error:  # a defect, too, must not leave streams without an end
                 self._fail(error)
-                self._to_cancel = cancelled | self._to_cancel  # again with the next mail: the router may still live
+                # Again with the next mail: the router may still live.
+                self._to_cancel = cancelled | self._to_cancel
+                self._to_release = released | self._to_release
                 return
 
     async def _pull_while_running(self) -> None:

@@ -35,6 +35,10 @@ _Bytes = TypeVar("_Bytes")
 _MAX_CANDIDATES = 64
 
 
+class PeerSilent(ConnectionError):
+    """The peer has sent nothing, or taken nothing, for as long as it may."""
+
+
 class Connection:
     """One end: bytes in, bytes out, and no wait longer than the peer may be silent.
 
@@ -77,7 +81,7 @@ class Connection:
         try:
             count = operation(what)
         except TimeoutError:
-            raise ConnectionError(f"the peer was silent for {self._socket.gettimeout():g} s") from None
+            raise PeerSilent(f"the peer was silent for {self._socket.gettimeout():g} s") from None
         except OSError as error:
             raise ConnectionError(error.strerror or str(error)) from None
         if count == 0:

@@ -22,7 +22,7 @@ from functools import partial
 
 import torch
 
-from experts.connection import Connection
+from experts.connection import Connection, PeerSilent
 from experts.errors import LinkDown
 from experts.groups.row_channel import RowChannel
 from experts.wire import Kind, Message, WireFormat
@@ -76,6 +76,8 @@ class Endpoint:
         """Set once the link has ended; down_reason then says why."""
         self.down_reason: str | None = None
         """None while the link works; else why it ended."""
+        self.down_kind = ""
+        """How it ended, for counting: "lost" by the peer, "silent", "broke" by a defect, or "closed" here."""
         connection.allow_silence(liveness.silence_s)
         doing = {"receive": self._receive_all, "send": self._send_all}
         if rows is not None:
@@ -103,7 +105,7 @@ class Endpoint:
 
         Not to be called from on_message or on_down.
         """
-        self._end("closed")
+        self._end("closed", "closed")
         self._close_channels()
         for thread in self._threads:
             thread.join(self._liveness.silence_s + 5.0)
@@ -149,10 +151,10 @@ class Endpoint:
         try:
             yield
         except ConnectionError as error:
-            self._end(f"{how}: {error}")
+            self._end(f"{how}: {error}", "silent" if isinstance(error, PeerSilent) else "lost")
         except Exception as error:
             logger.exception("link %s broke", self.name)
-            self._end(f"broke: {error!r}")
+            self._end(f"broke: {error!r}", "broke")
         finally:
             self._close_channels()
 
@@ -168,8 +170,9 @@ class Endpoint:
         if self._rows is not None:
             self._rows.close()
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, kind: str) -> None:
         if self.down_reason is None:
+            self.down_kind = kind
             self.down_reason = reason
         self.ended.set()
         self._outbox.put(lambda: None)

@@ -17,7 +17,7 @@ class RefusalCode(IntEnum):
 
 
 class LinkDown(Exception):
-    """No answer came over the link to a shard: it died, went silent, or took too long.
+    """No answer comes over the link to a shard: it has died, went silent, or was never reached.
 
     The message says which.
     """

@@ -2,10 +2,13 @@
 
 import itertools
 import threading
+import time
 import weakref
+from collections.abc import Callable
 
 import torch
 
+from experts.bell import Bell
 from experts.connection import Connection
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, refusal
@@ -17,10 +20,8 @@ from experts.wire import Kind, Message, WireFormat
 class GroupLink:
     """Sends requests and matches replies to them by sequence number.
 
-    A reply that nobody holds any more is dropped.
-
-    reply_deadline_s: how long a living shard may take for one request. Missing it does not end the
-    link.
+    A reply that nobody holds any more is dropped. How long to wait is the caller's affair: a
+    living shard may take any time.
     """
 
     def __init__(
@@ -28,22 +29,38 @@ class GroupLink:
         connection: Connection,
         wire: WireFormat,
         liveness: Liveness,
-        reply_deadline_s: float,
+        bell: Bell,
         device: torch.device,
         name: str,
         rows: RowChannel | None = None,
+        on_loaded: Callable[[], None] = lambda: None,
     ) -> None:
-        self._reply_deadline_s = reply_deadline_s
+        """bell: rung for every reply, and when the link ends. device: where answers are wanted.
+
+        on_loaded: called in a receiving thread once the shard says that it has loaded.
+        """
+        self._bell, self._on_loaded = bell, on_loaded
         self._device, self._rows_inline = device, wire.rows_inline
         self._sequence = itertools.count(1)
-        self._changed = threading.Condition()
+        self._awaited_lock = threading.Lock()
         # Weak references: a step that was given up drops its replies, and their answers with them.
         self._awaited: weakref.WeakValueDictionary[int, _GroupReply] = weakref.WeakValueDictionary()
+        self.is_loaded = False
         self._endpoint = Endpoint(connection, wire, liveness, self._on_message, self._on_down, name, rows)
 
     @property
     def down_reason(self) -> str | None:
         return self._endpoint.down_reason
+
+    @property
+    def down_kind(self) -> str:
+        """See Endpoint.down_kind."""
+        return self._endpoint.down_kind
+
+    @property
+    def device(self) -> torch.device:
+        """Where answers are wanted."""
+        return self._device
 
     def request(self, rows: ExpertRows) -> Reply:
         """Send the rows, which must not change any more. Raises LinkDown.
@@ -54,7 +71,7 @@ class GroupLink:
         x_ND = rows.x_ND.cpu() if self._rows_inline else rows.x_ND
         message = Message(Kind.ROWS, sequence, rows.layer, rows.experts, rows.versions, rows.counts, x_ND)
         reply = _GroupReply(self, message)
-        with self._changed:
+        with self._awaited_lock:
             self._awaited[sequence] = reply
         self._endpoint.post(message, while_held=True)
         return reply
@@ -68,40 +85,41 @@ class GroupLink:
     def close(self) -> None:
         self._endpoint.close()
 
-    def answer_to(self, reply: "_GroupReply") -> torch.Tensor:
-        """The answer, on the router's device. Raises LinkDown, NotHeld, ComputeFailed."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: reply.message is not None or self.down_reason is not None, self._reply_deadline_s
-            )
-            message = reply.message
-        if message is None:
-            reason = self.down_reason or f"no answer within {self._reply_deadline_s:g} s, though it is alive"
-            raise LinkDown(reason)
-        if message.kind is Kind.REFUSAL:
-            assert message.code is not None
-            raise refusal(message.code, message.text)
-        assert message.x_ND is not None
-        return message.x_ND.to(self._device)
-
     def _on_message(self, message: Message) -> None:
-        with self._changed:
+        if message.kind is Kind.LOADED:
+            self.is_loaded = True
+            self._on_loaded()
+            return
+        with self._awaited_lock:
             reply = self._awaited.get(message.sequence)
-            if reply is not None:
-                reply.message = message
-                self._changed.notify_all()
+        if reply is not None:
+            reply.answered_s = time.monotonic()
+            reply.answer = message
+            self._bell.ring()
 
     def _on_down(self, reason: str) -> None:
-        with self._changed:
-            self._changed.notify_all()
+        self._bell.ring()
 
 
 class _GroupReply:
-    """asked: what was sent, or will be while this lives. message: the answer, once it has come."""
+    """asked: what was sent, or will be while this lives. answer: None until it has come."""
 
     def __init__(self, link: GroupLink, asked: Message) -> None:
         self._link, self.asked = link, asked
-        self.message: Message | None = None
+        self.answer: Message | None = None
+        self.answered_s: float | None = None
 
-    def wait(self) -> torch.Tensor:
-        return self._link.answer_to(self)
+    @property
+    def done(self) -> bool:
+        return self.answer is not None or self._link.down_reason is not None
+
+    def take(self) -> torch.Tensor:
+        """On the router's device. Raises LinkDown, NotHeld, ComputeFailed."""
+        answer = self.answer
+        if answer is None:
+            raise LinkDown(self._link.down_reason)
+        if answer.kind is Kind.REFUSAL:
+            assert answer.code is not None
+            raise refusal(answer.code, answer.text)
+        assert answer.x_ND is not None
+        return answer.x_ND.to(self._link.device)

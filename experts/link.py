@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from experts.errors import ShardRefused
 from experts.shard import ExpertShard
 
 
@@ -28,10 +29,26 @@ class ExpertRows(NamedTuple):
 
 
 class Reply(Protocol):
-    """The answer to one request, perhaps still on its way."""
+    """The answer to one request, perhaps still on its way. The link's bell rings when it has come.
 
-    def wait(self) -> torch.Tensor:
-        """y_ND, in the order of the request's rows. Raises LinkDown, NotHeld or ComputeFailed."""
+    Whoever drops a reply wants it no more.
+    """
+
+    @property
+    def done(self) -> bool:
+        """Whether `take` returns or raises at once: the answer has come, or never will."""
+        ...
+
+    @property
+    def answered_s(self) -> float | None:
+        """When the answer came, by time.monotonic; None if it did not come from elsewhere."""
+        ...
+
+    def take(self) -> torch.Tensor:
+        """y_ND of a reply that is done, in the order of the request's rows.
+
+        Raises LinkDown, NotHeld or ComputeFailed.
+        """
         ...
 
 
@@ -43,11 +60,13 @@ class Link(Protocol):
         """None while the link works; else why it does not, for messages to users."""
         ...
 
-    def request(self, rows: ExpertRows) -> Reply:
-        """Send the rows on their way; the shard computes while the caller goes on.
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the shard holds all that it should. One that still loads answers, but slowly."""
+        ...
 
-        Raises LinkDown; and NotHeld at once where the shard is asked within the process.
-        """
+    def request(self, rows: ExpertRows) -> Reply:
+        """Send the rows on their way; the shard computes while the caller goes on. Raises LinkDown."""
         ...
 
     def close(self) -> None: ...
@@ -60,13 +79,16 @@ class LocalLink:
     """
 
     down_reason = None
+    is_loaded = True
 
     def __init__(self, shard: ExpertShard) -> None:
         self._shard = shard
 
     def request(self, rows: ExpertRows) -> Reply:
-        y_ND = self._shard.compute(rows.layer, rows.experts, rows.versions, rows.counts, rows.x_ND)
-        return _Done(y_ND)
+        try:
+            return _Done(self._shard.compute(rows.layer, rows.experts, rows.versions, rows.counts, rows.x_ND))
+        except ShardRefused as refusal:
+            return _Done(refusal)
 
     def close(self) -> None:
         pass
@@ -74,7 +96,11 @@ class LocalLink:
 
 @dataclass(frozen=True)
 class _Done:
-    y_ND: torch.Tensor
+    outcome: torch.Tensor | ShardRefused
+    done = True
+    answered_s = None
 
-    def wait(self) -> torch.Tensor:
-        return self.y_ND
+    def take(self) -> torch.Tensor:
+        if isinstance(self.outcome, ShardRefused):
+            raise self.outcome
+        return self.outcome

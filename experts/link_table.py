@@ -1,30 +1,49 @@
 """A router's links, by shard: formed and lost by whoever keeps them, used by its dispatcher."""
 
 import threading
-import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
 
+from experts.bell import Bell, ThreadBell
 from experts.errors import LinkDown
 from experts.link import Link
 
 NOT_LINKED = "not linked yet"
 
 
+class Use(IntEnum):
+    """How gladly a shard is asked. Of the shards that hold an expert, the first kind here is asked.
+
+    READY: it holds all that it should. DRAINING: it is to go soon. LOADING: it answers, but may
+    have to read an expert first.
+    """
+
+    READY = 0
+    DRAINING = 1
+    LOADING = 2
+
+
 class LinkTable:
     """shard -> link, for the shards that have one; for the others, why not.
 
     Any thread may change it, and any may read it. Reading takes no lock: a change replaces the
-    mapping as a whole.
+    mappings as a whole.
     """
 
-    def __init__(self, links: Mapping[int, Link] | None = None) -> None:
-        self._changed = threading.Condition()
-        self._links: Mapping[int, Link] = dict(links or {})
+    def __init__(self, links: Mapping[int, Link] | None = None, bell: Bell | None = None) -> None:
+        """bell: rung at each change; replies over these links should ring it, too."""
+        self.bell = bell or ThreadBell()
+        self._changing = threading.Lock()
+        self._links: Mapping[int, Link] = {}
         self._reasons: dict[int, str] = {}
-        self.alive = frozenset(self._links)
-        """The shards that have a link; the same object until that set changes."""
-        self.num_changes = 0
-        """How often a link was put in place or taken away."""
+        self._draining: frozenset[int] = frozenset()
+        self.use_of: Mapping[int, Use] = {}
+        """The shards that can be asked, and how gladly; the same object until that changes."""
+        self.losses: Counter[str] = Counter()
+        """How many links were lost, by kind (LinkDown.kind)."""
+        with self._changing:
+            self._set(dict(links or {}))
 
     def link(self, shard: int) -> Link:
         """The shard's link. Raises LinkDown, with the reason, if it has none."""
@@ -43,28 +62,39 @@ class LinkTable:
 
         The old one is not closed.
         """
-        with self._changed:
+        with self._changing:
             self._set({**self._links, shard: link})
 
-    def remove(self, shard: int, reason: str) -> None:
-        """The shard has no link any more, or still has none, for this reason."""
-        with self._changed:
+    def remove(self, shard: int, reason: str, kind: str = "") -> None:
+        """The shard has no link any more, or still has none, for this reason.
+
+        kind: counted in `losses` if it had one.
+        """
+        with self._changing:
             self._reasons[shard] = reason  # before the link goes: then there is always a link or its reason
             if shard in self._links:
+                self.losses[kind] += 1
                 self._set({other: link for other, link in self._links.items() if other != shard})
 
-    def wait_for_change(self, seen: int, deadline_s: float) -> bool:
-        """Return once num_changes is no longer `seen`; False if time.monotonic reaches deadline_s before.
+    def drain(self, shards: Iterable[int]) -> None:
+        """Ask these shards, and only these, for nothing that others hold, too."""
+        with self._changing:
+            self._draining = frozenset(shards)
+            self._set(self._links)
 
-        Read num_changes first, then look whether a wait is needed, then wait: no change can be
-        missed.
-        """
-        with self._changed:
-            return self._changed.wait_for(lambda: self.num_changes != seen, max(0.0, deadline_s - time.monotonic()))
+    def look_again(self) -> None:
+        """A link says something else of itself than before: see Link.is_loaded."""
+        with self._changing:
+            self._set(self._links)
 
     def _set(self, links: Mapping[int, Link]) -> None:
         self._links = links
-        if links.keys() != self.alive:
-            self.alive = frozenset(links)
-        self.num_changes += 1
-        self._changed.notify_all()
+        use_of = {shard: self._use(shard, link) for shard, link in links.items()}
+        if use_of != self.use_of:
+            self.use_of = use_of
+        self.bell.ring()
+
+    def _use(self, shard: int, link: Link) -> Use:
+        if not link.is_loaded:
+            return Use.LOADING
+        return Use.DRAINING if shard in self._draining else Use.READY

@@ -11,7 +11,9 @@ import torch
 
 from checkpoint.tensors import Checkpoint
 from experts.placement import Slot
-from experts.slots import HeldExpert, Slots
+from experts.slot_loader import SlotLoader
+from experts.slots import Slots
+from kernels.grouped_mlp import Expert
 from kernels.kernels import Kernels
 
 
@@ -21,10 +23,14 @@ class ExpertShard:
     That is a pure function: any request may be repeated, here or elsewhere.
     """
 
-    def __init__(self, slots: Slots, kernels: Kernels) -> None:
-        """slots: may change while the shard computes. kernels: which made the experts in them."""
+    def __init__(self, slots: Slots, kernels: Kernels, loader: SlotLoader | None = None) -> None:
+        """slots: may change while the shard computes. kernels: which made the experts in them.
+
+        loader: reads experts that a request needs before the slots are filled.
+        """
         self.slots = slots
         self.kernels = kernels
+        self._loader = loader
         self.rows_computed = 0
         """Rows (token, expert pairs) computed so far."""
 
@@ -44,14 +50,43 @@ class ExpertShard:
         versions: of the experts' weights. Raises NotHeld rather than compute with an expert or a
         version not asked for.
         """
+        if self._loader is not None:
+            self._loader.load_now(layer, experts)
         y_ND = self.kernels.grouped_mlp(x_ND, self.slots.experts(layer, experts, versions), counts)
         self.rows_computed += len(x_ND)
         return y_ND
 
+    def warm_up(self, hidden_size: int) -> None:
+        """Compile loops now, and not in a request. Only the thread that computes may call it."""
+        held = self.slots.any_expert()
+        if held is not None:
+            self.kernels.grouped_mlp(self.kernels.zeros(1, hidden_size), [held], [1])
+
 
 def shard_bytes(checkpoint: Checkpoint, slots: Iterable[Slot]) -> int:
-    """Bytes of the checkpoint that `load_shard` will read, for progress."""
+    """Bytes of the checkpoint that a shard of these slots will read, for progress."""
     return sum(checkpoint.expert_bytes(layer) for layer, _ in slots)
+
+
+def slot_loader(
+    checkpoint: Checkpoint,
+    slots: Slots,
+    versions: Mapping[Slot, int],
+    kernels: Kernels,
+    on_bytes: Callable[[int], None] | None = None,
+) -> SlotLoader:
+    """What fills `slots` with exactly these experts of the checkpoint, laid out for `kernels`.
+
+    versions: of the weights that the checkpoint has for each slot. on_bytes: called with each
+    piece's size.
+    """
+
+    def read(slot: Slot) -> Expert:
+        layer, expert = slot
+        gate_up_F2D, down_DF = checkpoint.read_expert(layer, expert, kernels.dtype, on_bytes)
+        return kernels.expert(gate_up_F2D.to(kernels.device), down_DF.to(kernels.device))
+
+    return SlotLoader(slots, versions, read)
 
 
 def load_shard(
@@ -60,21 +95,9 @@ def load_shard(
     kernels: Kernels,
     on_bytes: Callable[[int], None] | None = None,
 ) -> ExpertShard:
-    """Read exactly these slots' experts and lay them out for `kernels`.
-
-    Reads expert by expert, so that a shard never holds a layer twice.
-    versions: of the weights that the checkpoint has for each slot. on_bytes: called with each
-    piece's size.
-    """
-    held: dict[Slot, HeldExpert] = {}
-    for (layer, expert), version in versions.items():
-        gate_up_F2D, down_DF = checkpoint.read_expert(layer, expert, kernels.dtype, on_bytes)
-        held[layer, expert] = HeldExpert(
-            version, kernels.expert(gate_up_F2D.to(kernels.device), down_DF.to(kernels.device))
-        )
-    if held:  # compiles loops now, and not in a request
-        x_ND = kernels.zeros(1, checkpoint.config.hidden_size)
-        kernels.grouped_mlp(x_ND, [next(iter(held.values())).expert], [1])
+    """A shard that holds exactly these slots; see `slot_loader`."""
     slots = Slots()
-    slots.change(held)
-    return ExpertShard(slots, kernels)
+    slot_loader(checkpoint, slots, versions, kernels, on_bytes).load_all()
+    shard = ExpertShard(slots, kernels)
+    shard.warm_up(checkpoint.config.hidden_size)
+    return shard

@@ -1,6 +1,7 @@
 """Serves one shard to any number of routers.
 
-One thread computes their requests in the order of arrival.
+One thread computes their requests in the order of arrival, and those of one layer that wait
+together in one go.
 
 It never waits for a fuller batch, and drops the requests of routers whose link has ended.
 """
@@ -8,7 +9,8 @@ It never waits for a fuller batch, and drops the requests of routers whose link 
 import logging
 import queue
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -16,29 +18,53 @@ from experts.connection import Connection
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, RefusalCode, ShardRefused
 from experts.groups.row_channel import RowChannel
+from experts.merged import Merged, can_join, is_sound
 from experts.shard import ExpertShard
 from experts.wire import Kind, Message, WireFormat
 from kernels.cores import set_compute_threads
 
 logger = logging.getLogger(__name__)
 
+_LOOKS = 4  # of the watch in each stuck_after_s
+
+_Request = tuple[Endpoint, Message]
+
 
 class ShardServer:
     """The links of one shard and the thread that computes for them.
 
-    Heartbeats come from other threads, so a shard whose computing thread has ended would look
-    alive for ever. If a defect ends that thread, it calls on_crash, and then closes all links.
+    Heartbeats come from other threads, so a shard whose computing thread has ended, or hangs, would
+    look alive for ever. If a defect ends that thread, or if it is stuck, this calls on_crash, and
+    then closes all links.
     """
 
-    def __init__(self, shard: ExpertShard, device: torch.device, on_crash: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        shard: ExpertShard,
+        device: torch.device,
+        on_crash: Callable[[], None] = lambda: None,
+        *,
+        is_loaded: bool = True,
+        stuck_after_s: float | None = None,
+    ) -> None:
+        """is_loaded: whether the shard holds all that it should; else `loaded` is to be called.
+
+        stuck_after_s: how long one computation may take; None: for ever.
+        """
         self.shard = shard
         self._device = device
         self._on_crash = on_crash
-        self._requests: queue.SimpleQueue[tuple[Endpoint, Message] | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._endpoints: set[Endpoint] = set()
         self._endpoints_lock = threading.Lock()
+        self._is_loaded = is_loaded
+        self._computations = 0
+        self._is_computing = False
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
+        if stuck_after_s is not None:
+            threading.Thread(target=self._watch, args=(stuck_after_s,), name="watch", daemon=True).start()
 
     @property
     def link_names(self) -> tuple[str, ...]:
@@ -68,7 +94,16 @@ class ShardServer:
         with self._endpoints_lock:
             if endpoint.down_reason is None:
                 self._endpoints.add(endpoint)
+            if self._is_loaded:
+                _tell_loaded(endpoint)
         created.set()
+
+    def loaded(self) -> None:
+        """Tell every router, now and later, that the shard holds all that it should."""
+        with self._endpoints_lock:
+            self._is_loaded = True
+            for endpoint in self._endpoints:
+                _tell_loaded(endpoint)
 
     def close(self) -> None:
         """End all links and the thread."""
@@ -87,21 +122,62 @@ class ShardServer:
             self._compute()
         except Exception:
             logger.exception("the shard broke")
-            try:
-                self._on_crash()
-            finally:
-                self._close_links()
+            self._crash()
+        finally:
+            self._ended.set()
+
+    def _crash(self) -> None:
+        try:
+            self._on_crash()
+        finally:
+            self._close_links()
+
+    def _watch(self, stuck_after_s: float) -> None:
+        """Counts looks, not seconds: while the whole process is stopped, nobody looks."""
+        seen, looks = None, 0
+        while not self._ended.wait(stuck_after_s / _LOOKS):
+            now = (self._computations, len(self.shard.slots))  # an expert that is read in between is progress, too
+            looks = looks + 1 if self._is_computing and now == seen else 0
+            seen = now
+            if looks > _LOOKS:
+                logger.error("one computation takes more than %g s: this shard is stuck", stuck_after_s)
+                self._crash()
+                return
 
     def _compute(self) -> None:
         set_compute_threads(self.shard.kernels.cores.threads)
-        while (item := self._requests.get()) is not None:
-            endpoint, request = item
-            if endpoint.down_reason is not None:
-                continue
+        backlog: deque[_Request] = deque()
+        while True:
+            while not backlog or not self._requests.empty():
+                item = self._requests.get()
+                if item is None:
+                    return
+                backlog.append(item)
+            batch = _next_batch(backlog)
+            if batch:
+                self._is_computing = True
+                self._answer_all(batch)
+                self._computations += 1
+                self._is_computing = False
+
+    def _answer_all(self, batch: Sequence[_Request]) -> None:
+        inline = {endpoint: endpoint.wire.rows_inline for endpoint, _ in batch}
+        if len(batch) > 1:
+            merged = Merged([request for _, request in batch])
             try:
-                endpoint.post(self._answer(request, rows_inline=endpoint.wire.rows_inline))
-            except LinkDown:
-                pass  # that router is gone, and its rows with it
+                y_ND = self._computed(merged)
+            except Exception as error:  # of one of them, perhaps: computed apart, each gets its own answer
+                logger.debug("%d merged requests failed: %r", len(batch), error)
+            else:
+                for (endpoint, request), answer_ND in zip(batch, merged.split(y_ND), strict=True):
+                    _post(endpoint, _result(request, answer_ND, rows_inline=inline[endpoint]))
+                return
+        for endpoint, request in batch:
+            _post(endpoint, self._answer(request, rows_inline=inline[endpoint]))
+
+    def _computed(self, rows: Message | Merged) -> torch.Tensor:
+        assert rows.x_ND is not None
+        return self.shard.compute(rows.layer, rows.experts, rows.versions, rows.counts, rows.x_ND.to(self._device))
 
     def _answer(self, request: Message, *, rows_inline: bool) -> Message:
         if request.kind is not Kind.ROWS or request.x_ND is None:  # a defect of that router, which must hear of it
@@ -109,15 +185,7 @@ class ShardServer:
             text = f"got {request.kind.name} with {rows} rows; a shard computes ROWS, at least one"
             return Message(Kind.REFUSAL, request.sequence, code=RefusalCode.COMPUTE_FAILED, text=text)
         try:
-            y_ND = self.shard.compute(
-                request.layer,
-                request.experts,
-                request.versions,
-                request.counts,
-                request.x_ND.to(self._device),
-            )
-            if rows_inline:  # here, because whoever sends may not wait for a device
-                y_ND = y_ND.cpu()
+            return _result(request, self._computed(request), rows_inline=rows_inline)
         except ShardRefused as refusal:
             return Message(Kind.REFUSAL, request.sequence, code=refusal.code, text=str(refusal))
         except Exception as error:
@@ -125,4 +193,32 @@ class ShardServer:
             logger.exception("computing failed")
             text = f"computing failed: {error}"
             return Message(Kind.REFUSAL, request.sequence, code=RefusalCode.COMPUTE_FAILED, text=text)
-        return Message(Kind.RESULT, request.sequence, x_ND=y_ND)
+
+
+def _next_batch(backlog: deque[_Request]) -> list[_Request]:
+    """Take the oldest request out of the backlog, and all that can be computed together with it."""
+    batch, left = [backlog.popleft()], list(backlog)
+    backlog.clear()
+    mergeable = batch[0][1].kind is Kind.ROWS and is_sound(batch[0][1])
+    for endpoint, request in left:
+        if mergeable and request.kind is Kind.ROWS and is_sound(request) and can_join(request, [r for _, r in batch]):
+            batch.append((endpoint, request))
+        else:
+            backlog.append((endpoint, request))
+    return [(endpoint, request) for endpoint, request in batch if endpoint.down_reason is None]
+
+
+def _result(request: Message, y_ND: torch.Tensor, *, rows_inline: bool) -> Message:
+    # To host memory here, because whoever sends may not wait for a device.
+    return Message(Kind.RESULT, request.sequence, x_ND=y_ND.cpu() if rows_inline else y_ND)
+
+
+def _tell_loaded(endpoint: Endpoint) -> None:
+    _post(endpoint, Message(Kind.LOADED))
+
+
+def _post(endpoint: Endpoint, message: Message) -> None:
+    try:
+        endpoint.post(message)
+    except LinkDown:
+        pass  # that router is gone, and its rows with it

@@ -56,6 +56,14 @@ class Slots:
             found.append(held.expert)
         return found
 
+    def holds(self, slot: Slot) -> bool:
+        """Whether the slot is held now, at any version."""
+        return slot in self._held
+
+    def any_expert(self) -> Expert | None:
+        """One of those held now; None if none is."""
+        return next((held.expert for held in self._held.values()), None)
+
     def versions(self) -> dict[Slot, int]:
         """What is held now: the version of each slot's weights."""
         return {slot: held.version for slot, held in self._held.items()}

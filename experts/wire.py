@@ -9,6 +9,7 @@ Kind by kind, with every field that is not named left 0 or empty:
     HEARTBEAT   nothing
     ROWS        sequence, layer, groups, rows: compute these experts, each at this version of its weights
     RESULT      the request's sequence, and its rows computed, in their order
+    LOADED      nothing; from a shard, which now holds all that it should
     REFUSAL     the request's sequence, a code (RefusalCode) and a text for the log:
                   1 NOT_HELD        an expert, or this version of it, is not here; other shards may have it
                   2 COMPUTE_FAILED  the experts are here, but computing failed; it may fail again
@@ -32,12 +33,13 @@ _MAX_GROUP_INT = 2**31 - 1
 
 
 class Kind(IntEnum):
-    """HEARTBEAT: I am alive. ROWS: compute these. RESULT: computed. REFUSAL: cannot, and why."""
+    """HEARTBEAT: I am alive. ROWS: compute these. RESULT: computed. REFUSAL: cannot, and why. LOADED: ready."""
 
     HEARTBEAT = 1
     ROWS = 2
     RESULT = 3
     REFUSAL = 4
+    LOADED = 5
 
 
 @dataclass(frozen=True)

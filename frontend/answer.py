@@ -41,8 +41,9 @@ class AnswerDelta:
 
     request_id: of the whole call, the same for all of its answers. index: which answer, from 0 to
     n - 1.
-    text: whole characters. token_ids: come together with their text. logprobs: one per token, if
-    asked for.
+    text: whole characters. token_ids: come together with their text, so that the tokens of all
+    deltas so far say how much text was sent. logprobs: one per token, if asked for.
+    seed: of the call, in its first delta only.
     finish_reason, usage: in an answer's last delta only. stop_string or stop_token_id: what ended
     the text; a stop token is the last of token_ids, and neither is part of text. prompt_logprobs:
     the prompt's next tokens, in order.
@@ -58,6 +59,7 @@ class AnswerDelta:
     stop_string: str | None = None
     stop_token_id: int | None = None
     usage: Usage | None = None
+    seed: int | None = None
 
 
 class _HeldToken(NamedTuple):
@@ -85,9 +87,24 @@ class Answer:
         self._has_stops = bool(stops.root.next)
         self._held: deque[_HeldToken] = deque()
         self._chars = 0  # length of the answer's text, with what the matcher holds back
+        self._decided_chars = 0  # without it
+        self._sent_chars = self._released_chars = 0  # of the text, and of the tokens' text
+        self._unsent = ""  # decided, but its token is not
         self._completion_tokens = self._cached_tokens = 0
-        self._prompt_position = 0
+        self._prompt_position = self._prompt_logprobs_sent = 0
         self.finished = False
+
+    def skip(self, received: Sequence[int], prompt_logprobs: int) -> None:
+        """Begin behind what the client has: tokens with their text, and so many prompt_logprobs.
+
+        Finishes the answer if a stop string is complete in it. Before the first `take`.
+        """
+        self.finished = self._append(TokenDelta(self._request_id, tuple(received))) is not None
+        if self._held:
+            self._sent_chars = self._held[-1].end
+        self._held.clear()
+        self._unsent = self._unsent[self._sent_chars :]
+        self._prompt_logprobs_sent = prompt_logprobs
 
     def take(self, delta: TokenDelta) -> AnswerDelta | None:
         """What the delta adds to the answer, if anything can be shown already.
@@ -97,10 +114,11 @@ class Answer:
         """
         assert delta.first == self._completion_tokens, f"token {delta.first} follows {self._completion_tokens} tokens"
         self._cached_tokens += delta.cached_tokens
-        text, stop = self._append(delta)
+        stop = self._append(delta)
         if stop is not None or delta.finish_reason is not None:
             self.finished = True
         token_ids, logprobs = self._release_tokens()
+        text = self._release_text()
         prompt_logprobs = self._prompt_logprobs(delta.prompt_logprobs) if delta.prompt_logprobs else ()
         if not self.finished:
             if not (text or token_ids or prompt_logprobs):
@@ -120,49 +138,66 @@ class Answer:
             usage=Usage(len(self._request.prompt_token_ids), self._completion_tokens, self._cached_tokens),
         )
 
-    def _append(self, delta: TokenDelta) -> tuple[str, str | None]:
-        """(text that can be shown, the stop string that ends it). Holds the delta's tokens."""
-        shown = ""
+    def _append(self, delta: TokenDelta) -> str | None:
+        """The stop string that ends the text, if any. Holds the delta's tokens, and their text."""
         logprobs: Sequence[TokenLogprobs | None] = delta.logprobs or [None] * len(delta.token_ids)
         last = len(delta.token_ids) - 1 if delta.finish_reason is FinishReason.STOP else None
         for position, (token_id, logprob) in enumerate(zip(delta.token_ids, logprobs, strict=True)):
             self._completion_tokens += 1
             text = "" if position == last else self._detokenizer.decode([token_id])
-            free, stop = self._match(text)
-            shown += free
+            stop = self._match(text)
             # A token that begins a character may begin a stop string with it.
             unfinished = self._has_stops and self._detokenizer.amid_character
             self._held.append(_HeldToken(token_id, logprob, self._chars + unfinished))
             if stop is not None:
-                return shown, stop
+                return stop
         if delta.finish_reason is None:
-            return shown, None
-        free, stop = self._match(self._detokenizer.flush())
-        return shown + free + self._matcher.flush(), stop
+            return None
+        stop = self._match(self._detokenizer.flush())
+        self._decide(self._matcher.flush())
+        return stop
 
-    def _match(self, text: str) -> tuple[str, str | None]:
-        """Look for stop strings in the next piece of text; see `StopMatcher.match`."""
+    def _match(self, text: str) -> str | None:
+        """Look for stop strings in the next piece of text: the one that ends it, if any."""
         if not text:
-            return "", None
+            return None
         self._chars += len(text)
         late_enough = self._completion_tokens > self._request.sampling.min_tokens
-        return self._matcher.match(text, may_stop=late_enough)
+        decided, stop = self._matcher.match(text, may_stop=late_enough)
+        self._decide(decided)
+        return stop
+
+    def _decide(self, text: str) -> None:
+        """No stop string can take this text back any more. The client may have its beginning."""
+        known = max(0, self._sent_chars - self._decided_chars)
+        self._decided_chars += len(text)
+        self._unsent += text[known:]
 
     def _release_tokens(self) -> tuple[tuple[int, ...], tuple[TokenLogprobs, ...]]:
         """The held tokens whose text is shown, and their logprobs; all of them once the answer has
         finished."""
-        shown_chars = self._chars - self._matcher.held_chars
         token_ids, logprobs = [], []
-        while self._held and (self.finished or self._held[0].end <= shown_chars):
+        while self._held and (self.finished or self._held[0].end <= self._decided_chars):
             token = self._held.popleft()
             token_ids.append(token.token_id)
+            self._released_chars = token.end
             if token.logprob is not None:
                 logprobs.append(token.logprob)
         return tuple(token_ids), tuple(logprobs)
 
+    def _release_text(self) -> str:
+        """The text of the tokens released so far that was not sent yet; all of it once the answer
+        has finished."""
+        count = len(self._unsent) if self.finished else max(0, self._released_chars - self._sent_chars)
+        text, self._unsent = self._unsent[:count], self._unsent[count:]
+        self._sent_chars += count
+        return text
+
     def _prompt_logprobs(self, entries: Sequence[TokenLogprobs | None]) -> tuple[PromptLogprob, ...]:
         first = self._prompt_position
         self._prompt_position += len(entries)
+        known = max(0, self._prompt_logprobs_sent - first)
+        entries, first = entries[known:], first + known
         return tuple(
             PromptLogprob(self._request.prompt_token_ids[position])
             if entry is None

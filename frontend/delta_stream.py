@@ -26,6 +26,14 @@ LOGPROBS_BYTES = 200  # of one position
 ALTERNATIVE_BYTES = 120
 
 
+RESUMED = "another call has resumed this one, and goes on in its place"
+
+
+def released(request_ids: Iterable[str], call_id: str, keep: str) -> list[str]:
+    """Those of `request_ids` that `RouterClient.release` ends."""
+    return [name for name in request_ids if name.startswith(call_id) and not name.startswith(keep)]
+
+
 def bytes_of(delta: TokenDelta) -> int:
     """About how much memory a delta takes."""
     told = [entry for entry in (*delta.logprobs, *delta.prompt_logprobs) if entry is not None]
@@ -216,6 +224,12 @@ class DeltaStreams:
                 stream.put(delta)
         while self._unread.total_bytes > self._max_unread_bytes:
             max(self._stream_of.values(), key=lambda stream: stream.unread_bytes).overflow()
+
+    def release(self, call_id: str, keep: str) -> None:
+        """End the requests of a call that is resumed: see `RouterClient.release`."""
+        for request_id in released(self._stream_of, call_id, keep):
+            self._sink.cancel(request_id, CANCELLED)
+            self.deliver([TokenDelta(request_id, error=AlreadyExists(RESUMED))])
 
     @property
     def unread_bytes(self) -> int:

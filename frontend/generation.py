@@ -7,7 +7,7 @@ share is here. Errors are those of router/errors.py. They name bare fields: "max
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +18,7 @@ from frontend.answer import Answer, AnswerDelta
 from frontend.answer_params import AnswerParams
 from frontend.chat_template import ChatTemplate, Message
 from frontend.model_card import ModelCard
+from frontend.resume import Resume, is_complete
 from frontend.router_client import RouterClient
 from frontend.stop_strings import StopStrings
 from router.counts.requests import CANCELLED
@@ -108,11 +109,14 @@ class Generation:
             raise InvalidArgument("token_ids", f"contains {max(token_ids)}; token ids go from 0 to {vocab_size - 1}")
         return await _in_thread_if_large(len(token_ids), lambda: self._tokenizer.decode(token_ids, skip_special=False))
 
-    async def answer(self, prompt: Prompt, params: AnswerParams) -> AsyncGenerator[AnswerDelta, None]:
+    async def answer(
+        self, prompt: Prompt, params: AnswerParams, resume: Resume | None = None
+    ) -> AsyncGenerator[AnswerDelta, None]:
         """The deltas of all answers as they are made, mixed; each answer's last one has a finish_reason.
 
-        Closing or cancelling this at any point frees the router's work within one step. The first
-        answer that fails ends all. Raises RequestError.
+        resume: give only what is missing of a call that broke. Closing or cancelling this at any
+        point frees the router's work within one step. The first answer that fails ends all. Raises
+        RequestError.
         """
         params = replace(params, stop=params.stop or self.card.default_stop)
         n = params.num_answers()  # what needs no prompt is checked before the prompt takes time
@@ -121,12 +125,19 @@ class Generation:
         token_ids = tuple(await self._token_ids(prompt, limits))
         params = self._with_stop_tokens(params, prompt)
         requests = self._requests(token_ids, n, params, limits)
-        stops = StopStrings(params.stop)
         call_id = requests[0].request_id
+        told_seed: int | None = requests[0].sampling.seed
+        if resume is not None:
+            resume.check(params, n, requests[0].sampling)
+            call_id, requests = resume.request_id, resume.requests(requests, limits)
+        stops = StopStrings(params.stop)
         answers = {
             request.request_id: Answer(request, self._tokenizer, stops, request_id=call_id, index=index)
             for index, request in enumerate(requests)
         }
+        if resume is not None:
+            requests = await _skip(answers, requests, resume, limits)
+            self._router.release(call_id, keep=resume.attempt_id)
         token_deltas = self._router.generate(requests)
         try:
             async for token_delta in token_deltas:
@@ -135,7 +146,8 @@ class Generation:
                 if answer.finished and not token_delta.is_last:
                     token_deltas.cancel(token_delta.request_id, FinishReason.STOP.value)  # by a stop string
                 if delta is not None:
-                    yield delta
+                    yield delta if told_seed is None else replace(delta, seed=told_seed)
+                    told_seed = None
         finally:
             token_deltas.close(CANCELLED)
 
@@ -214,6 +226,22 @@ def _sampling_of_answer(first: SamplingParams, index: int) -> SamplingParams:
     """Sampling of a further answer: with a seed of its own, and without the prompt's logprobs,
     which come once."""
     return replace(first, seed=derived_seed(first.seed, index), prompt_logprobs=None)
+
+
+async def _skip(
+    answers: Mapping[str, Answer], requests: Sequence[GenerationRequest], resume: Resume, limits: RequestLimits
+) -> list[GenerationRequest]:
+    """Begin each answer behind what its client has. The requests of answers that are not complete."""
+
+    def skip() -> None:
+        for request in requests:
+            answers[request.request_id].skip(request.made, resume.prompt_logprobs)
+
+    # Text of so many bytes takes about as long.
+    await _in_thread_if_large(8 * sum(len(request.made) for request in requests), skip)
+    return [
+        request for request in requests if not (answers[request.request_id].finished or is_complete(request, limits))
+    ]
 
 
 def _check_fits(field: str, min_tokens: int, limits: RequestLimits) -> None:

@@ -14,10 +14,14 @@ from router.request import GenerationRequest, RequestLimits
 
 @dataclass(frozen=True)
 class Readiness:
-    """Whether the model can answer now, and if not, which part is missing."""
+    """Whether requests are answered now, and if not, which part is missing.
+
+    degraded: what is missing although they are: they may be slower, or wait.
+    """
 
     ready: bool
     detail: str = ""
+    degraded: str = ""
 
 
 class RouterClient(Protocol):
@@ -33,5 +37,13 @@ class RouterClient(Protocol):
         """The deltas of the requests, which `check_request` has passed.
 
         The caller closes the stream.
+        """
+        ...
+
+    def release(self, call_id: str, keep: str) -> None:
+        """End what still runs of a call that is resumed, at whichever frontend and router.
+
+        Its requests' ids begin with `call_id`. Those that begin with `keep` go on. A stream that
+        reads the others gets AlreadyExists. Does not wait; `generate` comes behind it.
         """
         ...

@@ -2,13 +2,15 @@
 
 import logging
 import time
-from collections.abc import Sequence
-from itertools import islice
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate, islice
 
 from router.counts.engine import EngineCounts
 from router.counts.requests import EngineSnapshot, EngineStats
 from router.errors import AlreadyExists, DeadlineExceeded, Internal, RequestError, ResourceExhausted, Unavailable
-from router.model.dispatch import ShardUnavailable
+from router.model.asking import ShardUnavailable
+from router.model.dispatch import TokensFailed
 from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta, TokenLogprobs, request_limits
 from router.runner import LocalRunner, MakeRunner
@@ -44,7 +46,8 @@ class Engine:
         self._scheduler = Scheduler(limits, layout, time.monotonic)
         self._runner = make_runner(model, layout, self._scheduler.pool.num_units, limits.max_running)
         self._sampling: dict[str, SamplingState] = {}
-        self._counts = EngineCounts(model.clock, model.expert_load)
+        self._dispatcher = model.dispatcher
+        self._counts = EngineCounts(model.clock, model.dispatcher.load)
 
     @property
     def stats(self) -> EngineStats:
@@ -66,13 +69,15 @@ class Engine:
     @property
     def snapshot(self) -> EngineSnapshot:
         """Everything that is counted; from any one thread."""
-        counts = self._counts
+        counts, asker = self._counts, self._dispatcher.asker
         return EngineSnapshot(
             self.stats,
             counts.requests.copy(),
             counts.step_s.copy(),
             dict(counts.clock.seconds),
-            tuple(counts.expert_load.rows_of_shard),
+            tuple(asker.rows_of_shard),
+            dict(asker.retries),
+            dict(asker.slowness()),
             counts.expert_load.summary(),
         )
 
@@ -110,10 +115,27 @@ class Engine:
 
     def step(self) -> list[TokenDelta]:
         """Run one step and return what it added to each request, or why requests had to end."""
-        expired = self._end_expired()
+        expired = self.end_expired()
         self._counts.start_step()
         works = self._scheduler.schedule()
         return expired + (self._run(works) if works else [])
+
+    def call_while_waiting(self, look: Callable[[], None]) -> None:
+        """Have `look` called now and then while a step waits for shards, in the engine's thread.
+
+        It may submit and cancel. If it raises ShardUnavailable, the step ends, and its requests
+        with it.
+        """
+        self._dispatcher.asker.while_waiting = look
+
+    def wake(self) -> None:
+        """Have a step that waits call `look` soon. From any thread."""
+        self._dispatcher.wake()
+
+    def end_expired(self) -> list[TokenDelta]:
+        """End the requests whose timeout has passed."""
+        error = DeadlineExceeded("the request's deadline passed before it was done")
+        return self._fail(self._scheduler.expired(), error)
 
     def fail_all(self, error: RequestError) -> list[TokenDelta]:
         """End every request, waiting or running, with `error`."""
@@ -127,13 +149,29 @@ class Engine:
             output = self._runner.run(step, [self._sampling[request_id] for request_id in step.sample.request_ids])
         except ShardUnavailable as error:
             self._counts.fail_step()
-            return self._fail(_request_ids(works), Unavailable(str(error)))
+            return self._fail(self._request_ids(works), Unavailable(str(error)))
+        except TokensFailed as error:
+            self._counts.fail_step()
+            return self._run_without(works, error)
         except Exception as error:
             self._counts.fail_step()
             logger.error("a step of %d requests failed", len(works), exc_info=error)
             return self._run_apart(works)
         deltas = self._postprocess(works, step.prompt.counts, output)
         self._scheduler.record_step(works, self._counts.end_step())
+        return deltas
+
+    def _run_without(self, works: Sequence[Work], failure: TokensFailed) -> list[TokenDelta]:
+        """End the requests whose tokens failed, and compute the others again."""
+        ends = list(accumulate(work.length for work in works))
+        failed = {bisect_right(ends, token) for token in failure.tokens}
+        lost = [work for index, work in enumerate(works) if index in failed]
+        logger.error("requests %s end: %s", self._request_ids(lost), failure)
+        deltas = self._fail(self._request_ids(lost), Internal(f"computing its experts failed twice: {failure}"))
+        rest = [work for index, work in enumerate(works) if index not in failed and self._scheduler.runs(work.sequence)]
+        if rest:
+            self._counts.start_step()
+            deltas += self._run(rest)
         return deltas
 
     def _run_apart(self, works: list[Work]) -> list[TokenDelta]:
@@ -143,11 +181,12 @@ class Engine:
         again. Clients are not told to try it again: each time it would cost the others such steps.
         """
         if len(works) == 1:
-            return self._fail(_request_ids(works), Internal("the router failed in a step; its log says why"))
+            return self._fail(self._request_ids(works), Internal("the router failed in a step; its log says why"))
         deltas = []
         for work in works:
-            self._counts.start_step()
-            deltas += self._run([work])
+            if self._scheduler.runs(work.sequence):
+                self._counts.start_step()
+                deltas += self._run([work])
         return deltas
 
     def _postprocess(self, works: Sequence[Work], prompt_counts: Sequence[int], output: StepOutput) -> list[TokenDelta]:
@@ -160,6 +199,8 @@ class Engine:
         deltas = []
         for work, count in zip(works, prompt_counts, strict=True):
             rows, token = list(islice(prompt_logprobs, count)), next(sampled) if work.samples else None
+            if not self._scheduler.runs(work.sequence):
+                continue  # it was cancelled, or its time was up, while the step waited for shards
             told = tuple(entry for entry in rows if not isinstance(entry, RowFailed))
             if isinstance(token, RowFailed) or len(told) < len(rows):
                 deltas += self._fail_row(work, token if isinstance(token, RowFailed) else NOT_FINITE)
@@ -200,10 +241,6 @@ class Engine:
             first=first,
         )
 
-    def _end_expired(self) -> list[TokenDelta]:
-        error = DeadlineExceeded("the request's deadline passed before it was done")
-        return self._fail(self._scheduler.expired(), error)
-
     def _fail(self, request_ids: Sequence[str], error: RequestError) -> list[TokenDelta]:
         now_s, ending = time.perf_counter(), "deadline" if isinstance(error, DeadlineExceeded) else "error"
         for request_id in request_ids:
@@ -215,6 +252,6 @@ class Engine:
         self._sampling.pop(request_id, None)
         self._counts.requests.end(request_id, ending, now_s)
 
-
-def _request_ids(works: Sequence[Work]) -> list[str]:
-    return [work.sequence.request.request_id for work in works]
+    def _request_ids(self, works: Sequence[Work]) -> list[str]:
+        """Of those that have not ended meanwhile."""
+        return [work.sequence.request.request_id for work in works if self._scheduler.runs(work.sequence)]

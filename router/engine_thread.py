@@ -10,6 +10,7 @@ from kernels.cores import set_compute_threads
 from router.counts.requests import EngineSnapshot, EngineStats
 from router.engine import Engine
 from router.errors import AlreadyExists, Internal, ResourceExhausted, Unavailable
+from router.model.asking import ShardUnavailable
 from router.request import GenerationRequest, TokenDelta
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ _Mail = _Arrival | _Cancellation
 class EngineThread:
     """The engine's only caller.
 
-    Mail is read between steps, so a cancellation takes effect within one step.
+    Mail is read between steps, and while a step waits for shards. So a cancellation takes effect
+    within one step, however long that waits.
 
     deliver: called in the engine's thread with each step's deltas; it must not block.
     on_crash: called in the engine's thread when a defect has ended it, after every request was told.
@@ -54,6 +56,7 @@ class EngineThread:
         self._mail_arrived = threading.Condition()
         self._mail: list[_Mail] = []
         self._stopping = False
+        engine.call_while_waiting(self._look_at_mail)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -95,6 +98,7 @@ class EngineThread:
         with self._mail_arrived:
             self._stopping = True
             self._mail_arrived.notify()
+        self._engine.wake()
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -106,6 +110,7 @@ class EngineThread:
                 return
             self._mail.append(mail)
             self._mail_arrived.notify()
+        self._engine.wake()
 
     def _run(self) -> None:
         try:
@@ -135,14 +140,24 @@ class EngineThread:
                 self._mail_arrived.wait_for(lambda: self._mail or self._stopping or self._engine.has_work)
                 if self._stopping:
                     return
-                mail, self._mail = self._mail, []
-            deltas = self._handle(mail)
-            deltas += self._engine.step()
-            if deltas:
-                self._deliver(deltas)
-            for item in mail:
-                if isinstance(item, _Cancellation):
-                    item.on_forgotten(item.request_id)
+            self._read_mail(self._engine.step)
+
+    def _look_at_mail(self) -> None:
+        """What a step does while it waits for shards. Raises ShardUnavailable if the step must end."""
+        if self._stopping:
+            raise ShardUnavailable("the router is stopping")
+        self._read_mail(self._engine.end_expired)
+
+    def _read_mail(self, then: Callable[[], list[TokenDelta]]) -> None:
+        """Tell the engine of the mail, call `then`, and deliver what comes of both."""
+        with self._mail_arrived:
+            mail, self._mail = self._mail, []
+        deltas = self._handle(mail) + then()
+        if deltas:
+            self._deliver(deltas)
+        for item in mail:
+            if isinstance(item, _Cancellation):
+                item.on_forgotten(item.request_id)
 
     def _handle(self, mail: Sequence[_Mail]) -> list[TokenDelta]:
         """Tell the engine of it. The deltas are of requests that it refuses."""

@@ -3,7 +3,7 @@
 RequestError
 ├── InvalidArgument      a field's value is wrong; the message names it
 ├── NotFound             the model is not served here
-├── AlreadyExists        a request with this id is under way already
+├── AlreadyExists        a request with this id is under way already, or was resumed by another call
 ├── ResourceExhausted    the queue is full, or the request can never fit
 ├── DeadlineExceeded     the client's deadline passed first
 ├── Unavailable          a router or an expert shard is down; try again
@@ -40,7 +40,7 @@ class NotFound(RequestError):
 
 
 class AlreadyExists(RequestError):
-    """A request with the same id is under way already; that one goes on."""
+    """A request with the same id is under way already, or another call has resumed this one; that one goes on."""
 
 
 class ResourceExhausted(RequestError):

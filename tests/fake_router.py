@@ -74,7 +74,7 @@ class FakeRouter:
         self.requests: list[GenerationRequest] = []
         self.closed = threading.Event()
         self.endings: list[str] = []
-        self._limits = RequestLimits(vocab_size=VOCAB_SIZE, max_context_tokens=max_context_tokens)
+        self._limits = RequestLimits(VOCAB_SIZE, max_context_tokens, frozenset({EOS}))
         self._streams = DeltaStreams(self, max_unread_bytes)
         self._playing: dict[str, asyncio.Task[None]] = {}
 
@@ -90,6 +90,9 @@ class FakeRouter:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
         return self._streams.new_stream(requests)
+
+    def release(self, call_id: str, keep: str) -> None:
+        self._streams.release(call_id, keep)
 
     def submit(self, request: GenerationRequest) -> None:
         self.requests.append(request)
@@ -117,13 +120,16 @@ class FakeRouter:
 
 
 def says(text: str, *, tokens_per_delta: int = 1) -> Script:
-    """Say `text`, byte by byte, then the end token; or less of it, where max_tokens is smaller."""
+    """Say `text`, byte by byte, then the end token; or less of it, where max_tokens is smaller.
+
+    What was made already is not said again.
+    """
 
     async def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         token_ids = [*text.encode(), EOS]
         reason = FinishReason.STOP if len(token_ids) <= request.sampling.max_tokens else FinishReason.LENGTH
         token_ids = token_ids[: request.sampling.max_tokens]
-        for start in range(0, len(token_ids), tokens_per_delta):
+        for start in range(len(request.made), len(token_ids), tokens_per_delta):
             end = min(start + tokens_per_delta, len(token_ids))
             last = reason if end == len(token_ids) else None
             yield TokenDelta(request.request_id, tuple(token_ids[start:end]), finish_reason=last, first=start)
@@ -144,7 +150,8 @@ def says_then_waits(text: str) -> Script:
     """Say `text`, then nothing until the stream is closed."""
 
     async def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
-        yield TokenDelta(request.request_id, tuple(text.encode()))
+        made = len(request.made)
+        yield TokenDelta(request.request_id, tuple(text.encode()[made:]), first=made)
         await asyncio.Event().wait()
 
     return script
@@ -154,8 +161,9 @@ def fails(error: Exception, *, after: str = "") -> Script:
     """Say `after`, then raise."""
 
     async def script(request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
-        if after:
-            yield TokenDelta(request.request_id, tuple(after.encode()))
+        made = len(request.made)
+        if made < len(after.encode()):
+            yield TokenDelta(request.request_id, tuple(after.encode()[made:]), first=made)
         raise error
 
     return script

@@ -12,7 +12,6 @@ import ray
 import torch
 
 from cluster.actors.link_invitation import LinkInvitation
-from cluster.reports import Phase
 from experts.connection import connect
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
@@ -23,21 +22,17 @@ from experts.wire import WireFormat
 logger = logging.getLogger(__name__)
 
 # Between two attempts to reach an absent shard. Ray tells nobody when it has restarted an actor.
-RETRY_S = 0.25
+RETRY_S = 0.1
 JOIN_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class LinkSettings:
-    """router_liveness, shard_liveness: how each end judges the other.
-
-    reply_deadline_s: see GroupLink.
-    """
+    """router_liveness, shard_liveness: how each end judges the other."""
 
     wire: WireFormat
     router_liveness: Liveness
     shard_liveness: Liveness
-    reply_deadline_s: float
 
 
 class LinkKeeper:
@@ -63,16 +58,23 @@ class LinkKeeper:
         self._incarnation = secrets.token_hex(4)
         self._shards = frozenset(range(len(shard_names)))
         self._were_linked: set[int] = set()
+        self._were_loaded: set[int] = set()
         for shard, name in enumerate(shard_names):
             threading.Thread(target=self._keep, args=(shard, name), name=f"keep {name}", daemon=True).start()
 
-    def wait_until_all_were_linked(self) -> None:
-        """Return once each shard has been linked at least once. It has then loaded its weights."""
+    @property
+    def never_linked(self) -> frozenset[int]:
+        """The shards that have not been linked so far."""
+        return self._shards - self._were_linked
+
+    def wait_until_all_were_loaded(self) -> None:
+        """Return once each shard has had all that it should hold, at least once."""
+        bell = self._links.bell
         while True:
-            seen = self._links.num_changes
-            if self._were_linked == self._shards:
+            seen = bell.rings
+            if self._shards == self._were_loaded:
                 return
-            self._links.wait_for_change(seen, time.monotonic() + JOIN_TIMEOUT_S)
+            bell.wait(seen, JOIN_TIMEOUT_S)
 
     def _keep(self, shard: int, shard_name: str) -> None:
         """Form the shard's link whenever it is down, for as long as the process lives."""
@@ -93,7 +95,8 @@ class LinkKeeper:
         self._were_linked.add(shard)  # before the table changes, which wakes whoever waits for this
         self._links.replace(shard, link)
         try:
-            self._links.remove(shard, link.wait_until_down())
+            reason = link.wait_until_down()
+            self._links.remove(shard, reason, link.down_kind)
         finally:
             link.close()
             self._forget(link_name)
@@ -102,7 +105,7 @@ class LinkKeeper:
         """Try until it works; meanwhile the table has the reason why it does not."""
         while True:
             try:
-                return self._try_to_form(shard_name, link_name)
+                return self._try_to_form(shard, shard_name, link_name)
             except (ConnectionError, ray.exceptions.RayError) as error:
                 reason = _short(error)
             except Exception as error:
@@ -116,16 +119,16 @@ class LinkKeeper:
         if self._row_store is not None:
             self._row_store.forget(link_name)
 
-    def _try_to_form(self, shard_name: str, link_name: str) -> GroupLink:
+    def _loaded(self, shard: int) -> None:
+        self._were_loaded.add(shard)
+        self._links.look_again()
+
+    def _try_to_form(self, shard: int, shard_name: str, link_name: str) -> GroupLink:
         settings = self._settings
         try:
             actor = self._find_actor(shard_name)
         except ValueError:
             raise ConnectionError("there is no such actor") from None
-        # A shard that is away or still loading says so at once; only one that is ready is waited for.
-        state = ray.get(actor.state.remote(), timeout=JOIN_TIMEOUT_S)
-        if state.phase is not Phase.READY:
-            raise ConnectionError(state.summary)
         invitation = LinkInvitation(
             link_name,
             secrets.token_bytes(32),
@@ -142,10 +145,11 @@ class LinkKeeper:
             connection,
             settings.wire,
             settings.router_liveness,
-            settings.reply_deadline_s,
+            self._links.bell,
             self._device,
             link_name,
             rows,
+            on_loaded=lambda: self._loaded(shard),
         )
 
 

@@ -28,6 +28,7 @@ from cluster.policy.wanted import Orders
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
 from experts.link_table import LinkTable
 from experts.placement import Placement, Slot
+from frontend.delta_stream import RESUMED, released
 from frontend.router_client import Readiness
 from kernels.choose import choose_kernels
 from kernels.cores import share_of_cores
@@ -53,7 +54,7 @@ class RouterSpec:
 
     shard_names: actor names, by shard number. limits: all but kv_bytes, which follows from
     kv_budget once the weights are loaded. If the budget is a share of free memory, the shards must
-    have loaded theirs, too.
+    have loaded theirs, too. heal_s: how long a step waits for a shard that no other can stand in for.
     """
 
     name: str
@@ -69,6 +70,7 @@ class RouterSpec:
     max_context_tokens: int | None
     frontend_grace_s: float
     links: LinkSettings
+    heal_s: float
 
 
 @dataclass
@@ -96,7 +98,7 @@ class RouterActor:
         self._spec = spec
         self._progress = LoadProgress()
         self._links = LinkTable()
-        self._dispatcher = Dispatcher(spec.placement, self._links, torch.device(spec.device))
+        self._dispatcher = Dispatcher(spec.placement, self._links, torch.device(spec.device), spec.heal_s)
         self._engine: EngineThread | None = None
         self._keeper: LinkKeeper | None = None
         self._outboxes: dict[str, _Outbox] = {}
@@ -105,6 +107,7 @@ class RouterActor:
         # stays in use.
         self._frontend_of: dict[str, str | None] = {}
         self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
+        self._missing_since_s: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._orders, self._draining_since_s = Orders(), 0.0
@@ -115,34 +118,44 @@ class RouterActor:
         return self._progress.state()
 
     async def readiness(self) -> Readiness:
-        """Ready once the model is loaded and every shard is linked; not while it refuses
-        requests."""
-        if self._engine is None:
+        """Ready once the model is loaded and every shard has been linked; not while it refuses requests.
+
+        After that requests are taken, and wait if they must: until some expert has been away for
+        heal_s. Meanwhile `degraded` says what is missing.
+        """
+        if self._engine is None or self._keeper is None:
             return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
         if self._orders.is_stopping or self._orders.is_draining:
             return Readiness(False, f"{self._spec.name} is {'stopping' if self._orders.is_stopping else 'draining'}")
         unlinked = self._unlinked()
-        return Readiness(not unlinked, unlinked)
+        missing_s = self._missing_s()
+        is_ready = not self._keeper.never_linked and (missing_s is None or missing_s < self._spec.heal_s)
+        return Readiness(is_ready, "" if is_ready else unlinked, degraded=unlinked if is_ready else "")
 
     async def stats(self) -> RouterStats:
         engine = self._engine.stats if self._engine else None
         (first_s, first), (last_s, last) = self._generated[0], self._generated[-1]
         rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
-        unread = sum(len(outbox.deltas) for outbox in self._outboxes.values())
+        asker, names = self._dispatcher.asker, self._spec.shard_names
+        slow = {names[shard]: round(ratio, 1) for shard, ratio in asker.slowness().items()}
+        orders = self._orders
         return RouterStats(
             engine,
             rate,
             len(self._outboxes),
             self._down(),
-            open_requests=len(self._frontend_of) + unread,
-            draining_s=time.monotonic() - self._draining_since_s if self._orders.is_draining else None,
-            drained=tuple(self._spec.shard_names[shard] for shard in sorted(self._orders.shards)),
-            is_stopping=self._orders.is_stopping,
+            dict(asker.retries),
+            slow,
+            open_requests=len(self._frontend_of) + sum(len(outbox.deltas) for outbox in self._outboxes.values()),
+            draining_s=time.monotonic() - self._draining_since_s if orders.is_draining else None,
+            drained=tuple(names[shard] for shard in sorted(orders.shards)),
+            is_stopping=orders.is_stopping,
         )
 
     async def metrics(self) -> RouterMetrics:
         """What was counted, in full, for the metrics page."""
-        return RouterMetrics(self._engine.snapshot if self._engine else None, tuple(self._down()))
+        engine = self._engine.snapshot if self._engine else None
+        return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses))
 
     async def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold, as this router routes: for one that finds no controller."""
@@ -153,6 +166,7 @@ class RouterActor:
         if not self._orders.is_draining:
             self._draining_since_s = time.monotonic()
         self._orders = orders
+        self._links.drain(orders.shards)
 
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing.
@@ -181,6 +195,18 @@ class RouterActor:
             if self._engine is not None and self._frontend_of.get(request_id) == frontend_id:
                 self._frontend_of[request_id] = None
                 self._engine.cancel(request_id, ending, self._forgotten)
+
+    async def release(self, keep_of: Mapping[str, str]) -> None:
+        """End what still runs of calls that are resumed, whichever frontend owns it: see `RouterClient.release`.
+
+        keep_of: by call id.
+        """
+        for call_id, keep in keep_of.items():
+            for request_id in released(self._frontend_of, call_id, keep):
+                owner = self._frontend_of[request_id]
+                if owner is not None:
+                    await self.cancel(owner, {request_id: CANCELLED})
+                    self._tell(owner, TokenDelta(request_id, error=AlreadyExists(RESUMED)))
 
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
@@ -233,6 +259,10 @@ class RouterActor:
         reasons = self._dispatcher.down_reasons().items()
         return {self._spec.shard_names[shard]: reason for shard, reason in reasons if shard not in self._orders.shards}
 
+    def _missing_s(self) -> float | None:
+        """How long some expert has had no living shard; None: each has one. As `_look_around` last saw it."""
+        return None if self._missing_since_s is None else time.monotonic() - self._missing_since_s
+
     def _unlinked(self) -> str:
         return "; ".join(f"{name}: {reason}" for name, reason in self._down().items())
 
@@ -251,8 +281,12 @@ class RouterActor:
             await asyncio.sleep(1.0)
 
     async def _look_around(self) -> None:
-        """Note the speed, and cancel the requests of frontends that have gone."""
+        """Note the speed and whether experts are missing; cancel the requests of frontends that have gone."""
         now = time.monotonic()
+        if not self._dispatcher.missing_experts():
+            self._missing_since_s = None
+        elif self._missing_since_s is None:
+            self._missing_since_s = now
         self._generated.append((now, self._engine.stats.generated_tokens if self._engine else 0))
         gone_s = now - self._spec.frontend_grace_s
         for frontend_id in [name for name, outbox in self._outboxes.items() if outbox.heard_s < gone_s]:
@@ -280,10 +314,13 @@ class RouterActor:
                 continue  # cancelled meanwhile
             if delta.is_last:
                 del self._frontend_of[delta.request_id]
-            outbox = self._outboxes.get(frontend_id)
-            if outbox is not None:
-                outbox.deltas.append(delta)
-                outbox.filled.set()
+            self._tell(frontend_id, delta)
+
+    def _tell(self, frontend_id: str, delta: TokenDelta) -> None:
+        outbox = self._outboxes.get(frontend_id)
+        if outbox is not None:
+            outbox.deltas.append(delta)
+            outbox.filled.set()
 
     def _load(self) -> None:
         spec = self._spec
@@ -301,7 +338,7 @@ class RouterActor:
                 device,
             )
         if spec.kv_budget.share is not None:  # a shard on this machine that still loads has not taken its memory yet
-            self._progress.wait(self._keeper.wait_until_all_were_linked, self._unlinked)
+            self._progress.wait(self._keeper.wait_until_all_were_loaded, self._unlinked)
         step_bytes = model.step_bytes(
             spec.limits.max_step_tokens, spec.max_context_tokens or checkpoint.config.max_position_embeddings
         )

@@ -1,4 +1,7 @@
-"""An expert shard as a Ray actor. Restarted by Ray, it loads its experts again by itself."""
+"""An expert shard as a Ray actor. Restarted by Ray, it loads its experts again by itself.
+
+It serves from its start: an expert that a router asks for is read before all others.
+"""
 
 import logging
 import os
@@ -19,8 +22,10 @@ from cluster.reports import ActorState, ShardStats
 from experts.connection import Listener
 from experts.groups.nccl import SHARD_RANK
 from experts.placement import Slot
-from experts.shard import load_shard, shard_bytes
+from experts.shard import ExpertShard, shard_bytes, slot_loader
 from experts.shard_server import ShardServer
+from experts.slot_loader import SlotLoader
+from experts.slots import Slots
 from kernels.choose import choose_kernels
 from kernels.cores import share_of_cores
 
@@ -32,9 +37,10 @@ class ShardSpec:
     """What a shard actor is to hold.
 
     slots: (layer, expert) -> version of its weights; a restarted shard asks the controller or one
-    of the routers instead, and takes these only if nobody answers. threads: None gives an equal share of its
-    machine's cores.
-    neighbours: how many shards share that machine, this one included.
+    of the routers instead, and takes these only if nobody answers. threads: None gives an equal
+    share of its machine's cores.
+    neighbours: how many shards share that machine, this one included. stuck_after_s: a computation
+    that takes longer ends the process.
     """
 
     name: str
@@ -46,6 +52,7 @@ class ShardSpec:
     device: str
     threads: int | None
     neighbours: int = 1
+    stuck_after_s: float | None = None
 
 
 class ShardActor:
@@ -60,6 +67,8 @@ class ShardActor:
         self._spec = spec
         self._progress = LoadProgress()
         self._server: ShardServer | None = None
+        self._loader: SlotLoader | None = None
+        self._held: Mapping[Slot, int] | None = None  # until it has asked
         threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
 
     def state(self) -> ActorState:
@@ -99,10 +108,22 @@ class ShardActor:
         return spec.slots if asked is None else asked
 
     def _load(self) -> None:
-        spec, slots = self._spec, self._slots()
+        """Serve from the start, and read the experts meanwhile. May be called again after a failure."""
+        spec = self._spec
         checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
-        self._progress.expect(shard_bytes(checkpoint, slots))
-        kernels = choose_kernels(device, spec.dtype, self._threads)
-        shard = load_shard(checkpoint, slots, kernels, self._progress.add_bytes)
-        # A shard that cannot compute is worth nothing; when its process ends, Ray starts a new one.
-        self._server = ShardServer(shard, device, on_crash=lambda: os._exit(1))
+        if self._held is None:
+            self._held = self._slots()
+        self._progress.expect(shard_bytes(checkpoint, self._held))
+        if self._server is None or self._loader is None:
+            kernels, slots = choose_kernels(device, spec.dtype, self._threads), Slots()
+            self._loader = slot_loader(checkpoint, slots, self._held, kernels, self._progress.add_bytes)
+            # A shard that cannot compute is worth nothing; when its process ends, Ray starts a new one.
+            self._server = ShardServer(
+                ExpertShard(slots, kernels, self._loader),
+                device,
+                on_crash=lambda: os._exit(1),
+                is_loaded=False,
+                stuck_after_s=spec.stuck_after_s,
+            )
+        self._loader.load_all()
+        self._server.loaded()

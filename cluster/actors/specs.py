@@ -1,5 +1,7 @@
 """From a deployment file and a checkpoint to what each actor is told. Starts nothing."""
 
+from collections.abc import Sequence
+
 import torch
 
 from checkpoint.tensors import Checkpoint
@@ -19,8 +21,10 @@ from router.schedule.limits import SchedulerLimits
 SHARD_PATIENCE = 10.0
 
 
-def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
-    """The one router of a deployment."""
+def router_spec(
+    config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None = None
+) -> RouterSpec:
+    """The one router of a deployment. shard_nodes: the node of each shard; None: all are on one."""
     engine, links = config.engine, config.links
     silence_s, heartbeat_s = links.dead_after_ms / 1e3, links.heartbeat_ms / 1e3
     dtype = _dtype(config, checkpoint)
@@ -28,7 +32,7 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
         name=router_name(0),
         namespace=config.ray.namespace,
         checkpoint=config.checkpoint,
-        placement=placement(config, checkpoint),
+        placement=placement(config, checkpoint, shard_nodes),
         shard_names=_shard_names(config),
         dtype=dtype,
         device=config.router.device,
@@ -44,6 +48,7 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
         kv_budget=engine.kv_budget,
         max_context_tokens=engine.max_context_tokens,
         frontend_grace_s=config.frontend.grace_s,
+        heal_s=config.heal_s,
         links=LinkSettings(
             wire=WireFormat(
                 max_groups=checkpoint.config.num_experts,
@@ -54,14 +59,15 @@ def router_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> RouterSpec:
             ),
             router_liveness=Liveness(heartbeat_s, silence_s),
             shard_liveness=Liveness(heartbeat_s, SHARD_PATIENCE * silence_s),
-            reply_deadline_s=links.reply_deadline_ms / 1e3,
         ),
     )
 
 
-def shard_specs(config: DeploymentConfig, checkpoint: Checkpoint) -> list[ShardSpec]:
+def shard_specs(
+    config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None = None
+) -> list[ShardSpec]:
     """The expert shards, by number: an even share of every MoE layer's experts each."""
-    held = placement(config, checkpoint)
+    held = placement(config, checkpoint, shard_nodes)
     return [
         ShardSpec(
             name=name,
@@ -72,6 +78,7 @@ def shard_specs(config: DeploymentConfig, checkpoint: Checkpoint) -> list[ShardS
             dtype=_dtype(config, checkpoint),
             device=config.shards.device,
             threads=config.shards.threads,
+            stuck_after_s=config.links.stuck_after_ms / 1e3,
         )
         for index, name in enumerate(_shard_names(config))
     ]
@@ -90,10 +97,12 @@ def frontend_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> FrontendS
     )
 
 
-def placement(config: DeploymentConfig, checkpoint: Checkpoint) -> Placement:
-    """Which shards hold which experts when the deployment starts."""
-    model = checkpoint.config
-    return even_placement(model.moe_layers, model.num_experts, config.shards.count)
+def placement(config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None) -> Placement:
+    """Which shards hold which experts when the deployment starts. shard_nodes: the shards' nodes, by number."""
+    model, replicas = checkpoint.config, config.placement.replicas
+    return even_placement(
+        model.moe_layers, model.num_experts, config.shards.count, replicas=replicas, nodes=shard_nodes
+    )
 
 
 def _router_names(config: DeploymentConfig) -> tuple[str, ...]:

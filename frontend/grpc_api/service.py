@@ -12,6 +12,7 @@ from contextlib import aclosing
 from frontend.answer import AnswerDelta
 from frontend.generation import ChatPrompt, Generation, Prompt, TextPrompt, TokenPrompt
 from frontend.grpc_api.sampling_fields import answer_params, wire_path
+from frontend.resume import Resume
 from protos.drover.v1 import inference_pb2 as pb
 from router.errors import InvalidArgument
 from router.request import FinishReason, RequestLimits
@@ -75,7 +76,7 @@ class InferenceService:
         """The messages of all answers; closing this frees all of the call's work."""
         self._generation.check_model(request.model)
         try:
-            answers = self._generation.answer(self._prompt(request), answer_params(request))
+            answers = self._generation.answer(self._prompt(request), answer_params(request), _resume(request))
             async with aclosing(answers) as deltas:
                 async for delta in deltas:
                     yield _response(delta)
@@ -99,6 +100,13 @@ class InferenceService:
                 raise InvalidArgument("prompt", "is not set; give text or token_ids")
 
 
+def _resume(request: pb.GenerateRequest | pb.ChatRequest) -> Resume | None:
+    if not request.HasField("resume"):
+        return None
+    given = request.resume
+    return Resume(given.request_id, [tuple(answer.token_ids) for answer in given.received], given.prompt_logprobs)
+
+
 def _response(delta: AnswerDelta) -> pb.GenerateResponse:
     response = pb.GenerateResponse(
         request_id=delta.request_id, index=delta.index, text=delta.text, token_ids=delta.token_ids
@@ -113,6 +121,8 @@ def _response(delta: AnswerDelta) -> pb.GenerateResponse:
         response.stop_string = delta.stop_string
     if delta.stop_token_id is not None:
         response.stop_token_id = delta.stop_token_id
+    if delta.seed is not None:
+        response.seed = delta.seed
     if delta.usage is not None:
         response.usage.prompt_tokens = delta.usage.prompt_tokens
         response.usage.completion_tokens = delta.usage.completion_tokens

@@ -35,6 +35,9 @@ class InProcessRouter:
     def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
         return self._streams.new_stream(requests)
 
+    def release(self, call_id: str, keep: str) -> None:
+        self._streams.release(call_id, keep)
+
     def stop(self, timeout_s: float = 10.0) -> None:
         """Stop the engine after the step at hand."""
         self._engine.stop(timeout_s)

@@ -5,8 +5,8 @@ series depends neither on the traffic nor on how many experts there are: the hot
 are a distribution.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from router.counts.expert_load import HOTTEST, WINDOW_S, ExpertLoadSummary
 from router.counts.requests import EngineSnapshot, Histogram
@@ -15,12 +15,13 @@ from router.counts.requests import EngineSnapshot, Histogram
 @dataclass(frozen=True)
 class RouterReport:
     """snapshot: None if the router did not answer, or has not loaded its model. shard_names: by shard number.
-    down: those that it has no working link to."""
+    down: those that it has no working link to. losses: links lost so far, by kind."""
 
     name: str
     snapshot: EngineSnapshot | None
     shard_names: Sequence[str]
     down: frozenset[str] = frozenset()
+    losses: Mapping[str, int] = field(default_factory=dict)
 
 
 Samples = Iterable[tuple[Sequence[str], float]]
@@ -90,6 +91,13 @@ GAUGES = (
         lambda report, _: [((name,), float(name not in report.down)) for name in report.shard_names],
     ),
     Family(
+        "drover_shard_slowness",
+        "How many times as long as the fastest a slow shard takes for the same work, as the router has measured. "
+        "Shards that are not slow are not named. A slow shard gets only what no other holds.",
+        ("shard",),
+        lambda report, snapshot: [((report.shard_names[n],), ratio) for n, ratio in snapshot.slowness.items()],
+    ),
+    Family(
         "drover_expert_load_tokens",
         f"Tokens in the last {WINDOW_S:g} s (exponentially weighted) of {HOTTEST} of the hottest experts. Who is shown "
         f"is chosen every {WINDOW_S:g} s and stays while among the hottest {2 * HOTTEST}, so that few new series come; "
@@ -152,6 +160,21 @@ COUNTERS = (
         "MLPs. On CUDA, queueing the work; the wait for it shows in dispatch and sample.",
         ("phase",),
         lambda _, snapshot: [((phase,), seconds) for phase, seconds in snapshot.phase_s.items()],
+    ),
+    Family(
+        "drover_shard_down",
+        "Links to shards that were lost. lost: the process or its machine ended; silent: nothing came for "
+        "links.dead_after_ms, so it is frozen or cut off; broke: a defect, see the router's log.",
+        ("reason",),
+        lambda report, _: [((kind,), count) for kind, count in report.losses.items()],
+    ),
+    Family(
+        "drover_dispatch_retries",
+        "How often a shard's rows were asked for elsewhere. lost: it died, or its link; late: it took much longer "
+        "than usual, and the first answer counted; not_held: it did not have the expert; compute_failed: computing "
+        "failed.",
+        ("reason",),
+        lambda _, snapshot: [((reason,), count) for reason, count in snapshot.retries.items()],
     ),
     Family(
         "drover_shard_rows",

@@ -58,7 +58,7 @@ class ExpertLoadSummary:
 
 
 class ExpertLoad:
-    """Tokens by (layer, expert), and rows by shard: totals and recent load.
+    """Tokens by (layer, expert): totals and recent load.
 
     `start_step`, `count` and `end_step` are for the engine's thread, everything else is for any
     one thread. Each number is right by itself.
@@ -66,19 +66,16 @@ class ExpertLoad:
 
     def __init__(self, placement: Placement, clock: Callable[[], float] = time.monotonic) -> None:
         self.layers = tuple(placement.shards_of)
-        self.rows_of_shard = [0] * placement.num_shards
-        """(token, expert) pairs sent to each shard since the start, also by steps that failed."""
         self._clock = clock
         num_experts = max((len(by_expert) for by_expert in placement.shards_of.values()), default=0)
         self.tokens_LE: Counts = np.zeros((len(self.layers), num_experts), dtype=np.int64)
         """Since the start."""
         self._tokens_of = {layer: self.tokens_LE[index] for index, layer in enumerate(self.layers)}
-        self._step: deque[tuple[int, Counts, Counts]] = deque(maxlen=MAX_LAYERS)
+        self._step: deque[tuple[int, Counts]] = deque(maxlen=MAX_LAYERS)
         # A bare deque.append: counts are added after the step. Within it, each addition takes 5 us
         # with cold caches.
-        self.count: Callable[[tuple[int, Counts, Counts]], None] = self._step.append
-        """count((layer, tokens, rank_E)): a step's tokens; those of expert e are
-        tokens[rank_E[e]]."""
+        self.count: Callable[[tuple[int, Counts]], None] = self._step.append
+        """count((layer, tokens_E)): a step's tokens by expert."""
         self._counted_s = clock()
         # (time, recent load at that time, totals included in it), replaced as one object.
         self._folded = (clock(), np.zeros(self.tokens_LE.shape), self.tokens_LE.copy())
@@ -94,9 +91,9 @@ class ExpertLoad:
 
         Called after each step that did not fail, by the thread that counts.
         """
-        for layer, tokens, rank_E in self._step:
+        for layer, tokens_E in self._step:
             total_E = self._tokens_of[layer]
-            total_E += tokens[rank_E]
+            total_E += tokens_E
         self._step.clear()
         self._counted_s = now_s = self._clock()
         if now_s - self._folded[0] >= FOLD_S:

@@ -157,11 +157,16 @@ class RequestMetrics:
 
 @dataclass(frozen=True)
 class EngineSnapshot:
-    """Everything that an engine counts, at one moment. rows_of_shard: rows sent, by shard number."""
+    """Everything that an engine counts, at one moment.
+
+    rows_of_shard: rows sent, by shard number. retries: see Asker.retries. slowness: of slow shards.
+    """
 
     stats: EngineStats
     requests: RequestMetrics
     step_s: Histogram
     phase_s: dict[Phase, float]
     rows_of_shard: tuple[int, ...]
+    retries: dict[str, int]
+    slowness: dict[int, float]
     expert_load: ExpertLoadSummary | None

@@ -7,39 +7,33 @@ Legend: T tokens, D model width, E experts, R the same in the order of rows, A e
 token, N = T * A rows on their way to experts.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from experts.errors import LinkDown, ShardRefused
-from experts.link import ExpertRows, Reply
+from experts.link import ExpertRows
 from experts.link_table import LinkTable
 from experts.placement import Placement
 from router.counts.expert_load import ExpertLoad
+from router.model.asking import Asker, Part, RowsFailed
 from router.model.routes import Routes
 
 CPU = torch.device("cpu")
 
 
-class ShardUnavailable(Exception):
-    """A shard that this step needs cannot answer. The message names it and says why."""
+class TokensFailed(Exception):
+    """Computing the experts of these tokens failed on two shards. Others are not concerned.
 
-
-class Part(NamedTuple):
-    """Rows that one shard was asked for.
-
-    The message is all it takes to ask it again, or another shard.
-
-    rows: which of the sorted rows these are.
+    tokens: indices into the step's tokens.
     """
 
-    shard: int
-    rows: slice
-    message: ExpertRows
-    reply: Reply
+    def __init__(self, tokens: Sequence[int], reason: str) -> None:
+        super().__init__(reason)
+        self.tokens = tokens
 
 
 class DispatchHandle(NamedTuple):
@@ -57,9 +51,17 @@ class DispatchHandle(NamedTuple):
 class Dispatcher:
     """One router's view of all shards: the placement, and the links to those that are alive."""
 
-    def __init__(self, placement: Placement, links: LinkTable, device: torch.device = CPU) -> None:
-        """device: the one that gates compute on."""
+    def __init__(
+        self,
+        placement: Placement,
+        links: LinkTable,
+        device: torch.device = CPU,
+        heal_s: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """device: the one that gates compute on. heal_s: see Asker."""
         self.load = ExpertLoad(placement)
+        self.asker = Asker(placement, links, heal_s, clock)
         self._placement = placement
         self._links = links
         self._device = device
@@ -70,23 +72,34 @@ class Dispatcher:
         reasons = {shard: self._links.down_reason(shard) for shard in range(self._placement.num_shards)}
         return {shard: reason for shard, reason in reasons.items() if reason is not None}
 
+    def missing_experts(self) -> int:
+        """How many (layer, expert) no living shard holds now."""
+        use_of: Mapping[int, object] = self._links.use_of
+        by_experts = self._placement.shards_of.values()
+        return sum(not any(shard in use_of for shard in shards) for by_expert in by_experts for shards in by_expert)
+
+    def wake(self) -> None:
+        """Have a `combine` that waits call asker.while_waiting soon. From any thread."""
+        self._links.bell.ring()
+
     def dispatch(
         self, layer: int, x_TD: torch.Tensor, expert_TA: torch.Tensor, score_TA: torch.Tensor
     ) -> DispatchHandle:
-        """Send every token, scaled by its score, to each of its experts. Raises ShardUnavailable.
+        """Send every token, scaled by its score, to each of its experts.
 
         Llama 4 applies the score to the expert's input: shared(x) + sum over chosen experts of
         expert(score * x).
         """
-        if self._routes is None or self._routes.alive is not self._links.alive:
-            self._routes = Routes(self._placement, self._links.alive, self._device)
-        routes = self._routes.layers[layer]
-        rank_N = routes.rank_E[expert_TA.flatten()]
-        sort_N = torch.argsort(rank_N, stable=True)
+        if self._routes is None or self._routes.use_of is not self._links.use_of:
+            self._routes = Routes(self._placement, self._links.use_of, self._device)
+        expert_N = expert_TA.flatten()
+        count_E = np.bincount(expert_N.cpu().numpy(), minlength=len(self._placement.shards_of[layer]))
+        self.load.count((layer, count_E))
+        routes = self._routes.layer(layer, count_E, self.asker.slowness)
+        sort_N = torch.argsort(routes.rank_E[expert_N], stable=True)
         x_ND = x_TD[sort_N // expert_TA.shape[1]] * score_TA.flatten()[sort_N, None]
-        counts_R = np.bincount(rank_N.cpu().numpy(), minlength=routes.num_ranks)
-        self.load.count((layer, counts_R, routes.rank_of_expert))
-        counts: list[int] = counts_R.tolist()
+        row_N = torch.arange(len(sort_N))
+        counts: list[int] = count_E[routes.expert_of_rank].tolist()
         parts, begin = [], 0
         for shard, ranks, experts, versions in routes.shards:
             asked = counts[ranks]
@@ -101,7 +114,7 @@ class Dispatcher:
                 list(compress(asked, asked)),
                 x_ND[rows],
             )
-            parts.append(Part(shard, rows, message, self._request(shard, message)))
+            parts.append(self.asker.ask(shard, row_N[rows], message))
         unsort_N = torch.empty_like(sort_N)
         unsort_N[sort_N] = torch.arange(len(sort_N), device=sort_N.device)
         return DispatchHandle(parts, unsort_N, expert_TA.shape[1])
@@ -109,22 +122,16 @@ class Dispatcher:
     def combine(self, handle: DispatchHandle) -> torch.Tensor:
         """y_TD: the sum of each token's experts.
 
-        Waits for the shards, part by part; raises ShardUnavailable.
+        Waits for the shards, and asks others where one fails. No row is taken from anybody but the
+        shards that this step has asked, at the versions that it asked for: whatever comes of y_TD
+        is what the placement says. Raises ShardUnavailable, TokensFailed.
         """
-        y_ND = torch.cat([self._wait(part) for part in handle.parts])[handle.unsort_N]
+        try:
+            self.asker.wait(handle.parts)
+        except RowsFailed as error:
+            failed_N = torch.isin(handle.unsort_N.cpu(), error.rows_N)
+            tokens = (failed_N.nonzero().flatten() // handle.experts_per_token).unique().tolist()
+            raise TokensFailed(tokens, str(error)) from error
+        answers = [part.answer_ND for part in handle.parts if part.answer_ND is not None]
+        y_ND = torch.cat(answers)[handle.unsort_N]
         return y_ND.view(-1, handle.experts_per_token, y_ND.shape[-1]).sum(dim=1)
-
-    def _request(self, shard: int, message: ExpertRows) -> Reply:
-        try:
-            reply = self._links.link(shard).request(message)
-        except (LinkDown, ShardRefused) as error:
-            raise ShardUnavailable(f"expert shard {shard}: {error}") from error
-        self.load.rows_of_shard[shard] += len(message.x_ND)
-        return reply
-
-    def _wait(self, part: Part) -> torch.Tensor:
-        """y_ND of the part's rows."""
-        try:
-            return part.reply.wait()
-        except (LinkDown, ShardRefused) as error:
-            raise ShardUnavailable(f"expert shard {part.shard}: {error}") from error

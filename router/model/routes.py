@@ -1,40 +1,22 @@
-"""Which living shard computes each expert, and the order in which rows are sorted for the shards.
+"""Which shard computes each expert, and the order in which rows are sorted for the shards.
 
 Legend: E experts. A rank is an expert's position in that order.
 """
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from experts.link_table import Use
 from experts.placement import Placement
 from kernels.upload import upload
+from router.model.replica_choice import choose_replicas
 
-
-class Routes:
-    """One LayerRoutes for each MoE layer.
-
-    Never changed: a new placement or set of living shards makes a new one.
-
-    alive: the shards that can be reached. An expert's rows go to the first living shard of its
-    list in the placement. If none lives, they go to the first of the list, so that the error names
-    it.
-    """
-
-    def __init__(self, placement: Placement, alive: Set[int], device: torch.device) -> None:
-        """device: the one that gates compute on."""
-        self.alive = alive
-        ranked = [
-            _ranked([_asked(shards, alive) for shards in by_expert], placement.versions_of[layer])
-            for layer, by_expert in placement.shards_of.items()
-        ]
-        ranks = upload([rank_of_expert for rank_of_expert, _ in ranked], device)
-        self.layers = {
-            layer: LayerRoutes(len(rank_of_expert), rank_E, rank_of_expert, shards)
-            for layer, rank_E, (rank_of_expert, shards) in zip(placement.shards_of, ranks, ranked, strict=True)
-        }
+Counts = npt.NDArray[np.int64]
 
 
 class ShardRoutes(NamedTuple):
@@ -52,30 +34,83 @@ class ShardRoutes(NamedTuple):
 class LayerRoutes(NamedTuple):
     """The experts of one layer, ranked by (shard, expert): rows in that order are contiguous for shard and expert.
 
-    num_ranks: the number of experts. rank_E: each expert's rank, on the device. rank_of_expert:
-    the same on the host.
+    rank_E: each expert's rank, on the device. expert_of_rank: on the host.
     shards: in ascending order of their ranks.
     """
 
-    num_ranks: int
     rank_E: torch.Tensor
-    rank_of_expert: np.ndarray
+    expert_of_rank: Counts
     shards: list[ShardRoutes]
 
 
-def _ranked(shard_of_expert: Sequence[int], version_of_expert: Sequence[int]) -> tuple[np.ndarray, list[ShardRoutes]]:
-    """(rank_of_expert, shards) of a LayerRoutes."""
-    rank_of_expert = np.empty(len(shard_of_expert), np.int64)
-    found: list[ShardRoutes] = []
-    first = 0
-    for shard in sorted(set(shard_of_expert)):
-        experts = [expert for expert, asked in enumerate(shard_of_expert) if asked == shard]
-        ranks = slice(first, first + len(experts))
-        rank_of_expert[experts] = np.arange(ranks.start, ranks.stop)
-        found.append(ShardRoutes(shard, ranks, experts, [version_of_expert[expert] for expert in experts]))
-        first = ranks.stop
-    return rank_of_expert, found
+class Routes:
+    """Where the rows of each layer go, while the placement and the shards' uses stay as they are.
+
+    Never changed: a new placement or a new use_of makes a new one.
+
+    An expert's rows go to one of the living shards that hold it and are of the best use among
+    them. If several are, the step's rows decide (`choose_replicas`). If none lives, they go to the
+    first shard of its list in the placement, where they will be missed.
+    """
+
+    def __init__(self, placement: Placement, use_of: Mapping[int, Use], device: torch.device) -> None:
+        """use_of: the living shards. device: the one that gates compute on."""
+        self.use_of = use_of
+        self._device, self._versions_of = device, placement.versions_of
+        self._holders_of = {
+            layer: [best_holders(shards, use_of) or shards[:1] for shards in by_expert]
+            for layer, by_expert in placement.shards_of.items()
+        }
+        settled = {
+            layer: [holders[0] for holders in by_expert]
+            for layer, by_expert in self._holders_of.items()
+            if all(len(holders) == 1 for holders in by_expert)
+        }
+        ranked = [_ranked(shard_of_expert, placement.versions_of[layer]) for layer, shard_of_expert in settled.items()]
+        ranks = upload([_inverse(expert_of_rank) for expert_of_rank, _ in ranked], device)
+        self._settled = {
+            layer: LayerRoutes(rank_E, *of_layer)
+            for layer, rank_E, of_layer in zip(settled, ranks, ranked, strict=True)
+        }
+
+    def layer(self, layer: int, count_E: Counts, slowness: Callable[[], Mapping[int, float]]) -> LayerRoutes:
+        """The routes of a layer for a step that has count_E[e] rows for expert e. slowness: see choose_replicas."""
+        settled = self._settled.get(layer)
+        if settled is not None:
+            return settled
+        holders_of = self._holders_of[layer]
+        active = {int(expert): int(count_E[expert]) for expert in count_E.nonzero()[0]}
+        chosen = choose_replicas(active, dict(enumerate(holders_of)), slowness())
+        shard_of_expert = [chosen.get(expert, holders[0]) for expert, holders in enumerate(holders_of)]
+        expert_of_rank, shards = _ranked(shard_of_expert, self._versions_of[layer])
+        return LayerRoutes(upload([_inverse(expert_of_rank)], self._device)[0], expert_of_rank, shards)
 
 
-def _asked(shards: Sequence[int], alive: Set[int]) -> int:
-    return next((shard for shard in shards if shard in alive), shards[0])
+def best_holders(shards: Sequence[int], use_of: Mapping[int, Use]) -> Sequence[int]:
+    """Of the shards that hold an expert, the living ones of the best use; none if none lives.
+
+    Example: of (3, 1, 2), with 1 LOADING and 2 and 3 READY, it is (3, 2).
+    """
+    best = min((use_of[shard] for shard in shards if shard in use_of), default=None)
+    return [shard for shard in shards if use_of.get(shard) == best and best is not None]
+
+
+def _ranked(shard_of_expert: Sequence[int], version_of_expert: Sequence[int]) -> tuple[Counts, list[ShardRoutes]]:
+    """(expert_of_rank, shards) of a LayerRoutes."""
+    shard_E = np.asarray(shard_of_expert)
+    expert_of_rank = np.argsort(shard_E, kind="stable")
+    ordered = shard_E[expert_of_rank]
+    firsts = [0, *(np.flatnonzero(np.diff(ordered)) + 1).tolist(), len(ordered)]
+    found = []
+    for first, end in pairwise(firsts):
+        experts: list[int] = expert_of_rank[first:end].tolist()
+        versions = [version_of_expert[expert] for expert in experts]
+        found.append(ShardRoutes(int(ordered[first]), slice(first, end), experts, versions))
+    return expert_of_rank, found
+
+
+def _inverse(order: Counts) -> Counts:
+    """rank_E from expert_of_rank, and the other way round."""
+    inverse = np.empty_like(order)
+    inverse[order] = np.arange(len(order))
+    return inverse

@@ -143,6 +143,10 @@ class Scheduler:
         self._ends.count(self.clock())
         return True
 
+    def runs(self, sequence: SequenceState) -> bool:
+        """Whether this very request is running: not ended, and no other has its id."""
+        return self._running.get(sequence.request.request_id) is sequence
+
     def expired(self) -> list[str]:
         """Ids of requests whose timeout has passed. Each is returned once."""
         now_s, expired = self.clock(), []

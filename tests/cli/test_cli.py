@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from router.errors import Unavailable
+from cli import output
+from router.errors import Internal, Unavailable
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
 from tests.command import ROOT, Screen, drover, drover_process, start
 from tests.fake_router import BOS, EOS, FakeRouter, Script, fails, says, says_then_waits
@@ -197,9 +199,23 @@ def test_an_error_is_one_line_and_exit_code_1(
 
 
 def test_an_error_mid_stream_comes_after_the_text(router: FakeRouter, address: str) -> None:
-    router.script = fails(Unavailable("shard 3 is down"), after="Hel")
+    router.script = fails(Internal("its logits are not finite"), after="Hel")
     done = drover("generate", "Hi", "--address", address)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "Hel\n", "drover: error: shard 3 is down\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "Hel\n", "drover: error: its logits are not finite\n")
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+@pytest.mark.parametrize(("told_gap_s", "note"), [(0.0, True), (1.0, False)])
+def test_a_stream_that_breaks_goes_on_and_only_a_long_gap_is_told(
+    command: str, told_gap_s: float, note: bool, router: FakeRouter, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "TOLD_GAP_S", told_gap_s)
+    broken, whole = fails(Unavailable("a part died"), after="Hel"), says("Hello!")
+    router.script = lambda request: whole(request) if request.made else broken(request)
+    done = drover(command, "--address", address, stdin="Hi\n")
+    assert (done.returncode, done.stdout) == (0, "Hello!\n")
+    assert bool(re.fullmatch(r"\[connection lost; resumed after 0\.[0-9] s\]\n", done.stderr)) is note
+    assert bool(done.stderr) is note
 
 
 @pytest.mark.parametrize("command", ["generate", "chat"])

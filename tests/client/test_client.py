@@ -14,7 +14,6 @@ from client import (
     ClientError,
     DeadlineExceeded,
     Delta,
-    DeltaStream,
     InvalidRequest,
     Message,
     NotFound,
@@ -126,9 +125,10 @@ def test_prompt_logprobs_are_plain_data(client: Client, router: FakeRouter) -> N
 
 def test_an_answer_that_is_missing_is_noticed(client: Client, router: FakeRouter) -> None:
     """A server that ends the stream after one of two answers has not done what it was asked for."""
-    call = client._inference.Generate(pb.GenerateRequest(text="Hi"), timeout=PATIENCE_S)
+    stream = client.generate("Hi", n=2, timeout_s=PATIENCE_S)
+    stream._call = client._inference.Generate(pb.GenerateRequest(text="Hi"), timeout=PATIENCE_S)
     with pytest.raises(ClientError, match="without a finish reason"):
-        list(DeltaStream(call, client.address, answers=2))
+        list(stream)
 
 
 def test_none_means_the_servers_default(client: Client, router: FakeRouter) -> None:
@@ -211,7 +211,7 @@ def test_an_error_comes_after_what_was_made(
     client: Client, router: FakeRouter, failure: Exception, error_type: type[ClientError]
 ) -> None:
     router.script = fails(failure, after="Hel")
-    stream = client.generate("Hi", timeout_s=PATIENCE_S)
+    stream = client.generate("Hi", timeout_s=PATIENCE_S, resume_s=0)
     assert next(stream).text == "Hel"
     with pytest.raises(error_type, match=f"^{failure}$"):
         next(stream)
@@ -286,7 +286,7 @@ def test_a_server_that_goes_away_mid_stream_is_unavailable() -> None:
     with ExitStack() as server:
         address = server.enter_context(serving(FakeRouter(says_then_waits("Hel"))))
         with Client(address) as client:
-            stream = client.generate("Hi", timeout_s=PATIENCE_S)
+            stream = client.generate("Hi", timeout_s=PATIENCE_S, resume_s=0)
             assert next(stream).text == "Hel"
             server.close()
             with pytest.raises(ServerUnavailable):
@@ -320,7 +320,7 @@ def test_what_haproxy_says_without_a_replica_is_unavailable(code: grpc.StatusCod
             Client(f"127.0.0.1:{port}") as client,
             pytest.raises(ServerUnavailable, match=rf"127\.0\.0\.1:{port} broke the call off"),
         ):
-            list(client.generate("Hi", timeout_s=PATIENCE_S))
+            list(client.generate("Hi", timeout_s=PATIENCE_S, resume_s=0))
     finally:
         server.stop(None)
 

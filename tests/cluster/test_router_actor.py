@@ -107,7 +107,7 @@ class Remotely:
 
 def client_of(router: LocalRouter) -> RayRouterClient:
     client = RayRouterClient("router-0", "namespace", request_limits(router.model.config))
-    methods = {name: Remotely(getattr(router, name)) for name in ("submit", "cancel", "pull")}
+    methods = {name: Remotely(getattr(router, name)) for name in ("submit", "cancel", "release", "pull")}
     client._router = SimpleNamespace(**methods)
     return client
 
@@ -156,6 +156,35 @@ def test_a_frontend_that_is_refused_an_id_leaves_the_owners_request_alone(with_r
             await anext(refused)
         refused.close(CANCELLED)
         assert tokens_of([first, *await read_all(stream)], "x") == alone(model, request)
+
+    with_router(test)
+
+
+@pytest.mark.parametrize("frontend_lives", [True, False])
+def test_a_resumed_call_goes_on_at_another_frontend_and_the_broken_one_ends(
+    frontend_lives: bool, with_router: With, model: Model
+) -> None:
+    async def test(router: LocalRouter) -> None:
+        broken = greedy("call", prompt(9), ENDLESS)
+        old, new = Reader(router, "old"), client_of(router)
+        await router.submit("old", [broken, replace(broken, request_id="call-1")])
+        made: list[int] = []
+        while len(made) < 3:
+            made += tokens_of(await old.read(), "call")
+        if not frontend_lives:
+            del router._outboxes["old"]
+        new.release("call", keep="call+1")
+        again = replace(greedy("call+1-0", prompt(9), 20), made=tuple(made[:3]))
+        deltas = await read_all(new.generate([again]))
+        assert made[:3] + tokens_of(deltas, "call+1-0") == alone(model, greedy("whole", prompt(9), 20))
+        await router.wait_until_free("call")
+        await router.wait_until_free("call-1")
+        ends: set[str] = set()
+        while frontend_lives and len(ends) < 2:
+            ends |= {delta.request_id for delta in await old.read() if isinstance(delta.error, AlreadyExists)}
+        stats = (await router.stats()).engine
+        assert stats is not None
+        assert (stats.running, stats.waiting) == (0, 0)
 
     with_router(test)
 

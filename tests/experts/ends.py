@@ -7,11 +7,20 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from experts.connection import Connection, Listener, connect
-from tests.processes import PATIENCE_S
+from experts.link import Reply
+from tests.processes import PATIENCE_S, wait_until
 
 HOST, HOST_IN_PROC = "127.0.0.1", "0100007F"
 SECRET = b"known to both ends"
+
+
+def taken(reply: Reply) -> torch.Tensor:
+    """What a reply brings, however long that takes. Raises what `take` raises."""
+    wait_until(lambda: reply.done)
+    return reply.take()
 
 
 def join_both(path: "SlowPath | None" = None) -> tuple[Connection, Connection]:

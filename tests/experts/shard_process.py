@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from checkpoint.tensors import Checkpoint
+from experts.bell import ThreadBell
 from experts.connection import Listener, connect
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
@@ -72,12 +73,11 @@ class ShardProcess:
         wire: WireFormat,
         liveness: Liveness = LIVENESS,
         shard_liveness: Liveness = LIVENESS,
-        reply_deadline_s: float = 30.0,
     ) -> GroupLink:
         self._control.send((name, wire, shard_liveness))
         assert self._control.poll(JOIN_TIMEOUT_S)
         connection = connect(self._control.recv(), SECRET, JOIN_TIMEOUT_S)
-        link = GroupLink(connection, wire, liveness, reply_deadline_s, CPU, name)
+        link = GroupLink(connection, wire, liveness, ThreadBell(), CPU, name)
         self._links.append(link)
         return link
 

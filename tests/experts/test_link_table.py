@@ -8,7 +8,7 @@ import torch
 
 from experts.errors import LinkDown
 from experts.link import LocalLink
-from experts.link_table import NOT_LINKED, LinkTable
+from experts.link_table import NOT_LINKED, LinkTable, Use
 from experts.shard import ExpertShard
 from experts.slots import Slots
 from kernels.choose import choose_kernels
@@ -42,53 +42,75 @@ def test_a_shard_without_a_link_has_a_reason_the_newest_one() -> None:
         table.link(7)
 
 
-def test_who_is_alive_is_a_new_object_only_when_it_changes() -> None:
+class LoadingLink(LocalLink):
+    """A link whose shard may still load."""
+
+    is_loaded = False
+
+
+def test_who_can_be_asked_is_a_new_object_only_when_it_changes() -> None:
     table = LinkTable({0: make_link(), 1: make_link()})
-    both = table.alive
+    both = table.use_of
+    assert both == {0: Use.READY, 1: Use.READY}
     table.replace(1, make_link())
-    assert table.alive is both
+    assert table.use_of is both
     table.remove(1, "lost")
-    alone = table.alive
-    assert alone == {0}
+    alone = table.use_of
+    assert alone == {0: Use.READY}
     table.remove(1, "still away")
-    assert table.alive is alone
+    assert table.use_of is alone
     table.replace(5, make_link())
-    assert table.alive == {0, 5}
+    assert table.use_of == {0: Use.READY, 5: Use.READY}
 
 
-def test_a_reason_alone_is_no_change() -> None:
-    table = LinkTable({0: make_link()})
-    seen = table.num_changes
-    table.remove(1, "loading")
-    assert table.num_changes == seen
-    table.replace(0, make_link())
-    table.remove(0, "lost")
-    assert table.num_changes == seen + 2
+def test_a_shard_that_loads_or_drains_is_asked_less_gladly() -> None:
+    loading = LoadingLink(ExpertShard(Slots(), KERNELS))
+    table = LinkTable({0: make_link(), 1: loading})
+    assert table.use_of == {0: Use.READY, 1: Use.LOADING}
+    loading.is_loaded = True
+    table.look_again()
+    table.drain([0])
+    assert table.use_of == {0: Use.DRAINING, 1: Use.READY}
+    table.drain([])
+    assert table.use_of == {0: Use.READY, 1: Use.READY}
 
 
-@pytest.mark.parametrize("change", ["replace", "remove"])
+def test_lost_links_are_counted_by_kind_once_each() -> None:
+    table = LinkTable({0: make_link(), 1: make_link()})
+    table.remove(0, "lost: the peer closed it", "lost")
+    table.remove(0, "there is no such actor")
+    table.remove(1, "lost: the peer was silent for 0.5 s", "silent")
+    assert table.losses == {"lost": 1, "silent": 1}
+
+
+@pytest.mark.parametrize("change", ["replace", "remove", "look again", "drain"])
 def test_a_change_wakes_who_waits_for_it(change: str) -> None:
     table = LinkTable({0: make_link()})
-    seen, waiting, heard = table.num_changes, threading.Event(), list[bool]()
+    bell = table.bell
+    seen, waiting = bell.rings, threading.Event()
 
     def wait() -> None:
         waiting.set()
-        heard.append(table.wait_for_change(seen, time.monotonic() + PATIENCE_S))
+        bell.wait(seen, PATIENCE_S)
 
     waiter = threading.Thread(target=wait)
     waiter.start()
     assert waiting.wait(PATIENCE_S)
-    if change == "replace":
-        table.replace(0, make_link())
-    else:
-        table.remove(0, "lost")
-    waiter.join(PATIENCE_S)
-    assert heard == [True]
+    {
+        "replace": lambda: table.replace(0, make_link()),
+        "remove": lambda: table.remove(0, "lost"),
+        "look again": table.look_again,
+        "drain": lambda: table.drain([0]),
+    }[change]()
+    waiter.join(PATIENCE_S / 2)
+    assert not waiter.is_alive()
 
 
-def test_a_change_before_the_wait_is_not_missed_and_a_deadline_ends_it() -> None:
+def test_a_change_before_the_wait_is_not_missed_and_a_timeout_ends_it() -> None:
     table = LinkTable()
-    seen = table.num_changes
+    seen = table.bell.rings
     table.replace(0, make_link())
-    assert table.wait_for_change(seen, time.monotonic() - 1.0)
-    assert not table.wait_for_change(table.num_changes, time.monotonic() + 0.01)
+    began_s = time.monotonic()
+    table.bell.wait(seen, PATIENCE_S)
+    assert time.monotonic() - began_s < PATIENCE_S / 2
+    table.bell.wait(table.bell.rings, 0.01)

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
+from experts.bell import ThreadBell
 from experts.endpoint import Endpoint, Liveness
 from experts.group_link import GroupLink
 from experts.groups.nccl import ROUTER_RANK, SHARD_RANK, NcclRows, RowStore, dist
 from experts.link import ExpertRows
 from experts.wire import Kind, Message, WireFormat
-from tests.experts.ends import join_both
+from tests.experts.ends import join_both, taken
 from tests.experts.nccl import EAGER_BYTES, FakeGpu, Network
 from tests.processes import PATIENCE_S, wait_until
 
@@ -143,11 +144,11 @@ def test_requests_that_cross_answers_on_a_link_are_all_answered() -> None:
         shard.post(Message(Kind.RESULT, message.sequence, x_ND=2 * message.x_ND))
 
     shard = Endpoint(shard_pair, wire, patient, answer, lambda reason: None, "crossing", ends[SHARD_RANK])
-    link = GroupLink(router_pair, wire, patient, PATIENCE_S, CPU, "crossing", ends[ROUTER_RANK])
+    link = GroupLink(router_pair, wire, patient, ThreadBell(), CPU, "crossing", ends[ROUTER_RANK])
     network.hold()
     replies = [link.request(ExpertRows(1, [0], [1], [3], rows_of(3, value))) for value in range(8)]
     network.release()
     replies += [link.request(ExpertRows(1, [0], [1], [3], rows_of(3, value))) for value in range(8, 20)]
-    assert [reply.wait()[0, 0].item() for reply in replies] == [2.0 * value for value in range(20)]
+    assert [taken(reply)[0, 0].item() for reply in replies] == [2.0 * value for value in range(20)]
     link.close()
     shard.close()

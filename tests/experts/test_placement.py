@@ -73,3 +73,27 @@ def test_every_expert_is_held_once_in_contiguous_blocks(size: tuple[int, int]) -
     placement = even_placement([0], num_experts, num_shards)
     held = [expert for shard in range(num_shards) for _, expert in placement.slots_of(shard)]
     assert held == list(range(num_experts))
+
+
+def test_replicas_are_spread_over_all_other_shards() -> None:
+    placement = even_placement([0], 6, 3, replicas=2)
+    assert placement.shards_of[0] == ((0, 1), (0, 2), (1, 2), (1, 0), (2, 0), (2, 1))
+
+
+def test_replicas_are_on_other_nodes_where_there_are_some() -> None:
+    placement = even_placement([0], 8, 4, replicas=2, nodes=["a", "a", "b", "b"])
+    nodes = ["aabb"[first] + "aabb"[second] for first, second in placement.shards_of[0]]
+    assert set(nodes) == {"ab", "ba"}
+    assert {len(placement.slots_of(shard)) for shard in range(4)} == {4}
+
+
+@given(sizes, st.data())
+def test_every_replica_is_on_a_shard_of_its_own_and_shards_hold_about_as_many(
+    size: tuple[int, int], data: st.DataObject
+) -> None:
+    num_experts, num_shards = size
+    replicas = data.draw(st.integers(1, min(3, num_shards)))
+    placement = even_placement([0], num_experts, num_shards, replicas=replicas)
+    assert all(len(set(shards)) == len(shards) == replicas for shards in placement.shards_of[0])
+    counts = [len(placement.slots_of(shard)) for shard in range(num_shards)]
+    assert max(counts) - min(counts) <= 2

@@ -13,6 +13,7 @@ from experts.placement import even_placement, uniform_placement
 from experts.shard import ExpertShard, load_shard, shard_bytes
 from kernels.choose import choose_kernels
 from kernels.grouped_mlp import grouped_mlp_reference
+from tests.experts.ends import taken
 from tests.reference import make_reference
 
 CPU = torch.device("cpu")
@@ -125,7 +126,7 @@ def test_computed_rows_are_counted(checkpoint: Checkpoint) -> None:
 def test_a_local_link_answers_what_its_shard_computes(shard: ExpertShard, checkpoint: Checkpoint) -> None:
     x_ND = rows(checkpoint, 3)
     link = LocalLink(shard)
-    answer = link.request(ExpertRows(7, [0, 2], [VERSION] * 2, [1, 2], x_ND)).wait()
+    answer = taken(link.request(ExpertRows(7, [0, 2], [VERSION] * 2, [1, 2], x_ND)))
     assert link.down_reason is None
     assert torch.equal(answer, shard.compute(7, [0, 2], [VERSION] * 2, [1, 2], x_ND))
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from experts.bell import ThreadBell
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, RefusalCode
 from experts.group_link import GroupLink
@@ -20,7 +21,7 @@ from experts.shard_server import ShardServer
 from experts.slots import Slots
 from experts.wire import Kind, Message, WireFormat
 from kernels.choose import choose_kernels
-from tests.experts.ends import SlowPath, join_both
+from tests.experts.ends import SlowPath, join_both, taken
 from tests.processes import PATIENCE_S, wait_until
 
 CPU = torch.device("cpu")
@@ -59,10 +60,11 @@ def test_a_message_that_makes_no_sense_is_refused_and_costs_nobody_else(message:
     server.serve(good_shard_end, WIRE, LIVENESS, "good")
     answers: queue.SimpleQueue[Message] = queue.SimpleQueue()
     bad = Endpoint(bad_end, WIRE, LIVENESS, answers.put, lambda reason: None, "bad")
-    good = GroupLink(good_end, WIRE, LIVENESS, PATIENCE_S, CPU, "good")
+    good = GroupLink(good_end, WIRE, LIVENESS, ThreadBell(), CPU, "good")
     bad.post(message)
     x_ND = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(good.request(ExpertRows(1, [0], [1], [2], x_ND)).wait(), x_ND)
+    assert torch.equal(taken(good.request(ExpertRows(1, [0], [1], [2], x_ND))), x_ND)
+    assert answers.get(timeout=PATIENCE_S).kind is Kind.LOADED
     answer = answers.get(timeout=PATIENCE_S)
     assert (answer.kind, answer.sequence, answer.code) == (Kind.REFUSAL, 1, RefusalCode.COMPUTE_FAILED)
     assert fault in answer.text
@@ -78,9 +80,9 @@ def test_when_the_computing_thread_ends_all_links_end_and_the_process_hears_of_i
     for name in ("asking", "idle"):
         router_end, shard_end = join_both()
         server.serve(shard_end, WIRE, LIVENESS, name)
-        links.append(GroupLink(router_end, WIRE, LIVENESS, PATIENCE_S, CPU, name))
+        links.append(GroupLink(router_end, WIRE, LIVENESS, ThreadBell(), CPU, name))
     with pytest.raises(LinkDown, match="lost"):
-        links[0].request(ExpertRows(1, [0], [1], [1], torch.zeros(1, 8))).wait()
+        taken(links[0].request(ExpertRows(1, [0], [1], [1], torch.zeros(1, 8))))
     assert crashed.wait(PATIENCE_S)
     assert links[1].wait_until_down().startswith("lost")
     for link in links:
@@ -97,7 +99,7 @@ def slow_link(liveness: Liveness) -> Iterator[tuple[GroupLink, SlowPath]]:
     with SlowPath(bytes_per_s=SLOW_ROWS.nbytes / 2) as path:
         router_end, shard_end = join_both(path)
         server.serve(shard_end, wire, liveness, "slow")
-        link = GroupLink(router_end, wire, liveness, PATIENCE_S, CPU, "slow")
+        link = GroupLink(router_end, wire, liveness, ThreadBell(), CPU, "slow")
         yield link, path
         link.close()
     server.close()
@@ -115,7 +117,7 @@ def test_a_slow_path_is_not_death() -> None:
     patience = Liveness(heartbeat_s=0.1, silence_s=1.0)
     with slow_link(patience) as (link, path):
         began_s = time.monotonic()
-        assert torch.equal(link.request(asked(SLOW_ROWS)).wait(), SLOW_ROWS)
+        assert torch.equal(taken(link.request(asked(SLOW_ROWS))), SLOW_ROWS)
         assert time.monotonic() - began_s > 2 * patience.silence_s
         assert path.carried > 2 * SLOW_ROWS.nbytes
         assert link.down_reason is None
@@ -126,7 +128,7 @@ def test_rows_that_nobody_waits_for_any_more_are_not_sent() -> None:
     with slow_link(LIVENESS) as (link, path):
         for _ in range(5):
             link.request(asked(SLOW_ROWS))  # its reply is dropped at once
-        assert torch.equal(link.request(asked(SLOW_ROWS[:1])).wait(), SLOW_ROWS[:1])
+        assert torch.equal(taken(link.request(asked(SLOW_ROWS[:1]))), SLOW_ROWS[:1])
         assert path.carried < 3 * SLOW_ROWS.nbytes, "one may have been under way, there and back"
 
 
@@ -153,15 +155,15 @@ def test_requests_of_a_router_that_is_gone_are_not_computed() -> None:
     (gone_end, gone_shard_end), (good_end, good_shard_end) = (join_both(), join_both())
     server.serve(gone_shard_end, WIRE, LIVENESS, "gone")
     server.serve(good_shard_end, WIRE, LIVENESS, "good")
-    gone = GroupLink(gone_end, WIRE, LIVENESS, PATIENCE_S, CPU, "gone")
-    good = GroupLink(good_end, WIRE, LIVENESS, PATIENCE_S, CPU, "good")
+    gone = GroupLink(gone_end, WIRE, LIVENESS, ThreadBell(), CPU, "gone")
+    good = GroupLink(good_end, WIRE, LIVENESS, ThreadBell(), CPU, "good")
     replies = [gone.request(asked(torch.full((1, 8), float(n)))) for n in range(3)]
     assert shard.began.wait(PATIENCE_S)
     wait_until(lambda: server._requests.qsize() == len(replies) - 1)
     gone.close()
     wait_until(lambda: server.link_names == ("good",))
     shard.go.set()
-    assert torch.equal(good.request(asked(torch.full((1, 8), 9.0))).wait(), torch.full((1, 8), 9.0))
+    assert torch.equal(taken(good.request(asked(torch.full((1, 8), 9.0)))), torch.full((1, 8), 9.0))
     assert shard.computed == [0.0, 9.0]
     good.close()
     server.close()
@@ -173,13 +175,13 @@ def test_a_router_that_takes_nothing_keeps_no_other_waiting() -> None:
     wire = replace(WIRE, hidden_size=2**20)  # more than the system takes from a sender whose peer takes nothing
     server.serve(frozen_shard_end, wire, LIVENESS, "frozen")
     server.serve(good_shard_end, WIRE, LIVENESS, "good")
-    good = GroupLink(good_end, WIRE, LIVENESS, PATIENCE_S / 4, CPU, "good")
+    good = GroupLink(good_end, WIRE, LIVENESS, ThreadBell(), CPU, "good")
     x_ND = torch.randn(2, 8, generator=torch.Generator().manual_seed(1))
     for sequence in range(3):
         request = Message(Kind.ROWS, sequence, 1, [0], [1], [4], torch.zeros(4, wire.hidden_size))
         frozen_end.send(wire.pack(request))  # it never reads
     for _ in range(3):
-        assert torch.equal(good.request(ExpertRows(1, [0], [1], [2], x_ND)).wait(), x_ND)
+        assert torch.equal(taken(good.request(ExpertRows(1, [0], [1], [2], x_ND))), x_ND)
     assert set(server.link_names) == {"frozen", "good"}
     frozen_end.close()
     good.close()

@@ -31,6 +31,7 @@ class BrokenLink:
     """A link on which every request raises `error`. told, message: what a user is then told."""
 
     down_reason = "lost: the peer is gone"
+    is_loaded = True
 
     def __init__(self, error: Exception, told: type[RequestError], message: str) -> None:
         self.told, self.message = told, message

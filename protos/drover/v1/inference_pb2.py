@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64rover/v1/inference.proto\x12\tdrover.v1\"\xb7\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.drover.v1.TokenIdsH\x00\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.drover.v1.SamplingParams\x12\x16\n\ttimeout_s\x18\x05 \x01(\x02H\x01\x88\x01\x01\x42\x08\n\x06promptB\x0c\n\n_timeout_s\"\x99\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.drover.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.drover.v1.SamplingParams\x12\x16\n\ttimeout_s\x18\x04 \x01(\x02H\x00\x88\x01\x01\x42\x0c\n\n_timeout_s\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xcc\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x15\n\x08logprobs\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x08\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\t\x88\x01\x01\x12<\n\nlogit_bias\x18\x0c \x03(\x0b\x32(.drover.v1.SamplingParams.LogitBiasEntry\x12\x17\n\nmin_tokens\x18\r \x01(\x05H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\x0e \x03(\t\x12\x17\n\nignore_eos\x18\x0f \x01(\x08H\x0b\x88\x01\x01\x12\x0e\n\x01n\x18\x10 \x01(\x05H\x0c\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x11 \x01(\x05H\r\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x0b\n\t_logprobsB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eosB\x04\n\x02_nB\x12\n\x10_prompt_logprobs\"\xc5\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.drover.v1.TokenLogprob\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.drover.v1.FinishReason\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.drover.v1.Usage\x12\r\n\x05index\x18\x07 \x01(\r\x12\x31\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32\x18.drover.v1.PromptLogprob\x12\x15\n\x0bstop_string\x18\t \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\n \x01(\rH\x00\x42\x0e\n\x0cmatched_stop\"[\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12(\n\x03top\x18\x03 \x03(\x0b\x32\x1b.drover.v1.TokenAlternative\"m\n\rPromptLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12(\n\x03top\x18\x03 \x03(\x0b\x32\x1b.drover.v1.TokenAlternativeB\n\n\x08_logprob\"5\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"P\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x14\n\x07\x61\x64\x64_bos\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_add_bos\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"$\n\x13GetModelInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xd3\x02\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x19\n\x0c\x62os_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x16\n\x0enum_moe_layers\x18\x07 \x01(\r\x12\x13\n\x0bnum_experts\x18\x08 \x01(\r\x12\x19\n\x11\x65xperts_per_token\x18\t \x01(\r\x12\x18\n\x10total_parameters\x18\n \x01(\x04\x12\x19\n\x11\x61\x63tive_parameters\x18\x0b \x01(\x04\x12\r\n\x05\x64type\x18\x0c \x01(\t\x12\x19\n\x11has_chat_template\x18\r \x01(\x08\x42\x0f\n\r_bos_token_id*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xf2\x02\n\tInference\x12\x45\n\x08Generate\x12\x1a.drover.v1.GenerateRequest\x1a\x1b.drover.v1.GenerateResponse0\x01\x12=\n\x04\x43hat\x12\x16.drover.v1.ChatRequest\x1a\x1b.drover.v1.GenerateResponse0\x01\x12\x43\n\x08Tokenize\x12\x1a.drover.v1.TokenizeRequest\x1a\x1b.drover.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.drover.v1.DetokenizeRequest\x1a\x1d.drover.v1.DetokenizeResponse\x12O\n\x0cGetModelInfo\x12\x1e.drover.v1.GetModelInfoRequest\x1a\x1f.drover.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64rover/v1/inference.proto\x12\tdrover.v1\"\xea\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12(\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x13.drover.v1.TokenIdsH\x00\x12+\n\x08sampling\x18\x04 \x01(\x0b\x32\x19.drover.v1.SamplingParams\x12\x16\n\ttimeout_s\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12&\n\x06resume\x18\x06 \x01(\x0b\x32\x11.drover.v1.ResumeH\x02\x88\x01\x01\x42\x08\n\x06promptB\x0c\n\n_timeout_sB\t\n\x07_resume\"\xcc\x01\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12(\n\x08messages\x18\x02 \x03(\x0b\x32\x16.drover.v1.ChatMessage\x12+\n\x08sampling\x18\x03 \x01(\x0b\x32\x19.drover.v1.SamplingParams\x12\x16\n\ttimeout_s\x18\x04 \x01(\x02H\x00\x88\x01\x01\x12&\n\x06resume\x18\x05 \x01(\x0b\x32\x11.drover.v1.ResumeH\x01\x88\x01\x01\x42\x0c\n\n_timeout_sB\t\n\x07_resume\"\\\n\x06Resume\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12%\n\x08received\x18\x02 \x03(\x0b\x32\x13.drover.v1.Received\x12\x17\n\x0fprompt_logprobs\x18\x03 \x01(\r\"\x1d\n\x08Received\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xcc\x05\n\x0eSamplingParams\x12\x17\n\nmax_tokens\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\x05H\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x15\n\x08logprobs\x18\x07 \x01(\x05H\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x02H\x06\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x07\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x08\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x0b \x01(\x02H\t\x88\x01\x01\x12<\n\nlogit_bias\x18\x0c \x03(\x0b\x32(.drover.v1.SamplingParams.LogitBiasEntry\x12\x17\n\nmin_tokens\x18\r \x01(\x05H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\x0e \x03(\t\x12\x17\n\nignore_eos\x18\x0f \x01(\x08H\x0b\x88\x01\x01\x12\x0e\n\x01n\x18\x10 \x01(\x05H\x0c\x88\x01\x01\x12\x1c\n\x0fprompt_logprobs\x18\x11 \x01(\x05H\r\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x0b\n\t_logprobsB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penaltyB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eosB\x04\n\x02_nB\x12\n\x10_prompt_logprobs\"\xe1\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\x12)\n\x08logprobs\x18\x04 \x03(\x0b\x32\x17.drover.v1.TokenLogprob\x12.\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x17.drover.v1.FinishReason\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.drover.v1.Usage\x12\r\n\x05index\x18\x07 \x01(\r\x12\x31\n\x0fprompt_logprobs\x18\x08 \x03(\x0b\x32\x18.drover.v1.PromptLogprob\x12\x15\n\x0bstop_string\x18\t \x01(\tH\x00\x12\x17\n\rstop_token_id\x18\n \x01(\rH\x00\x12\x11\n\x04seed\x18\x0b \x01(\x04H\x01\x88\x01\x01\x42\x0e\n\x0cmatched_stopB\x07\n\x05_seed\"[\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12(\n\x03top\x18\x03 \x03(\x0b\x32\x1b.drover.v1.TokenAlternative\"m\n\rPromptLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12(\n\x03top\x18\x03 \x03(\x0b\x32\x1b.drover.v1.TokenAlternativeB\n\n\x08_logprob\"5\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"P\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x14\n\x07\x61\x64\x64_bos\x18\x03 \x01(\x08H\x00\x88\x01\x01\x42\n\n\x08_add_bos\"%\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"$\n\x13GetModelInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xd3\x02\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x19\n\x0c\x62os_token_id\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nnum_layers\x18\x06 \x01(\r\x12\x16\n\x0enum_moe_layers\x18\x07 \x01(\r\x12\x13\n\x0bnum_experts\x18\x08 \x01(\r\x12\x19\n\x11\x65xperts_per_token\x18\t \x01(\r\x12\x18\n\x10total_parameters\x18\n \x01(\x04\x12\x19\n\x11\x61\x63tive_parameters\x18\x0b \x01(\x04\x12\r\n\x05\x64type\x18\x0c \x01(\t\x12\x19\n\x11has_chat_template\x18\r \x01(\x08\x42\x0f\n\r_bos_token_id*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xf2\x02\n\tInference\x12\x45\n\x08Generate\x12\x1a.drover.v1.GenerateRequest\x1a\x1b.drover.v1.GenerateResponse0\x01\x12=\n\x04\x43hat\x12\x16.drover.v1.ChatRequest\x1a\x1b.drover.v1.GenerateResponse0\x01\x12\x43\n\x08Tokenize\x12\x1a.drover.v1.TokenizeRequest\x1a\x1b.drover.v1.TokenizeResponse\x12I\n\nDetokenize\x12\x1c.drover.v1.DetokenizeRequest\x1a\x1d.drover.v1.DetokenizeResponse\x12O\n\x0cGetModelInfo\x12\x1e.drover.v1.GetModelInfoRequest\x1a\x1f.drover.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,42 +33,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2433
-  _globals['_FINISHREASON']._serialized_end=2528
+  _globals['_FINISHREASON']._serialized_start=2688
+  _globals['_FINISHREASON']._serialized_end=2783
   _globals['_GENERATEREQUEST']._serialized_start=41
-  _globals['_GENERATEREQUEST']._serialized_end=224
-  _globals['_CHATREQUEST']._serialized_start=227
-  _globals['_CHATREQUEST']._serialized_end=380
-  _globals['_CHATMESSAGE']._serialized_start=382
-  _globals['_CHATMESSAGE']._serialized_end=426
-  _globals['_TOKENIDS']._serialized_start=428
-  _globals['_TOKENIDS']._serialized_end=451
-  _globals['_SAMPLINGPARAMS']._serialized_start=454
-  _globals['_SAMPLINGPARAMS']._serialized_end=1170
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=917
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=965
-  _globals['_GENERATERESPONSE']._serialized_start=1173
-  _globals['_GENERATERESPONSE']._serialized_end=1498
-  _globals['_TOKENLOGPROB']._serialized_start=1500
-  _globals['_TOKENLOGPROB']._serialized_end=1591
-  _globals['_PROMPTLOGPROB']._serialized_start=1593
-  _globals['_PROMPTLOGPROB']._serialized_end=1702
-  _globals['_TOKENALTERNATIVE']._serialized_start=1704
-  _globals['_TOKENALTERNATIVE']._serialized_end=1757
-  _globals['_USAGE']._serialized_start=1759
-  _globals['_USAGE']._serialized_end=1839
-  _globals['_TOKENIZEREQUEST']._serialized_start=1841
-  _globals['_TOKENIZEREQUEST']._serialized_end=1921
-  _globals['_TOKENIZERESPONSE']._serialized_start=1923
-  _globals['_TOKENIZERESPONSE']._serialized_end=1960
-  _globals['_DETOKENIZEREQUEST']._serialized_start=1962
-  _globals['_DETOKENIZEREQUEST']._serialized_end=2015
-  _globals['_DETOKENIZERESPONSE']._serialized_start=2017
-  _globals['_DETOKENIZERESPONSE']._serialized_end=2051
-  _globals['_GETMODELINFOREQUEST']._serialized_start=2053
-  _globals['_GETMODELINFOREQUEST']._serialized_end=2089
-  _globals['_GETMODELINFORESPONSE']._serialized_start=2092
-  _globals['_GETMODELINFORESPONSE']._serialized_end=2431
-  _globals['_INFERENCE']._serialized_start=2531
-  _globals['_INFERENCE']._serialized_end=2901
+  _globals['_GENERATEREQUEST']._serialized_end=275
+  _globals['_CHATREQUEST']._serialized_start=278
+  _globals['_CHATREQUEST']._serialized_end=482
+  _globals['_RESUME']._serialized_start=484
+  _globals['_RESUME']._serialized_end=576
+  _globals['_RECEIVED']._serialized_start=578
+  _globals['_RECEIVED']._serialized_end=607
+  _globals['_CHATMESSAGE']._serialized_start=609
+  _globals['_CHATMESSAGE']._serialized_end=653
+  _globals['_TOKENIDS']._serialized_start=655
+  _globals['_TOKENIDS']._serialized_end=678
+  _globals['_SAMPLINGPARAMS']._serialized_start=681
+  _globals['_SAMPLINGPARAMS']._serialized_end=1397
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1144
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1192
+  _globals['_GENERATERESPONSE']._serialized_start=1400
+  _globals['_GENERATERESPONSE']._serialized_end=1753
+  _globals['_TOKENLOGPROB']._serialized_start=1755
+  _globals['_TOKENLOGPROB']._serialized_end=1846
+  _globals['_PROMPTLOGPROB']._serialized_start=1848
+  _globals['_PROMPTLOGPROB']._serialized_end=1957
+  _globals['_TOKENALTERNATIVE']._serialized_start=1959
+  _globals['_TOKENALTERNATIVE']._serialized_end=2012
+  _globals['_USAGE']._serialized_start=2014
+  _globals['_USAGE']._serialized_end=2094
+  _globals['_TOKENIZEREQUEST']._serialized_start=2096
+  _globals['_TOKENIZEREQUEST']._serialized_end=2176
+  _globals['_TOKENIZERESPONSE']._serialized_start=2178
+  _globals['_TOKENIZERESPONSE']._serialized_end=2215
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2217
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2270
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2272
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2306
+  _globals['_GETMODELINFOREQUEST']._serialized_start=2308
+  _globals['_GETMODELINFOREQUEST']._serialized_end=2344
+  _globals['_GETMODELINFORESPONSE']._serialized_start=2347
+  _globals['_GETMODELINFORESPONSE']._serialized_end=2686
+  _globals['_INFERENCE']._serialized_start=2786
+  _globals['_INFERENCE']._serialized_end=3156
 # @@protoc_insertion_point(module_scope)

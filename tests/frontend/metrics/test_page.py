@@ -40,14 +40,16 @@ def snapshot(expert_load: ExpertLoadSummary | None = None) -> EngineSnapshot:
     requests.end("a", "stop", 0.302)
     step_s = Histogram(STEP_BOUNDS_S)
     step_s.observe(0.004)
-    return EngineSnapshot(STATS, requests, step_s, dict.fromkeys(PHASES, 1.5), (70, 60), expert_load)
+    return EngineSnapshot(
+        STATS, requests, step_s, dict.fromkeys(PHASES, 1.5), (70, 60), {"late": 4}, {1: 9.5}, expert_load
+    )
 
 
 def load_of(layers: int, experts: int) -> ExpertLoadSummary:
     """After traffic that hits every expert of every layer, each differently."""
     load = ExpertLoad(even_placement(range(layers), experts, 2))
     for layer in range(layers):
-        load.count((layer, np.arange(1, experts + 1) * (layer + 1), np.arange(experts)))
+        load.count((layer, np.arange(1, experts + 1) * (layer + 1)))
     load.end_step()
     summary = load.summary()
     assert summary is not None
@@ -55,7 +57,8 @@ def load_of(layers: int, experts: int) -> ExpertLoadSummary:
 
 
 def page(of: EngineSnapshot | None, *shards: ShardReport, down: frozenset[str] = frozenset()) -> str:
-    return render("tiny", [RouterReport("router-0", of, SHARDS, down)], shards).decode()
+    report = RouterReport("router-0", of, SHARDS, down, losses={"silent": 2})
+    return render("tiny", [report], shards).decode()
 
 
 def samples(text: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -100,6 +103,9 @@ def test_every_number_is_told_under_its_name() -> None:
         ("step_phase_seconds_total", ("phase", "expert_wait"), 1.5),
         ("shard_rows_total", ("shard", "shard-1"), 60),
         ("shard_linked", ("shard", "shard-1"), 1),
+        ("shard_slowness", ("shard", "shard-1"), 9.5),
+        ("dispatch_retries_total", ("reason", "late"), 4),
+        ("shard_down_total", ("reason", "silent"), 2),
         ("step_seconds_bucket", ("le", "0.003"), 0),
         ("step_seconds_bucket", ("le", "0.005"), 1),
         ("step_seconds_bucket", ("le", "+Inf"), 1),

@@ -32,7 +32,7 @@ def summary_of(load: ExpertLoad) -> ExpertLoadSummary:
 
 
 def count(load: ExpertLoad, layer: int, tokens_E: np.ndarray) -> None:
-    load.count((layer, tokens_E, np.arange(len(tokens_E))))
+    load.count((layer, tokens_E))
     load.end_step()
 
 
@@ -60,7 +60,7 @@ def test_every_token_is_counted_for_its_layer_and_expert() -> None:
 def test_what_a_step_has_counted_that_failed_is_dropped() -> None:
     load, _ = make_load()
     load.start_step()
-    load.count((1, only(9, 100), np.arange(EXPERTS)))
+    load.count((1, only(9, 100)))
     load.start_step()
     count(load, 3, only(17, 5))
     assert load.tokens_LE[1, 17] == load.tokens_LE.sum() == 5

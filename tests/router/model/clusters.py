@@ -61,13 +61,16 @@ class DownLink:
 
     takes_rows: bool = False
     down_reason: str = field(default=DEAD, init=False)
+    is_loaded = True
+    done = True
+    answered_s = None
 
     def request(self, rows: ExpertRows) -> Reply:
         if not self.takes_rows:
             raise LinkDown(self.down_reason)
         return self
 
-    def wait(self) -> torch.Tensor:
+    def take(self) -> torch.Tensor:
         raise LinkDown(self.down_reason)
 
     def close(self) -> None:

@@ -5,15 +5,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from experts.bell import ThreadBell
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
 from experts.link_table import LinkTable
 from experts.placement import uniform_placement
 from experts.shard_server import ShardServer
 from experts.wire import WireFormat
-from router.model.dispatch import Dispatcher, ShardUnavailable
+from router.model.asking import ShardUnavailable
+from router.model.dispatch import Dispatcher
 from tests.experts.ends import join_both
-from tests.processes import PATIENCE_S
 from tests.router.model.clusters import (
     CPU,
     EXPERTS,
@@ -39,7 +40,7 @@ def group_link() -> Iterator[GroupLink]:
     wire = WireFormat(max_groups=EXPERTS, max_rows=64, hidden_size=HIDDEN, dtype=torch.float32)
     server = ShardServer(make_shard(even(2), 0), CPU)
     server.serve(shard_end, wire, LIVENESS, "dispatch")
-    link = GroupLink(router_end, wire, LIVENESS, PATIENCE_S, CPU, "dispatch")
+    link = GroupLink(router_end, wire, LIVENESS, ThreadBell(), CPU, "dispatch")
     yield link
     link.close()
     server.close()

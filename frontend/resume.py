@@ -1,0 +1,78 @@
+"""Continuing a call whose stream broke: what its client has, and the requests that make the rest.
+
+Nothing of the broken call is needed but what the client sends: tokens follow from the model, the
+prompt, the parameters, the seed, and the tokens before. So it does not matter what has died.
+"""
+
+import re
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from frontend.answer_params import AnswerParams
+from router.errors import InvalidArgument
+from router.request import GenerationRequest, RequestLimits, SamplingParams, check_made, check_token_ids
+
+_CALL_ID = re.compile("[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Fields mean what inference.proto says of those of the same name.
+
+    received: the tokens of each answer, by index; answers may be missing at the end.
+    attempt: tells this attempt's requests at a router from those of the broken call.
+    """
+
+    request_id: str
+    received: Sequence[tuple[int, ...]] = ()
+    prompt_logprobs: int = 0
+    attempt: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @property
+    def attempt_id(self) -> str:
+        """With this the ids of the attempt's requests begin."""
+        return f"{self.request_id}+{self.attempt}"
+
+    def check(self, params: AnswerParams, n: int, sampling: SamplingParams) -> None:
+        """Raise InvalidArgument unless this can be part of a call with these parameters.
+
+        sampling: what they come to.
+        """
+        if _CALL_ID.fullmatch(self.request_id) is None:
+            raise InvalidArgument(
+                "resume.request_id",
+                f"is {self.request_id[:80]!r}; give GenerateResponse.request_id, 32 hexadecimal digits",
+            )
+        if len(self.received) > n:
+            raise InvalidArgument("resume.received", f"has {len(self.received)} entries; n is {n}")
+        if sampling.temperature > 0 and params.seed is None:
+            raise InvalidArgument(
+                "seed",
+                "is not set; to resume an answer whose temperature is above 0, give the seed that its stream told in "
+                "its first message",
+            )
+
+    def requests(self, requests: Sequence[GenerationRequest], limits: RequestLimits) -> list[GenerationRequest]:
+        """The call's requests, with what was made of each. Their ids are new: the old may be in use.
+
+        Raises InvalidArgument if a completion cannot be going on so.
+        """
+        continued = []
+        for index, request in enumerate(requests):
+            made = self.received[index] if index < len(self.received) else ()
+            continued.append(replace(request, request_id=f"{self.attempt_id}-{index}", made=made))
+            try:
+                check_token_ids("made", made, limits.vocab_size)
+                if not is_complete(continued[-1], limits):
+                    check_made(continued[-1], limits)
+            except InvalidArgument as error:
+                raise InvalidArgument(f"resume.received[{index}].token_ids", error.reason) from None
+        return continued
+
+
+def is_complete(request: GenerationRequest, limits: RequestLimits) -> bool:
+    """Whether what was made is a whole completion. A stop string may have ended it, too."""
+    made, sampling = request.made, request.sampling
+    ending = sampling.ending_token_ids(limits.eos_token_ids)
+    return len(made) >= sampling.max_tokens or (bool(made) and made[-1] in ending)
