@@ -73,6 +73,7 @@ def _end(exit_code: int) -> NoReturn:
 def _stay(config: "DeploymentConfig", control: socket.socket, asked_to_finish: threading.Event) -> int:
     """Return once the deployment is gone, was asked to end, or Ray has died."""
     from cluster import ray_runtime, teardown
+    from cluster.finish import finish_requests
     from cluster.names import part_names
 
     try:
@@ -83,45 +84,13 @@ def _stay(config: "DeploymentConfig", control: socket.socket, asked_to_finish: t
                 print("the deployment was stopped from elsewhere", file=sys.stderr)
                 return 0
             if asked_to_finish.wait(LOOK_S):
-                _finish(config)
+                finish_requests(config, lambda text: print(text, file=sys.stderr, flush=True))
                 control.sendall(b"finished\n")
                 asked_to_finish.clear()
     except KeyboardInterrupt:
         teardown.end(config)
         ray_runtime.disconnect()
         return 0
-
-
-def _finish(config: "DeploymentConfig") -> None:
-    """Refuse new requests, and return once those that run have ended, after frontend.grace_s at most.
-
-    While Ray's head is away this may block: the parent does not wait for ever.
-    """
-    import ray
-
-    try:
-        _wait_for_requests(config)
-    except (DroverError, ray.exceptions.RayError) as error:
-        print(f"running requests are not waited for: {error}", file=sys.stderr)
-
-
-def _wait_for_requests(config: "DeploymentConfig") -> None:
-    from ray import serve
-
-    from cluster.controller_client import ControllerClient
-    from cluster.names import app_name
-
-    deadline_s = time.monotonic() + config.frontend.grace_s
-    controller = ControllerClient(config.ray.namespace, config.frontend.grace_s)
-    has_waited = False
-    while not (progress := controller.stop_serving()).is_done and time.monotonic() < deadline_s:
-        if progress.left and not has_waited:
-            has_waited = True
-            left = "; ".join(f"{router} finishes {what}" for router, what in progress.left.items())
-            print(f"{left}, within {config.frontend.grace_s:g} s; the same signal again ends them", file=sys.stderr)
-        time.sleep(0.1)
-    if has_waited:  # the last tokens are on their way to clients
-        serve.delete(app_name(config.ray.namespace))
 
 
 def _end_with(control: socket.socket, asked_to_finish: threading.Event, is_local: bool) -> None:

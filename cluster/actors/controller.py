@@ -74,7 +74,9 @@ class ControllerActor:
     def stats(self) -> ControllerStats:
         wanted = self._wanted
         slots = {name: len(self.slots_of(name)) for name in wanted.shards}
-        return ControllerStats(dict(wanted.drained), dict(wanted.cleared), slots, dict(self._view.problems))
+        return ControllerStats(
+            wanted.parts, dict(wanted.drained), dict(wanted.cleared), slots, dict(self._view.problems)
+        )
 
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold: the version of each slot's weights."""

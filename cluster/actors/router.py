@@ -108,6 +108,7 @@ class RouterActor:
         self._frontend_of: dict[str, str | None] = {}
         self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._missing_since_s: float | None = None
+        self._down_since_s: dict[str, float] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._orders, self._draining_since_s = Orders(), 0.0
@@ -138,18 +139,19 @@ class RouterActor:
         rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
         asker, names = self._dispatcher.asker, self._spec.shard_names
         slow = {names[shard]: round(ratio, 1) for shard, ratio in asker.slowness().items()}
-        orders = self._orders
+        orders, down, now = self._orders, self._down(), time.monotonic()
         return RouterStats(
             engine,
             rate,
             len(self._outboxes),
-            self._down(),
+            down,
             dict(asker.retries),
             slow,
             open_requests=len(self._frontend_of) + sum(len(outbox.deltas) for outbox in self._outboxes.values()),
-            draining_s=time.monotonic() - self._draining_since_s if orders.is_draining else None,
+            draining_s=now - self._draining_since_s if orders.is_draining else None,
             drained=tuple(names[shard] for shard in sorted(orders.shards)),
             is_stopping=orders.is_stopping,
+            down_s={name: now - self._down_since_s.get(name, now) for name in down},
         )
 
     async def metrics(self) -> RouterMetrics:
@@ -281,12 +283,13 @@ class RouterActor:
             await asyncio.sleep(1.0)
 
     async def _look_around(self) -> None:
-        """Note the speed and whether experts are missing; cancel the requests of frontends that have gone."""
+        """Note the speed, and who and what is missing; cancel the requests of frontends that have gone."""
         now = time.monotonic()
         if not self._dispatcher.missing_experts():
             self._missing_since_s = None
         elif self._missing_since_s is None:
             self._missing_since_s = now
+        self._down_since_s = {name: self._down_since_s.get(name, now) for name in self._down()}
         self._generated.append((now, self._engine.stats.generated_tokens if self._engine else 0))
         gone_s = now - self._spec.frontend_grace_s
         for frontend_id in [name for name, outbox in self._outboxes.items() if outbox.heard_s < gone_s]:
