@@ -74,15 +74,21 @@ def _stay(config: "DeploymentConfig", control: socket.socket, asked_to_finish: t
     """Return once the deployment is gone, was asked to end, or Ray has died."""
     from cluster import ray_runtime, teardown
     from cluster.finish import finish_requests
+    from cluster.head_watch import HeadWatch
     from cluster.names import part_names
 
+    watch, was_away = HeadWatch(config.ray.address == "local"), False
     try:
         while True:  # Ray tells nobody when an actor ends
-            if (fault := ray_runtime.fault()) is not None:
-                raise DroverError(fault)
-            if not part_names(config.ray.namespace):
+            away = watch.look()
+            if away:
+                print(away, file=sys.stderr, flush=True)
+            elif away is None and not part_names(config.ray.namespace):
+                if was_away:
+                    raise DroverError(f"Ray's head has come back without its records, and so without {config.name}")
                 print("the deployment was stopped from elsewhere", file=sys.stderr)
                 return 0
+            was_away = away is not None
             if asked_to_finish.wait(LOOK_S):
                 finish_requests(config, lambda text: print(text, file=sys.stderr, flush=True))
                 control.sendall(b"finished\n")
