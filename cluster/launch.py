@@ -307,8 +307,7 @@ def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint) -> None:
     """
     frontend = config.frontend
     serve.start(
-        # On each node with a frontend replica, so that the port does not end with the head node.
-        http_options=HTTPOptions(host=frontend.host, port=frontend.http_port, location="EveryNode"),
+        http_options=HTTPOptions(host=frontend.host, port=frontend.http_port),
         grpc_options=gRPCOptions(port=frontend.grpc_port, grpc_servicer_functions=list(GRPC_SERVICER_FUNCTIONS)),
     )
     try:
