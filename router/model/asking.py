@@ -50,8 +50,9 @@ class Part:
 
     The message is all it takes to ask it again, or another shard.
 
-    rows_N: which of the step's sorted rows these are. reply: None if it was lost. pieces: the same
-    rows, asked for elsewhere, each with its rows' places in this part. refused_until_s: shards that
+    rows_N: which of the step's sorted rows these are. reply: None if it was lost. late_s: when to
+    ask others, too. pieces: the same rows, asked for elsewhere, each with its rows' places in this
+    part. loss: why the reply was lost, and its kind, as it is counted. refused_until_s: shards that
     do not hold an expert of it. failed: the shards whose computing failed, in turn. asked: shards
     that may still be computing these rows.
     """
@@ -59,14 +60,15 @@ class Part:
     shard: int
     rows_N: torch.Tensor
     message: ExpertRows
-    reply: Reply | None
     asked_s: float
-    late_s: float
+    reply: Reply | None = None
+    late_s: float = math.inf
     pieces: "Sequence[tuple[Part, torch.Tensor]]" = ()
     answer_ND: torch.Tensor | None = None
     refused_until_s: dict[int, float] = field(default_factory=dict)
     failed: tuple[int, ...] = ()
     asked: frozenset[int] = frozenset()
+    loss_kind: str = ""
     loss: str = ""
 
     @property
@@ -99,15 +101,14 @@ class Asker:
 
     def ask(self, shard: int, rows_N: torch.Tensor, message: ExpertRows) -> Part:
         """Send the rows on their way. Never raises: if the shard is gone, the part is lost already."""
-        now_s, loss = self._clock(), ""
-        reply: Reply | None = None
+        part = Part(shard, rows_N, message, self._clock())
         try:
-            reply = self._links.link(shard).request(message)
-            self.rows_of_shard[shard] += len(message.x_ND)
+            part.reply = self._links.link(shard).request(message)
         except LinkDown as error:
-            loss = str(error)
-        part = Part(shard, rows_N, message, reply, now_s, math.inf, loss=loss)
-        part.late_s = now_s + self.speeds.deadline_s(shard, part.work)
+            self._lose(part, "lost", str(error))
+        else:
+            part.late_s = part.asked_s + self.speeds.deadline_s(shard, part.work)
+            self.rows_of_shard[shard] += len(message.x_ND)
         return part
 
     def wait(self, parts: Sequence[Part]) -> None:
@@ -146,7 +147,7 @@ class Asker:
             part.asked |= {part.shard}
             holders = [[s for s in shards if s not in part.asked] for shards in self._holders(part, now_s)]
             if all(holders):
-                self.retries["late"] += 1
+                part.loss_kind = "late"
                 part.pieces = self._ask_elsewhere(part, holders, now_s)
         return False
 
@@ -169,8 +170,7 @@ class Asker:
                 self.speeds.answered(part.shard, part.work, reply.answered_s - part.asked_s, now_s)
 
     def _lose(self, part: Part, kind: str, reason: str) -> None:
-        part.reply, part.late_s, part.loss = None, math.inf, reason
-        self.retries[kind] += 1
+        part.reply, part.late_s, part.loss_kind, part.loss = None, math.inf, kind, reason
 
     def _holders(self, part: Part, now_s: float) -> list[Sequence[int]]:
         """For each expert of the part, the shards that may be asked; none if all are away."""
@@ -189,6 +189,7 @@ class Asker:
         """Ask one of its holders for each expert. Empty if none has any; else those without are a lost piece."""
         if not any(holders):
             return ()
+        self.retries[part.loss_kind] += 1
         count_of = {group: part.message.counts[group] for group, shards in enumerate(holders) if shards}
         chosen = choose_replicas(count_of, dict(enumerate(holders)), self.speeds.slowness(now_s))
         pieces = []
@@ -199,7 +200,7 @@ class Asker:
             message, at_N = _selected(part.message, groups)
             rows_N = part.rows_N[at_N]
             if shard is None:
-                piece = Part(part.shard, rows_N, message, None, now_s, math.inf, loss=part.loss)
+                piece = Part(part.shard, rows_N, message, now_s, loss_kind=part.loss_kind, loss=part.loss)
             else:
                 piece = self.ask(shard, rows_N, message)
             piece.refused_until_s, piece.failed, piece.asked = dict(part.refused_until_s), part.failed, part.asked

@@ -38,7 +38,7 @@ class ShardSpeeds:
         """The shard took `seconds` for `work`."""
         unit_s = _unit_s(work, seconds)
         speed = self._speeds.get(shard)
-        if speed is None:
+        if speed is None or now_s - speed.measured_s > HALF_LIFE_S:  # what was known is old
             self._speeds[shard] = _Speed(unit_s, unit_s / 2, now_s)
             return
         speed.deviation_s += _DEVIATION_SHARE * (abs(unit_s - speed.mean_s) - speed.deviation_s)
