@@ -82,12 +82,12 @@ def _ask(handles: Mapping[str, Any]) -> dict[str, tuple[ActorState, Any]]:
     return answered
 
 
-def nodes() -> list[dict[str, str]]:
-    """The living nodes of the Ray cluster: id, address and host of each."""
+def nodes(*, also_dead: bool = False) -> list[dict[str, str]]:
+    """The nodes of the Ray cluster, the living ones first: id, address and host of each."""
     return [
         {"id": node["NodeID"], "address": node["NodeManagerAddress"], "host": node["NodeManagerHostname"]}
-        for node in ray.nodes()
-        if node["Alive"]
+        for node in sorted(ray.nodes(), key=lambda node: not node["Alive"])
+        if node["Alive"] or also_dead
     ]
 
 

@@ -96,7 +96,7 @@ class ControllerActor:
                 if not refusal:
                     self._want(replace(wanted, drained={**wanted.drained, target: grace_s}))
                 return refusal
-            node, refusal = self._node(target)
+            node, refusal = self._living_node(target)
             if refusal:
                 return refusal
             cleared = replace(wanted, cleared={**wanted.cleared, node: grace_s})
@@ -117,11 +117,9 @@ class ControllerActor:
                     return f"{target} is not drained"
                 self._want(replace(wanted, drained=_without(wanted.drained, target)))
                 return ""
-            node, refusal = self._node(target)
-            if refusal:
-                return refusal
-            if node not in wanted.cleared:
-                return f"node {target} is not drained"
+            node = self._cleared_node(target)
+            if node is None:
+                return f"{target} is not drained"
             self._want(replace(wanted, cleared=_without(wanted.cleared, node)))
             return ""
 
@@ -146,7 +144,7 @@ class ControllerActor:
         if target in view.wanted.parts:
             is_known, left = target in view.wanted.drained, {target} & view.found.keys()
         else:
-            node, _ = self._node(target)
+            node = self._cleared_node(target)
             is_known = node in view.wanted.cleared
             left = {name for name, part in view.found.items() if is_known and part.node == node}
             left |= {name for name in view.wanted.parts if name not in view.found and name not in view.wanted.drained}
@@ -165,16 +163,21 @@ class ControllerActor:
         left_s = max(0.0, leaving(view.wanted, view.found)[name] - part.draining_s)
         return f"finishes its requests, for {left_s:.0f} s more at most"
 
-    def _node(self, target: str) -> tuple[str, str]:
+    def _living_node(self, target: str) -> tuple[str, str]:
         """The id of the node that `target` names, and why there is none."""
-        matching = matching_nodes(target, nodes())
+        alive = nodes()
+        matching = matching_nodes(target, alive)
         if len(matching) == 1:
             return matching[0], ""
         if matching:
             return "", f"{target} names {len(matching)} nodes; name one by its id: {', '.join(matching)}"
-        parts = ", ".join(self._wanted.parts)
-        known = ", ".join(node["address"] for node in nodes())
+        parts, known = ", ".join(self._wanted.parts), ", ".join(node["address"] for node in alive)
         return "", f"{target} is neither a part nor a node; parts are {parts}; nodes are {known}"
+
+    def _cleared_node(self, target: str) -> str | None:
+        """The id of the cleared node that `target` names, also if that node is dead by now."""
+        cleared = [node for node in nodes(also_dead=True) if node["id"] in self._wanted.cleared]
+        return next(iter(matching_nodes(target, cleared)), None)
 
     def _want(self, wanted: Wanted) -> None:
         write_drains(self._spec.namespace, wanted.drained, wanted.cleared)
