@@ -10,7 +10,7 @@ def tables(status: dict[str, Any]) -> list[Table | Text]:
     """The tables of what cluster.status.as_json tells."""
     routers = Table("router", "node", "state", "running", "waiting", "tokens made", "tokens/s")
     caches = Table("KV cache of", "used", "cached", "free", "prefix hits")
-    again = Table("again, by", "preemptions", "replayed", "retries", "restarts")
+    again = Table("computed again by", "preemptions", "replayed", "retries", "restarts")
     links = Table("links of", "up", "down")
     for router in status["routers"]:
         engine = router.get("engine") or {}
@@ -19,11 +19,9 @@ def tables(status: dict[str, Any]) -> list[Table | Text]:
         _add(routers, router["name"], router.get("node", ""), _state(router), *cells, speed)
         if engine:
             _add(caches, router["name"], *_cache_cells(engine))
+            retries, restarts = sum(router.get("retries", {}).values()), router.get("restarts", 0)
+            _add(again, router["name"], engine["preemptions"], engine["replayed"], retries, restarts)
         if "down" in router:
-            retries = sum(router.get("retries", {}).values())
-            restarts = router.get("restarts", 0)
-            numbers = (engine.get("preemptions", ""), engine.get("replayed", ""), retries, restarts)
-            _add(again, router["name"], *numbers)
             _add(links, router["name"], *_link_cells(router, status["shards"]))
     shards = Table("shard", "node", "state", "experts held", "rows computed", "links", "restarts")
     for shard in status["shards"]:

@@ -15,7 +15,7 @@ MIB = 2**20
 def router(**engine: Any) -> dict[str, Any]:
     counted = {"running": 3, "waiting": 12, "generated_tokens": 1_234_567}
     counted |= {"kv_bytes_used": 512 * MIB, "kv_bytes_cached": 300 * MIB, "kv_bytes_total": 1024 * MIB}
-    counted |= {"prefix_queried_tokens": 8000, "prefix_hit_tokens": 6000, "preemptions": 2}
+    counted |= {"prefix_queried_tokens": 8000, "prefix_hit_tokens": 6000, "preemptions": 2, "replayed": 5}
     return {"name": "router-0", "phase": "ready", "error": "", "tokens_per_s": 1812.3, "engine": counted | engine}
 
 
@@ -31,6 +31,16 @@ def test_the_kv_cache_is_told_in_full(capsys: pytest.CaptureFixture[str], monkey
     assert [cell.strip() for cell in row.split("│")[1:-1]] == [
         "router-0", "512 MiB", "300 MiB", "212 MiB", "75% of 8000"
     ]  # fmt: skip
+
+
+def test_requests_that_are_computed_again_are_told(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shown(capsys, monkeypatch, router())
+    lines = text.splitlines()
+    [head] = [place for place, line in enumerate(lines) if "computed again by" in line]
+    assert [cell.strip() for cell in lines[head].split("┃")[2:-1]] == ["preemptions", "replayed", "retries", "restarts"]
+    assert [cell.strip() for cell in lines[head + 2].split("│")[1:-1]] == ["router-0", "2", "5", "0", "0"]
 
 
 def test_before_the_first_prompt_there_is_no_hit_rate(
@@ -68,7 +78,7 @@ def test_links_tell_who_is_down_since_when_and_why(
     _show({"routers": [part], "shards": shards})
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "router-0 2 of 4 shard-1 for 12 s: lost: [Errno 104]; shard-3: drained; shard-0: 7.5 times as slow" in text
-    assert "router-0 2 4 2" in text
+    assert "router-0 2 5 4 2" in text
 
 
 PARTS = ("router-0", "router-1", "shard-0", "shard-1")
@@ -78,7 +88,7 @@ WANTED = ControllerStats(PARTS, {"router-1": 30.0, "shard-1": 30.0}, {}, {"shard
 def test_what_is_wanted_but_not_there_is_listed_and_what_is_drained_says_so() -> None:
     ready = ActorState(7, Phase.READY, 1, 1)
     parts = [
-        PartStatus("router-1", ready, RouterStats(None, 0.0, 0, {}, {}, {}, open_requests=3, draining_s=1.0)),
+        PartStatus("router-1", ready, RouterStats(None, 0.0, 0, 0, {}, {}, {}, open_requests=3, draining_s=1.0)),
         PartStatus("shard-0", ready, ShardStats(60, 0, ())),
     ]
     status = as_json(parts, WANTED)
@@ -92,7 +102,7 @@ def test_held_of_wanted_and_left_requests_are_shown(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     ready = ActorState(7, Phase.READY, 1, 1)
-    stats = RouterStats(None, 0.0, 0, {}, {}, {}, open_requests=3, draining_s=1.0)
+    stats = RouterStats(None, 0.0, 0, 0, {}, {}, {}, open_requests=3, draining_s=1.0)
     parts = [PartStatus("router-1", ready, stats), PartStatus("shard-0", ready, ShardStats(60, 0, ()))]
     _show(as_json(parts, WANTED))
     text = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the controller does for a deployment, and that nobody who computes tokens waits for it."""
+"""Routers and shards are drained amid streams; nobody who computes tokens waits for the controller."""
 
 import os
 import signal
@@ -13,8 +13,9 @@ from cluster.actors.wanted_slots import wanted_slots
 from cluster.controller_client import ControllerClient
 from cluster.launch import Deployment
 from cluster.names import CONTROLLER, part_names
+from cluster.reports import RouterStats
 from cluster.status import as_json, read_status, read_wanted
-from tests.cluster.deployment import MAVERICK, NAMESPACE, SharedRay, actor, pid_of, router_stats
+from tests.cluster.deployment import MAVERICK, NAMESPACE, TWO_OF_EACH, SharedRay, actor, pid_of
 from tests.command import drover_process
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
@@ -22,6 +23,8 @@ from tests.reference import Reference, prompt
 INFERENCE = "drover.v1.Inference"
 TOKENS = list(prompt(9))
 MANY = 400
+ROUTERS = ("router-0", "router-1")
+PARTS = (*ROUTERS, "shard-0", "shard-1")
 RESTART_S = 120.0
 FLAGS = ("--namespace", NAMESPACE)
 
@@ -33,8 +36,7 @@ def reference(reference_of: Callable[[str], Reference]) -> Reference:
 
 @pytest.fixture(scope="module")
 def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
-    """Each of two shards holds every expert."""
-    return shared_ray.serve(reference.directory, **MAVERICK[1] | {"placement": {"replicas": 2}})
+    return shared_ray.serve(reference.directory, **TWO_OF_EACH)
 
 
 @pytest.fixture
@@ -51,8 +53,24 @@ def controller(deployment: Deployment) -> Iterator[ControllerClient]:
     yield ControllerClient(NAMESPACE)
     stats = ControllerClient(NAMESPACE).stats()
     assert (stats.drained, stats.cleared) == ({}, {})
-    wait_until(lambda: part_names(NAMESPACE) == ["router-0", "shard-0", "shard-1"], RESTART_S)
-    wait_until(lambda: (router_stats().down, router_stats().drained) == ({}, ()), RESTART_S)
+    wait_until(lambda: part_names(NAMESPACE) == list(PARTS), RESTART_S)
+    for name in ROUTERS:
+        wait_until(lambda name=name: is_well(name), RESTART_S)
+
+
+def stats_of(name: str) -> RouterStats:
+    stats: RouterStats = ray.get(actor(name).stats.remote(), timeout=PATIENCE_S)
+    return stats
+
+
+def is_well(name: str) -> bool:
+    """Whether the router is ready, linked to all shards, and both frontends know it."""
+    try:
+        ready: bool = ray.get(actor(name).readiness.remote(), timeout=PATIENCE_S).ready
+        stats = stats_of(name)
+    except ray.exceptions.RayError:
+        return False
+    return ready and (stats.down, stats.drained, stats.life_lines) == ({}, (), 2)
 
 
 def begin(client: Client) -> Callable[[], list[int]]:
@@ -69,11 +87,10 @@ def refusal(drain: Callable[[], None]) -> str:
 
 
 def test_what_cannot_go_is_refused_with_the_reason(controller: ControllerClient) -> None:
-    assert "router-0 is the last router that serves; " in refusal(lambda: controller.drain("router-0", 1.0))
     address = ray.util.get_node_ip_address()
     assert "no other node has room for router-0, which needs " in refusal(lambda: controller.drain(address, 1.0))
     unknown = refusal(lambda: controller.drain("shard-7", 1.0))
-    assert "shard-7 is neither a part nor a node; parts are router-0, shard-0, shard-1; nodes are " in unknown
+    assert f"shard-7 is neither a part nor a node; parts are {', '.join(PARTS)}; nodes are " in unknown
     assert "shard-1 is not drained" in refusal(lambda: controller.undo_drain("shard-1"))
 
 
@@ -84,7 +101,7 @@ def test_a_drained_shard_goes_amid_streams_stays_away_and_comes_back(
     drained = drover_process("drain", "shard-1", *FLAGS)
     assert (drained.returncode, drained.stdout) == (0, "shard-1 is drained\n"), drained.stderr
     assert read_rest() == reference.greedy(TOKENS, MANY)[0]
-    assert part_names(NAMESPACE) == ["router-0", "shard-0"]
+    assert part_names(NAMESPACE) == [*ROUTERS, "shard-0"]
     controller.drain("shard-1", 1.0)  # again: it is so already
     assert controller.drain_progress("shard-1").is_done
     assert "shard-0 is the only shard that serves experts 0-127 of layer " in refusal(
@@ -98,7 +115,25 @@ def test_a_drained_shard_goes_amid_streams_stays_away_and_comes_back(
 
     undone = drover_process("drain", "--undo", "shard-1", *FLAGS)
     assert undone.returncode == 0, undone.stderr
-    wait_until(lambda: "shard-1" in part_names(NAMESPACE) and len(router_stats().down) == 0, RESTART_S)
+
+
+@pytest.mark.parametrize("grace_s", [0.0, 30.0], ids=["moved", "finished"])
+def test_a_drained_router_goes_and_its_streams_do_not_notice(
+    grace_s: float, client: Client, controller: ControllerClient, reference: Reference
+) -> None:
+    """They finish there, or go on at the other one."""
+    streams = [begin(client) for _ in range(6)]
+    assert all(stats_of(name).open_requests for name in ROUTERS)
+    controller.drain("router-1", grace_s)
+    wait_until(lambda: controller.drain_progress("router-1").is_done)
+    assert [read_rest() for read_rest in streams] == [reference.greedy(TOKENS, MANY)[0]] * len(streams)
+    assert "router-1" not in part_names(NAMESPACE)
+    engine = stats_of("router-0").engine
+    assert engine is not None
+    assert bool(engine.replayed) == (grace_s == 0.0)
+    assert "router-0 is the last router that serves; " in refusal(lambda: controller.drain("router-0", 1.0))
+    assert begin(client)() == reference.greedy(TOKENS, MANY)[0]
+    controller.undo_drain("router-1")
 
 
 def test_streams_do_not_notice_the_controllers_death(
@@ -108,7 +143,7 @@ def test_streams_do_not_notice_the_controllers_death(
     read_rest = begin(client)
     os.kill(pid, signal.SIGKILL)
     assert read_rest() == reference.greedy(TOKENS, MANY)[0]
-    assert "last router" in refusal(lambda: controller.drain("router-0", 1.0))  # it is there again
+    assert controller.stats().parts == PARTS  # it is there again
     assert pid_of(CONTROLLER) != pid
 
 
