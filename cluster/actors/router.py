@@ -118,7 +118,6 @@ class RouterActor:
         self._heart = Heart(spec.links.router_liveness.heartbeat_s, self._pulse)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._orders, self._draining_since_s = Orders(), 0.0
         threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
 
     async def state(self) -> ActorState:
