@@ -4,8 +4,9 @@ Ray takes more than a second to tell that a process was killed, and never tells 
 The kernel closes the connection of a process that ends. One that hangs beats no more.
 
 A thread of the router that does not compute sends a beat each heartbeat, with what the frontend's
-choice depends on. It needs Python's lock, so a busy router beats late: docs/how-it-works.md has
-what was measured. The ends meet as those of a link do (experts/connection.py).
+choice depends on. It needs Python's lock, but not for long: beside 64 streams of the embedded model
+on two cores, with other work for four, no beat came more than 4 ms late (Intel Xeon). So the
+silence allowed is that of links. The ends meet as those of a link do (experts/connection.py).
 """
 
 import logging

@@ -5,6 +5,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from cluster.status import PartStatus, read_status
 from experts.groups.nccl import NCCL_ENVIRONMENT
 from frontend.metrics.page import CONTENT_TYPE
 from kernels.openmp import WAITING_THREADS
-from tests.cluster.deployment import MAVERICK, NAMESPACE, SharedRay, http_get, pid_of
+from tests.cluster.deployment import MAVERICK, NAMESPACE, SharedRay, http_get, pid_of, router_stats
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
@@ -132,11 +133,11 @@ def test_a_load_that_fails_is_tried_again_and_status_says_why(client: Client, re
     assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]
 
 
-def test_a_killed_router_ends_its_streams_and_comes_back(
+def test_streams_of_the_only_router_wait_for_it_and_go_on(
     client: Client, deployment: Deployment, reference: Reference
 ) -> None:
-    stream = client.generate(TOKENS, max_tokens=400, temperature=0)
-    next(stream)
+    stream = client.generate(TOKENS, max_tokens=400, temperature=0, timeout_s=PATIENCE_S, resume_s=0)
+    token_ids = list(next(stream).token_ids)
     pid = pid_of("router-0")
     os.kill(pid, signal.SIGSTOP)  # a killed one might be back before the page is asked for
     status, content_type, page = http_get(deployment, "/metrics")
@@ -144,10 +145,11 @@ def test_a_killed_router_ends_its_streams_and_comes_back(
     assert page.startswith("# router-0 ")
     assert 'part="router-0"} 0.0\n' in page
     os.kill(pid, signal.SIGKILL)
-    with pytest.raises(ServerUnavailable, match="router-0"):
-        list(stream)
-    status, content_type, page = http_get(deployment, "/metrics")  # gone, loading, or back by now
-    assert (status, content_type) == (200, CONTENT_TYPE)
-    assert 'part="router-0"} ' in page
-    wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
-    assert greedy(client, 40) == reference.greedy(TOKENS, 40)[0]
+    with ThreadPoolExecutor(1) as thread:
+        late = thread.submit(greedy, client, 40)  # one that comes meanwhile waits, too
+        token_ids += [token_id for delta in stream for token_id in delta.token_ids]
+        assert token_ids == reference.greedy(TOKENS, 400)[0]
+        assert late.result(PATIENCE_S) == reference.greedy(TOKENS, 40)[0]
+    assert router_stats().engine.replayed >= 1
+    _, _, page = http_get(deployment, "/metrics")
+    assert re.search(r'drover_requests_replayed_total\{.*reason="(lost|silent)",router="router-0"\} [12]\.0', page)
