@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 
 BENCH := .bench
 
-.PHONY: help setup demo train-demo bench bench-plot bench-peers test test-demo test-slow fuzz check protos constraints clean
+.PHONY: help setup demo train-demo bench bench-plot bench-peers chaos test test-demo test-slow fuzz check protos constraints clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -72,6 +72,12 @@ bench: setup
 bench-plot: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m bench.plot
+
+# make chaos   breaks a deployment under load in every way, and checks each token: bench/chaos.json (docs/chaos.md)
+# make chaos-options: SEED=7, CHAOS_ARGS="--modes crash" and so on, see `.venv/bin/python -m bench.chaos --help`
+SEED ?= 1
+chaos: setup
+	$(BIN)/python -m bench.chaos --seed $(SEED) $(CHAOS_ARGS)
 
 # make bench-peers   llama.cpp and vLLM, each in an environment of its own below .bench (about 10 minutes, 4 GB)
 bench-peers: $(BENCH)/venv-llama-cpp/.installed $(BENCH)/venv-vllm/.installed

@@ -79,13 +79,14 @@ def serving(
             start_new_session=True,
         )
     try:
-        _wait_until_served(process, log)
+        wait_until_served(process, log)
         yield f"127.0.0.1:{grpc_port}"
     finally:
         end(process, signal.SIGINT)
 
 
-def _wait_until_served(process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_served(process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once its stdout says so. Raises BenchError if it ends, or takes too long."""
     assert process.stdout is not None
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:

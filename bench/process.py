@@ -85,7 +85,7 @@ class Worker:
         return BenchError(f"{self._name} ended by itself; {last_lines(self._log)}")
 
 
-def end(process: subprocess.Popen[bytes], first: signal.Signals = signal.SIGTERM) -> None:
+def end(process: subprocess.Popen[Any], first: signal.Signals = signal.SIGTERM) -> None:
     """End a process that leads its own session, and what is left of the session. first: the polite signal."""
     try:
         if process.poll() is None:

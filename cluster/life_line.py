@@ -21,6 +21,9 @@ from frontend.router_connection import Pulse
 logger = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 5.0
+# A frontend that takes longer to answer a beat has gone without a word.
+GONE_S = 60.0
+_ANSWER = b"+"
 _PULSE = struct.Struct("<??I")  # serving, draining, load
 
 
@@ -63,9 +66,13 @@ class Heart:
         return listener.address
 
     def _beat(self, connection: Connection) -> None:
+        """Each beat but the first follows an answer. So if either direction is cut off, beats end."""
+        connection.allow_silence(GONE_S)
+        answer = memoryview(bytearray(len(_ANSWER)))
         while True:
             pulse = self._pulse()
             connection.send([memoryview(_PULSE.pack(pulse.serving, pulse.draining, pulse.load))])
+            connection.read(answer)
             time.sleep(self._heartbeat_s)
 
 
@@ -101,7 +108,6 @@ class LifeLine:
                 self._connection.read(memoryview(memory))
                 heard_s = time.monotonic()
                 self._on_beat(Pulse(*_PULSE.unpack(memory)))
+                self._connection.send([memoryview(_ANSWER)])
         except ConnectionError as error:
             self._on_end(time.monotonic() - heard_s >= self._silence_s, str(error))
-        except RuntimeError:
-            self._connection.close()  # the event loop that listens has ended

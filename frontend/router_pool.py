@@ -9,6 +9,7 @@ compute, or until a router is there, at most heal_s.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from frontend.delta_stream import DeltaStream, DeltaStreams
 from frontend.router_choice import choose_router
@@ -82,11 +83,13 @@ class RouterPool:
         return self._limits
 
     async def readiness(self) -> Readiness:
-        """Ready as soon as one router says that it is. If none does, what each is missing."""
+        """Ready as soon as one router says that it is; `degraded` names those that are down. If none does, what each
+        is missing."""
         details = []
         async for readiness in _as_they_come([router.connection for router in self._routers.values()]):
             if readiness.ready:
-                return readiness
+                missing = [router.detail for router in self._routers.values() if not router.up]
+                return replace(readiness, degraded="; ".join(filter(None, [*missing, readiness.degraded])))
             details.append(readiness.detail)
         return Readiness(False, "; ".join(sorted(details)))
 

@@ -20,7 +20,7 @@ BESIDES = {
     "frontend": {"client", "protos"},
     "cluster": {"client", "protos"},
     "demo": {"checkpoint"},
-    "bench": {*FLOORS[: FLOORS.index("frontend")], "cluster", "protos"},
+    "bench": {*FLOORS[: FLOORS.index("frontend")], "cluster", "client", "protos"},
 }
 ROOMS = (*FLOORS, "client", "protos", "demo", "bench")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import parser as bench_parser
+from bench.chaos.__main__ import parser as chaos_parser
 from cli.main import COMMANDS
 from tests.cluster.commands import load_deployment
 
@@ -129,6 +130,11 @@ def test_drover_takes_the_commands_that_are_printed(arguments: list[str]) -> Non
 @pytest.mark.parametrize("arguments", calls_of(["python", "-m", "bench"]), ids=" ".join)
 def test_the_benchmark_takes_the_commands_that_are_printed(arguments: list[str]) -> None:
     bench_parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("arguments", calls_of(["python", "-m", "bench.chaos"]), ids=" ".join)
+def test_the_fault_bench_takes_the_commands_that_are_printed(arguments: list[str]) -> None:
+    chaos_parser().parse_args(arguments)
 
 
 def test_commands_are_found() -> None:

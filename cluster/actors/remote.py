@@ -22,8 +22,10 @@ class RemoteRouter:
     """A `RouterActor` in a process of its own: an asyncio actor."""
 
     def __init__(self, spec: "RouterSpec") -> None:
+        from cluster.actors.failpoints import install_in_router
         from cluster.actors.router import RouterActor
 
+        install_in_router(spec.name)
         self._router = RouterActor(spec)
 
     async def state(self) -> ActorState:
@@ -58,8 +60,10 @@ class RemoteShard:
     """A `ShardActor` in a process of its own: calls run side by side, in threads."""
 
     def __init__(self, spec: "ShardSpec") -> None:
+        from cluster.actors.failpoints import install_in_shard
         from cluster.actors.shard import ShardActor
 
+        install_in_shard(spec.name)
         self._shard = ShardActor(spec)
 
     def state(self) -> ActorState:

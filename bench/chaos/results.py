@@ -1,0 +1,182 @@
+"""bench/chaos.json: what it holds, and how rows are made of faults and streams."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from statistics import fmean
+from typing import Any
+
+from bench.chaos.asks import Ask
+from bench.chaos.gaps import changed_tokens, first_change, gap_figures, longest_gap_s, throughput_lost
+from bench.chaos.records import Stream
+
+NO_COPY = "no healthy copy: requests fail if it lasts longer than heal_s"
+"""The only reason for which requests may fail. Others explain a pause."""
+UNCOVERED = "no living copy of some experts: streams wait for a restarted shard"
+FIELDS = (
+    "mode",
+    "target",
+    "faults",
+    "requests_failed",
+    "tokens_changed",
+    "gap_ms_p50",
+    "gap_ms_p99",
+    "gap_ms_max",
+    "throughput_lost",
+    "recovered_by",
+    "recovered_s",
+    "expected",
+)
+
+
+@dataclass
+class Happened:
+    """A fault as it was: times by time.monotonic.
+
+    point: where it struck. victims: names. healed_s: when the bench took it away; None where there
+    is nothing to take away. recovered_s: when every part was back and every stream had a token;
+    None if that did not happen in time. evidence: what rose because of it, by name. until_s: the
+    end of its window. uncovered: experts that had no living shard meanwhile.
+    """
+
+    mode: str
+    target: str
+    point: str
+    victims: list[str]
+    at_s: float
+    active: int
+    healed_s: float | None = None
+    recovered_s: float | None = None
+    until_s: float = 0.0
+    uncovered: int = 0
+    evidence: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def counts(self) -> bool:
+        """Only a fault that something has recovered from shows anything."""
+        return bool(self.evidence)
+
+
+@dataclass(frozen=True)
+class ModeRun:
+    """One mode: its faults, the streams beside them, and the speed before the first of them.
+
+    failed, changed: by stream, when it failed, and when its first wrong token came with how many
+    tokens are wrong.
+    """
+
+    faults: Sequence[Happened]
+    streams: Sequence[Stream]
+    rate_tok_s: float
+    changed: Mapping[int, tuple[float, int]]
+
+
+def changed_exactly(
+    streams: Sequence[Stream], expected: Sequence[Mapping[int, Sequence[int]]]
+) -> dict[int, tuple[float, int]]:
+    """Streams with tokens that are not the one process's: (when the first came, how many). expected: by request."""
+    found = {}
+    for number, stream in enumerate(streams):
+        at_s = first_change(stream, expected[stream.ask])
+        if at_s is not None:
+            found[number] = (at_s, changed_tokens(stream, expected[stream.ask]))
+    return found
+
+
+def rows(run: ModeRun, expected: Mapping[tuple[str, str], str]) -> list[dict[str, Any]]:
+    """One row per (mode, target), in the order in which they came. expected: reasons for losses, by row.
+
+    A stream that failed, or changed, belongs to the last fault before that moment.
+    """
+    blamed_failed = _blame(run.faults, [s.ended_s or s.sent_s for s in run.streams if s.error is not None])
+    blamed_changed = _blame(
+        run.faults, [at_s for at_s, _ in run.changed.values()], [n for _, n in run.changed.values()]
+    )
+    made = []
+    for mode, target in dict.fromkeys((fault.mode, fault.target) for fault in run.faults):
+        mine = [i for i, fault in enumerate(run.faults) if (fault.mode, fault.target) == (mode, target)]
+        faults = [run.faults[i] for i in mine]
+        gaps = [gap for fault in faults for s in run.streams if (gap := longest_gap_s(s, fault.at_s, fault.until_s))]
+        lost = [throughput_lost(run.streams, run.rate_tok_s, fault.at_s, fault.until_s) for fault in faults]
+        recovered = [fault.recovered_s - fault.at_s for fault in faults if fault.recovered_s is not None]
+        row = {
+            "mode": mode,
+            "target": target,
+            "faults": sum(fault.counts for fault in faults),
+            "requests_failed": sum(blamed_failed[i] for i in mine),
+            "tokens_changed": sum(blamed_changed[i] for i in mine),
+            **gap_figures(gaps),
+            "throughput_lost": round(fmean(lost), 4),
+            "recovered_by": ", ".join(sorted({name for fault in faults for name in fault.evidence})),
+            "recovered_s": round(max(recovered), 2) if len(recovered) == len(faults) else None,
+            "expected": expected.get((mode, target), "") or (UNCOVERED if any(f.uncovered for f in faults) else ""),
+        }
+        assert tuple(row) == FIELDS
+        made.append(row)
+    return made
+
+
+def _blame(faults: Sequence[Happened], times: Sequence[float], amounts: Sequence[int] | None = None) -> list[int]:
+    """How much of `amounts`, at `times`, each fault answers for; what came before the first is the first's."""
+    blamed = [0] * len(faults)
+    for at_s, amount in zip(times, amounts or [1] * len(times), strict=True):
+        before = [index for index, fault in enumerate(faults) if fault.at_s <= at_s]
+        if faults:
+            blamed[before[-1] if before else 0] += amount
+    return blamed
+
+
+def details(run: ModeRun, began_s: float) -> list[dict[str, Any]]:
+    """Every fault for the file, with times in seconds after began_s."""
+    entries = []
+    for fault in run.faults:
+        entry = asdict(fault)
+        for name in ("at_s", "healed_s", "recovered_s", "until_s"):
+            entry[name] = None if entry[name] is None else round(entry[name] - began_s, 3)
+        gaps = [gap for s in run.streams if (gap := longest_gap_s(s, fault.at_s, fault.until_s)) is not None]
+        entries.append(entry | {"counts": fault.counts, "gap_ms_max": round(1e3 * max(gaps), 1) if gaps else None})
+    return entries
+
+
+def expected_reasons(replicas: int, routers: int, frontends: int) -> dict[tuple[str, str], str]:
+    """Why requests may fail, or streams pause for longer, in some rows of a deployment of this shape."""
+    reasons = {}
+    for target in ("shard", "minority", "replicas"):
+        if replicas == 1 or target == "replicas":
+            reasons["corrupt-slice", target] = NO_COPY
+    if routers == 1:
+        reasons["crash", "router"] = "one router: streams wait until it has loaded again"
+    if frontends == 1:
+        reasons["crash", "frontend"] = "one replica: streams wait until Ray Serve has started another"
+    return reasons
+
+
+def with_modes_kept(old: Mapping[str, Any], new: Mapping[str, Any], modes: Collection[str]) -> dict[str, Any]:
+    """`new`, with what `old` has of modes that are not run now, if it is of the same deployment."""
+    if any(old.get(key) != new[key] for key in ("model", "dtype", "shape")):
+        return dict(new)
+    kept = {
+        key: [entry for entry in old.get(key, []) if entry["mode"] not in modes] + new[key]
+        for key in ("rows", "faults", "timelines", "left_out")
+    }
+    return {**new, **kept}
+
+
+def rate_before(streams: Sequence[Stream], from_s: float, until_s: float) -> float:
+    """Tokens per second in the quiet time before the first fault."""
+    tokens = sum(len(ids) for stream in streams for at_s, _, ids in stream.pieces if from_s <= at_s < until_s)
+    return tokens / max(until_s - from_s, 1e-9)
+
+
+def windows_end(faults: Sequence[Happened], end_s: float) -> None:
+    """Each fault's window lasts until the next fault, or end_s."""
+    for fault, following in pairwise(faults):
+        fault.until_s = following.at_s
+    if faults:
+        faults[-1].until_s = end_s
+
+
+def greedy(asks: Sequence[Ask]) -> frozenset[int]:
+    """The numbers of those that a logit can judge."""
+    return frozenset(number for number, ask in enumerate(asks) if ask.is_greedy)

@@ -1,0 +1,170 @@
+"""From the times of tokens to rows: gaps, losses, who answers for what, and the fields of the file."""
+
+import pytest
+
+from bench.chaos.asks import asks
+from bench.chaos.bench import is_good
+from bench.chaos.gaps import changed_tokens, first_change, gap_figures, longest_gap_s, throughput_lost, tokens_per_s
+from bench.chaos.records import Stream
+from bench.chaos.results import (
+    FIELDS,
+    NO_COPY,
+    UNCOVERED,
+    Happened,
+    ModeRun,
+    changed_exactly,
+    expected_reasons,
+    rows,
+    windows_end,
+    with_modes_kept,
+)
+from bench.chaos.table import HEADS, cells, markdown
+
+ISSUE = ["mode", "target", "faults", "requests_failed", "tokens_changed", "gap_ms_p50", "gap_ms_p99", "gap_ms_max",
+         "throughput_lost", "recovered_by", "recovered_s", "expected"]  # fmt: skip
+
+
+def stream(*times: float, ended_s: float | None = None, error: str | None = None, ask: int = 0) -> Stream:
+    """One token each, whose id is its place."""
+    pieces = [(at_s, 0, [place]) for place, at_s in enumerate(times)]
+    return Stream(ask, times[0] - 0.1 if times else 0.0, pieces, ended_s, error)
+
+
+def happened(at_s: float, target: str = "shard", **more: object) -> Happened:
+    given = {"evidence": {"shard_down": 1.0}, "recovered_s": at_s + 2, "until_s": at_s + 5} | more
+    return Happened("crash", target, "random", ["shard-1"], at_s, 8, **given)  # type: ignore[arg-type]
+
+
+def test_the_longest_gap_is_the_one_that_the_interval_meets() -> None:
+    assert longest_gap_s(stream(1, 2, 7, 8), 3, 9) == 5
+    assert longest_gap_s(stream(1, 2, 7, 8), 3, 5) == 3  # the next fault's from then on
+    assert longest_gap_s(stream(1, 2, 7, 8), 7.5, 9) == 1
+    assert longest_gap_s(stream(1, 2, 3, 13), 1, 2.5) == 1
+
+
+def test_a_stream_that_was_not_there_has_no_gap() -> None:
+    assert longest_gap_s(stream(4, 5), 3, 6) is None
+    assert longest_gap_s(stream(1, 2, ended_s=2.1), 3, 5) is None
+    assert longest_gap_s(stream(), 3, 5) is None
+
+
+def test_a_failed_stream_stood_still_until_it_failed() -> None:
+    assert longest_gap_s(stream(1, 2, ended_s=6, error="UNAVAILABLE: gone"), 3, 8) == 4
+
+
+def test_gap_figures_are_milliseconds() -> None:
+    assert gap_figures([0.1, 0.2, 0.3]) == {"gap_ms_p50": 200.0, "gap_ms_p99": 298.0, "gap_ms_max": 300.0}
+    assert set(gap_figures([]).values()) == {None}
+
+
+def test_what_is_lost_is_a_share_of_a_minutes_tokens() -> None:
+    steady = [stream(*(n / 10 for n in range(1000)))]
+    assert throughput_lost(steady, 10.0, 20, 80) == pytest.approx(0, abs=0.01)
+    stopped = [stream(*(n / 10 for n in range(1000) if not 200 <= n < 230))]
+    assert throughput_lost(stopped, 10.0, 20, 80) == pytest.approx(0.05, abs=0.01)
+    assert throughput_lost(stopped, 10.0, 20, 30) == pytest.approx(0.05, abs=0.01)
+    assert throughput_lost(steady, 9.0, 20, 80) == 0.0
+
+
+def test_the_speed_over_time() -> None:
+    assert tokens_per_s([stream(0.1, 0.2, 0.6, 1.7)], 0, 2, 0.5) == [(0.25, 4.0), (0.75, 2.0), (1.25, 0.0), (1.75, 2.0)]
+
+
+def test_a_token_that_is_another_a_lacking_and_a_spare_one_are_changes() -> None:
+    good = stream(1, 2, 3, ended_s=3.1)
+    assert first_change(good, {0: [0, 1, 2]}) is None
+    assert (first_change(good, {0: [0, 9, 2]}), changed_tokens(good, {0: [0, 9, 2]})) == (2, 1)
+    assert (first_change(good, {0: [0, 1]}), changed_tokens(good, {0: [0, 1]})) == (3, 1)
+    assert (first_change(good, {0: [0, 1, 2, 3]}), changed_tokens(good, {0: [0, 1, 2, 3]})) == (3.1, 1)
+
+
+def test_a_failed_stream_need_not_be_complete_but_must_be_right() -> None:
+    failed = stream(1, 2, ended_s=2.5, error="UNAVAILABLE: gone")
+    assert changed_exactly([failed], [{0: [0, 1, 2, 3]}]) == {}
+    assert changed_exactly([failed], [{0: [0, 7, 2, 3]}]) == {0: (2, 1)}
+
+
+def test_an_answer_that_came_twice_is_changed() -> None:
+    twice = Stream(0, 0.0, [(1, 0, [5, 6]), (2, 0, [5, 6])], ended_s=2.1)
+    assert changed_exactly([twice], [{0: [5, 6]}]) == {0: (2, 2)}
+
+
+def test_a_row_has_the_fields_that_are_promised_in_that_order() -> None:
+    [row] = rows(ModeRun([happened(10)], [stream(9, 10, 11)], 1.0, {}), {})
+    assert list(row) == list(FIELDS) == ISSUE
+    assert len(cells(row)) == len(HEADS)
+    assert len(markdown([row])) == 3
+
+
+def test_a_loss_belongs_to_the_last_fault_before_it() -> None:
+    faults = [happened(10, "shard"), happened(20, "router"), happened(30, "shard")]
+    streams = [
+        stream(9, 12, ended_s=12, error="UNAVAILABLE: a"),
+        stream(9, 25, ended_s=25, error="UNAVAILABLE: b"),
+        stream(9, 31, ended_s=31, error="UNAVAILABLE: c"),
+        stream(9, 11, 22),
+    ]
+    shard, router = rows(ModeRun(faults, streams, 1.0, {3: (22, 5)}), {})
+    assert (shard["target"], shard["requests_failed"], shard["tokens_changed"]) == ("shard", 2, 0)
+    assert (router["target"], router["requests_failed"], router["tokens_changed"]) == ("router", 1, 5)
+
+
+def test_a_fault_counts_only_if_something_rose() -> None:
+    [row] = rows(ModeRun([happened(10), happened(20, evidence={})], [], 1.0, {}), {})
+    assert (row["faults"], row["recovered_by"]) == (1, "shard_down")
+
+
+def test_a_row_that_did_not_recover_says_so() -> None:
+    [row] = rows(ModeRun([happened(10), happened(20, recovered_s=None)], [], 1.0, {}), {})
+    assert row["recovered_s"] is None
+    assert cells(row)[8] == "never"
+
+
+def test_windows_end_with_the_next_fault() -> None:
+    faults = [happened(10), happened(20)]
+    windows_end(faults, 26)
+    assert [fault.until_s for fault in faults] == [20, 26]
+
+
+def test_losses_are_good_only_where_a_reason_is_given() -> None:
+    [row] = rows(ModeRun([happened(10)], [], 1.0, {}), {})
+    for failed, expected, changed, leaks, good in (
+        (0, "", 0, [], True),
+        (1, "", 0, [], False),
+        (1, NO_COPY, 0, [], True),
+        (1, UNCOVERED, 0, [], False),
+        (0, "", 3, [], False),
+        (0, "", 0, ["threads"], False),
+    ):
+        made = row | {"requests_failed": failed, "expected": expected, "tokens_changed": changed}
+        assert is_good({"rows": [made], "leaks": leaks}) is good
+    assert not is_good({"rows": [], "leaks": []})
+
+
+def test_a_run_of_some_modes_keeps_the_others_of_the_same_deployment() -> None:
+    lists = {key: [{"mode": "crash"}, {"mode": "stop"}] for key in ("rows", "faults", "timelines", "left_out")}
+    old = {"model": "m", "dtype": "float32", "shape": {"shards": 5}, **lists}
+    new = {**old, **{key: [{"mode": "crash", "is_new": True}] for key in lists}, "seed": 7}
+    kept = with_modes_kept(old, new, ["crash"])
+    assert kept["rows"] == kept["faults"] == [{"mode": "stop"}, {"mode": "crash", "is_new": True}]
+    assert kept["seed"] == 7
+    assert with_modes_kept(old | {"dtype": "bfloat16"}, new, ["crash"])["rows"] == new["rows"]
+
+
+def test_reasons_are_given_only_where_there_is_no_copy() -> None:
+    many, single = expected_reasons(2, 2, 2), expected_reasons(1, 1, 1)
+    assert ("crash", "router") not in many
+    assert ("corrupt-slice", "shard") not in many
+    assert {("crash", "router"), ("crash", "frontend"), ("corrupt-slice", "shard")} <= set(single)
+    assert ("corrupt-slice", "replicas") in many
+    covered, uncovered = [rows(ModeRun([happened(10, uncovered=n)], [], 1.0, {}), many)[0] for n in (0, 3)]
+    assert not covered["expected"]
+    assert "no living copy" in uncovered["expected"]
+
+
+def test_asks_are_the_same_for_a_seed_and_greedy_where_only_logits_judge() -> None:
+    assert asks(1, 12, 4096, greedy_only=False) == asks(1, 12, 4096, greedy_only=False)
+    assert asks(1, 12, 4096, greedy_only=False) != asks(2, 12, 4096, greedy_only=False)
+    assert all(ask.is_greedy for ask in asks(1, 12, 4096, greedy_only=True))
+    kinds = [ask.is_greedy for ask in asks(1, 10, 4096, greedy_only=False)]
+    assert kinds == [True, False, False, False, False] * 2
