@@ -55,6 +55,7 @@ def _router_spec(
         max_context_tokens=engine.max_context_tokens,
         frontend_grace_s=config.frontend.grace_s,
         heal_s=config.heal_s,
+        stuck_after_s=config.links.stuck_after_ms / 1e3,
         links=LinkSettings(
             wire=WireFormat(
                 max_groups=checkpoint.config.num_experts,
