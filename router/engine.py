@@ -86,6 +86,11 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.num_running + self._scheduler.num_waiting > 0
 
+    @property
+    def progress(self) -> object:
+        """Another value whenever a layer of a step, or what is before and behind them, has begun. From any thread."""
+        return self._counts.steps, self._counts.clock.last_mark
+
     def submit(self, request: GenerationRequest, arrived_s: float | None = None) -> None:
         """Queue a request that `check_request` has passed. Raises ResourceExhausted, AlreadyExists.
 

@@ -57,6 +57,7 @@ class RouterSpec:
     shard_names: actor names, by shard number. limits: all but kv_bytes, which follows from
     kv_budget once the weights are loaded. If the budget is a share of free memory, the shards must
     have loaded theirs, too. heal_s: how long a step waits for a shard that no other can stand in for.
+    stuck_after_s: a layer that computes for longer ends the process.
     threads: None gives an equal share of its machine's cores. neighbours: how many routers share
     that machine, this one included.
     """
@@ -75,6 +76,7 @@ class RouterSpec:
     frontend_grace_s: float
     links: LinkSettings
     heal_s: float
+    stuck_after_s: float
     neighbours: int = 1
 
 
@@ -374,4 +376,5 @@ class RouterActor:
             Engine(model, replace(spec.limits, kv_bytes=kv_bytes), spec.max_context_tokens),
             self._deliver,
             on_crash=lambda: os._exit(1),
+            stuck_after_s=spec.stuck_after_s,
         )

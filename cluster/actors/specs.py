@@ -19,8 +19,6 @@ from router.schedule.limits import SchedulerLimits
 # A shard is more patient than a router: a router that is merely stalled would otherwise lose all
 # its links at once.
 SHARD_PATIENCE = 10.0
-# A router beats from a thread that needs Python's lock, which its engine holds most of the time.
-ROUTER_PATIENCE = 2.0
 
 
 def router_specs(
@@ -57,6 +55,7 @@ def _router_spec(
         max_context_tokens=engine.max_context_tokens,
         frontend_grace_s=config.frontend.grace_s,
         heal_s=config.heal_s,
+        stuck_after_s=config.links.stuck_after_ms / 1e3,
         links=LinkSettings(
             wire=WireFormat(
                 max_groups=checkpoint.config.num_experts,
@@ -102,7 +101,7 @@ def frontend_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> FrontendS
         shard_names=_shard_names(config),
         namespace=config.ray.namespace,
         max_context_tokens=config.engine.max_context_tokens,
-        silence_s=ROUTER_PATIENCE * config.links.dead_after_ms / 1e3,
+        silence_s=config.links.dead_after_ms / 1e3,
         heal_s=config.heal_s,
     )
 
