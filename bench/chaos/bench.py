@@ -21,8 +21,9 @@ from bench.chaos import leaks, reference, results, table
 from bench.chaos.asks import Ask, asks
 from bench.chaos.faults import Injector
 from bench.chaos.gaps import tokens_per_s
-from bench.chaos.hosts import Hosts, missing
+from bench.chaos.hosts import Hosts
 from bench.chaos.load_process import speed_tok_s
+from bench.chaos.network import missing
 from bench.chaos.records import Stream
 from bench.chaos.results import Happened, ModeRun
 from bench.chaos.run import Pace, Run
