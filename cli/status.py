@@ -18,6 +18,8 @@ Show a deployment's routers and shards.
                  when memory is needed
   prefix hits    share of prompt tokens that were found in that cache
   preemptions    requests that gave up their KV cache and are computed again
+  replayed       requests taken over from another router, or from an earlier
+                 process of this one
   rows computed  (token, expert) pairs, since the shard started
   links          routers that the shard is connected to
 
@@ -69,13 +71,15 @@ def _show(status: dict[str, Any]) -> None:
     from rich.table import Table
 
     routers = Table("router", "state", "running", "waiting", "tokens made", "tokens/s")
-    caches = Table("KV cache of", "used", "cached", "free", "prefix hits", "preemptions")
+    caches = Table("KV cache of", "used", "cached", "free", "prefix hits")
+    again = Table("computed again by", "preemptions", "replayed")
     for router in status["routers"]:
         engine = router.get("engine") or {}
         cells = (engine.get("running", ""), engine.get("waiting", ""), engine.get("generated_tokens", ""))
         routers.add_row(router["name"], _state(router), *map(str, cells), f"{router.get('tokens_per_s', 0):.1f}")
         if engine:
             caches.add_row(router["name"], *_cache_cells(engine))
+            again.add_row(router["name"], str(engine["preemptions"]), str(engine["replayed"]))
     shards = Table("shard", "state", "experts held", "rows computed", "links")
     for shard in status["shards"]:
         cells = (shard.get("experts_held", ""), shard.get("rows_computed", ""), len(shard.get("links", ())))
@@ -84,6 +88,7 @@ def _show(status: dict[str, Any]) -> None:
     console.print(routers)
     if caches.row_count:
         console.print(caches)
+        console.print(again)
     console.print(shards)
 
 
@@ -91,7 +96,7 @@ def _cache_cells(engine: dict[str, Any]) -> tuple[str, ...]:
     used, cached, total = (engine[f"kv_bytes_{which}"] for which in ("used", "cached", "total"))
     queried, hit = engine["prefix_queried_tokens"], engine["prefix_hit_tokens"]
     hits = f"{hit / queried:.0%} of {queried}" if queried else "no prompts yet"
-    return _mebibytes(used), _mebibytes(cached), _mebibytes(total - used - cached), hits, str(engine["preemptions"])
+    return _mebibytes(used), _mebibytes(cached), _mebibytes(total - used - cached), hits
 
 
 def _mebibytes(size: int) -> str:

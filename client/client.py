@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "127.0.0.1:9000"
 INFERENCE = pb.DESCRIPTOR.services_by_name["Inference"].full_name
+PING_S, PING_TIMEOUT_S = 10.0, 5.0  # while calls wait for messages
 _LOOPBACK = ("127.", "localhost", "[::1]")
 
 
@@ -49,6 +50,12 @@ class Client:
             # By default grpc looks for a server that went away after 1, 1.6, ... 120 s.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),
+            # A host that is lost, or cut off, closes no connection. Without pings a stream would wait
+            # for ever. A server that computes a long prompt answers them.
+            ("grpc.keepalive_time_ms", round(PING_S * 1e3)),
+            ("grpc.keepalive_timeout_ms", round(PING_TIMEOUT_S * 1e3)),
+            ("grpc.http2.ping_timeout_ms", round(PING_TIMEOUT_S * 1e3)),  # of those that measure bandwidth
+            ("grpc.http2.max_pings_without_data", 0),
         ]
         self._reached = Event()  # the server has answered once
         self._channel = grpc.insecure_channel(address, options=options)

@@ -70,14 +70,14 @@ class DeltaStream(Iterator[Delta]):
                 if broken is not None:
                     self.gaps_s.append(time.monotonic() - broken_s)
                 return self._take(response)
-            if self._unfinished <= 0:
-                break  # only the end of the stream was lost
+            if self._is_over():
+                break
             if broken is None:
                 broken, broken_s = failure, time.monotonic()
             if isinstance(failure, DeadlineExceeded):
                 raise failure
             if not self._may_resume(failure, failure is not broken, time.monotonic() - broken_s):
-                raise broken
+                raise broken from (None if failure is broken else failure)
             self._start_again(pause_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
         raise StopIteration
@@ -106,9 +106,13 @@ class DeltaStream(Iterator[Delta]):
         self._unfinished -= delta.finish_reason is not None
         return delta
 
+    def _is_over(self) -> bool:
+        """Whether nothing more is wanted: only the end of the stream was lost, or it was closed."""
+        return self._closed or self._unfinished <= 0
+
     def _may_resume(self, failure: ClientError, is_attempts: bool, broken_for_s: float) -> bool:
         """Whether to try again after `failure`. is_attempts: it is that of an attempt to resume."""
-        if self._closed or broken_for_s >= self._resume_s:
+        if broken_for_s >= self._resume_s:
             return False
         if is_attempts and isinstance(failure, ResourceExhausted):
             return True  # a queue that is full now

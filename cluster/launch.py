@@ -3,10 +3,11 @@
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
 from ray import serve
@@ -22,12 +23,12 @@ from cluster import ray_runtime
 from cluster.actors.remote import RemoteRouter, RemoteShard
 from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
-from cluster.actors.specs import frontend_spec, router_spec, shard_specs
+from cluster.actors.specs import frontend_spec, router_specs, shard_specs
 from cluster.addresses import split_address
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
 from cluster.local_rays import forget_gone_rays
 from cluster.marked_processes import end_left_over
-from cluster.names import actor_names, app_name, router_name
+from cluster.names import actor_names, app_name
 from cluster.reports import ActorState, Phase
 from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
 from cluster.teardown import end, serve_applications
@@ -41,6 +42,7 @@ ROOM_TIMEOUT_S = 30.0
 # A node that starts on a busy machine may miss deadlines of Ray's own.
 RAY_ATTEMPTS = 3
 HEALTH_TIMEOUT_S = 5.0
+Spec = TypeVar("Spec", RouterSpec, ShardSpec)
 # Ray drops bundles without resources, which would shift the index of all later bundles.
 MIN_CPUS = 0.001
 
@@ -100,8 +102,10 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
         _start_frontend(config, checkpoint)  # meanwhile the actors start and read their weights
         progress.stage("loading weights")
         _wait_for_weights(actors, progress, deadline)
-        progress.stage("linking the router to its shards")
-        _wait_until(lambda: _unready_reason(actors[router_name(0)]), deadline, "the router is not ready")
+        progress.stage("linking routers to shards")
+        for name, actor in actors.items():
+            if name.startswith("router-"):
+                _wait_until(partial(_unready_reason, actor), deadline, f"{name} is not ready")
         host = config.frontend.host
         address = f"{f'[{host}]' if ':' in host else host}:{config.frontend.grpc_port}"
         _wait_until(lambda: _not_serving(address), deadline, f"gRPC on {address} does not answer")
@@ -188,7 +192,7 @@ def _family(host: str) -> socket.AddressFamily:
 
 
 def _bundles(config: DeploymentConfig) -> list[dict[str, float]]:
-    parts = [config.router] + [config.shards] * config.shards.count
+    parts = [config.router] * config.router.count + [config.shards] * config.shards.count
     return [{"CPU": max(part.cpus, MIN_CPUS)} | ({"GPU": part.gpus} if part.gpus else {}) for part in parts]
 
 
@@ -199,12 +203,12 @@ def _reserve(config: DeploymentConfig) -> Any:
         needed = sum(bundle.get(resource, 0) for bundle in bundles)
         if needed > total.get(resource, 0) + 1e-6:
             raise StartError(
-                f"no room for the actors: they need {needed:g} {resource}s (router.{key} {of(config.router):g} + "
-                f"shards.count {config.shards.count} * shards.{key} {of(config.shards):g}), the Ray cluster has "
-                f"{total.get(resource, 0):g}; lower them, or add nodes"
+                f"no room for the actors: they need {needed:g} {resource}s (router.count {config.router.count} * "
+                f"router.{key} {of(config.router):g} + shards.count {config.shards.count} * shards.{key} "
+                f"{of(config.shards):g}), the Ray cluster has {total.get(resource, 0):g}; lower them, or add nodes"
             )
-    # Replicas are to be on different nodes; without any, everything had better be close together.
-    strategy = "SPREAD" if config.placement.replicas > 1 else "PACK"
+    # What stands in for each other is to be on different nodes; all else had better be close together.
+    strategy = "SPREAD" if config.placement.replicas > 1 or config.router.count > 1 else "PACK"
     group = placement_group(bundles, strategy=strategy, name=app_name(config.ray.namespace), lifetime="detached")
     if not group.wait(ROOM_TIMEOUT_S):
         raise StartError(
@@ -215,20 +219,28 @@ def _reserve(config: DeploymentConfig) -> Any:
 
 
 def _nodes_of_bundles(group: Any) -> list[str]:
-    """The nodes of the bundles: the router's, then each shard's."""
+    """The nodes of the bundles: each router's, then each shard's."""
     nodes: dict[int, str] = ray.util.placement_group_table(group)["bundles_to_node_id"]
     return [nodes[bundle] for bundle in sorted(nodes)]
 
 
 def _create_actors(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> dict[str, Any]:
-    _, *shard_nodes = _nodes_of_bundles(group)
-    router, shards = router_spec(config, checkpoint, shard_nodes), shard_specs(config, checkpoint, shard_nodes)
-    on_node = Counter(shard_nodes)
-    shards = [replace(shard, neighbours=on_node[node]) for shard, node in zip(shards, shard_nodes, strict=True)]
-    actors = {router.name: _create(RemoteRouter, router, config, config.router, group, 0)}
+    nodes, count = _nodes_of_bundles(group), config.router.count
+    router_nodes, shard_nodes = nodes[:count], nodes[count:]
+    routers = _with_neighbours(router_specs(config, checkpoint, shard_nodes), router_nodes)
+    shards = _with_neighbours(shard_specs(config, checkpoint, shard_nodes), shard_nodes)
+    actors = {}
+    for index, router in enumerate(routers):
+        actors[router.name] = _create(RemoteRouter, router, config, config.router, group, index)
     for index, shard in enumerate(shards):
-        actors[shard.name] = _create(RemoteShard, shard, config, config.shards, group, 1 + index)
+        actors[shard.name] = _create(RemoteShard, shard, config, config.shards, group, count + index)
     return actors
+
+
+def _with_neighbours(specs: Sequence[Spec], nodes: Sequence[str]) -> list[Spec]:
+    """The specs, told how many of them share each one's node. nodes: of each."""
+    on_node = Counter(nodes)
+    return [replace(spec, neighbours=on_node[node]) for spec, node in zip(specs, nodes, strict=True)]
 
 
 def _create(

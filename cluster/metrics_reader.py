@@ -47,35 +47,46 @@ class MetricsReader:
         return _comment(f"Ray did not answer within {self._timeout_s:g} s") + self._page_without_answers
 
 
-def deployment_reader(model_name: str, router_name: str, shard_names: Sequence[str], namespace: str) -> MetricsReader:
-    """A reader of the page of one router and its shards."""
+def deployment_reader(
+    model_name: str, router_names: Sequence[str], shard_names: Sequence[str], namespace: str
+) -> MetricsReader:
+    """A reader of the page of a deployment's routers and shards."""
     nobody = [ShardReport(name, None) for name in shard_names]
-    page = render(model_name, [RouterReport(router_name, None, shard_names)], nobody)
-    return MetricsReader(lambda: read_page(model_name, router_name, shard_names, namespace), page)
+    page = render(model_name, [RouterReport(name, None, shard_names) for name in router_names], nobody)
+    return MetricsReader(lambda: read_page(model_name, router_names, shard_names, namespace), page)
 
 
 def read_page(
-    model_name: str, router_name: str, shard_names: Sequence[str], namespace: str, timeout_s: float = TIMEOUT_S
+    model_name: str,
+    router_names: Sequence[str],
+    shard_names: Sequence[str],
+    namespace: str,
+    timeout_s: float = TIMEOUT_S,
 ) -> bytes:
     """The page.
 
-    If the router is not on it, its first line says why. Takes about timeout_s at most, whoever is
+    If a router is not on it, its first lines say why. Takes about timeout_s at most, whoever is
     down.
     """
-    answers = _ask([(router_name, "metrics"), *((name, "stats") for name in shard_names)], namespace, timeout_s)
-    counted: RouterMetrics | None = answers.get(router_name)
-    down = frozenset(counted.down) if counted else frozenset()
-    losses = counted.losses if counted else {}
-    router = RouterReport(router_name, counted.engine if counted else None, shard_names, down, losses)
+    answers = _ask(
+        [*((name, "metrics") for name in router_names), *((name, "stats") for name in shard_names)],
+        namespace,
+        timeout_s,
+    )
+    routers, remarks = [], []
+    for name in router_names:
+        counted: RouterMetrics | None = answers.get(name)
+        if counted is None:
+            remarks.append(f"{name} did not answer within {timeout_s:g} s")
+            routers.append(RouterReport(name, None, shard_names))
+            continue
+        if counted.engine is None:
+            remarks.append(f"{name} has not loaded its model yet")
+        routers.append(RouterReport(name, counted.engine, shard_names, frozenset(counted.down), counted.losses))
     # A shard that has not loaded yet answers, and holds no expert.
     held = {name: answers[name] for name in shard_names if name in answers and answers[name].experts_held}
     shards = [ShardReport(name, held[name].rows_computed if name in held else None) for name in shard_names]
-    page = render(model_name, [router], shards)
-    if counted is None:
-        return _comment(f"{router_name} did not answer within {timeout_s:g} s") + page
-    if counted.engine is None:
-        return _comment(f"{router_name} has not loaded its model yet") + page
-    return page
+    return b"".join(map(_comment, remarks)) + render(model_name, routers, shards)
 
 
 def _comment(text: str) -> bytes:

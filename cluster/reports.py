@@ -45,6 +45,7 @@ RATE_WINDOW_S = 10
 class RouterStats:
     """tokens_per_s: generated, averaged over the last RATE_WINDOW_S seconds. down: shard name -> why.
 
+    frontends: those that have asked for tokens lately. life_lines: those that can reach the router now.
     retries: parts of steps that another shard was asked for, by reason. slow: shard name -> how many
     times as long as the fastest it takes.
     """
@@ -52,6 +53,7 @@ class RouterStats:
     engine: EngineStats | None
     tokens_per_s: float
     frontends: int
+    life_lines: int
     down: dict[str, str]
     retries: dict[str, int]
     slow: dict[str, float]

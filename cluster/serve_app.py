@@ -5,6 +5,7 @@ deployment's method that has the RPC's name. All else is in frontend/: the same 
 process without Ray.
 """
 
+import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from starlette.responses import Response
 from checkpoint.config import read_config
 from checkpoint.tokenizer import Tokenizer
 from cluster.metrics_reader import deployment_reader
-from cluster.router_client import RayRouterClient
+from cluster.router_client import RayRouterConnection
 from frontend.chat_template import ChatTemplate
 from frontend.generation import Generation
 from frontend.grpc_api.health import HealthService
@@ -28,6 +29,7 @@ from frontend.grpc_api.server import answer_stream, answer_unary, server_options
 from frontend.grpc_api.service import InferenceService
 from frontend.metrics.page import CONTENT_TYPE
 from frontend.model_card import ModelCard
+from frontend.router_pool import RouterPool
 from protos.drover.v1 import inference_pb2 as pb
 from router.request import request_limits
 
@@ -48,18 +50,21 @@ GRPC_SERVICER_FUNCTIONS = (
 
 @dataclass(frozen=True)
 class FrontendSpec:
-    """What a frontend replica serves, and where its router is.
+    """What a frontend replica serves, and where its routers are.
 
-    shard_names: by shard number, for their metrics.
+    shard_names: by shard number, for their metrics. silence_s: a router that is silent for so long
+    is down. heal_s: how long requests wait for a router when all are.
     """
 
     model_name: str
     checkpoint: Path
     dtype: str
-    router_name: str
+    router_names: tuple[str, ...]
     shard_names: tuple[str, ...]
     namespace: str
     max_context_tokens: int | None
+    silence_s: float
+    heal_s: float
 
 
 class Frontend:
@@ -72,11 +77,16 @@ class Frontend:
         # Serve has no setting for these. Its server in this process takes them from this list, and
         # starts once this object is made.
         grpc_util.DEFAULT_GRPC_SERVER_OPTIONS[:] = server_options(limits.max_context_tokens)
-        router = RayRouterClient(spec.router_name, spec.namespace, limits)
+        frontend_id = f"frontend-{uuid.uuid4().hex[:12]}"
+        router = RouterPool(
+            [RayRouterConnection(name, spec.namespace, frontend_id, spec.silence_s) for name in spec.router_names],
+            limits,
+            spec.heal_s,
+        )
         tokenizer, chat_template = Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint)
         self._inference = InferenceService(Generation(card, tokenizer, chat_template, router))
         self._health = HealthService(router)
-        self._metrics = deployment_reader(spec.model_name, spec.router_name, spec.shard_names, spec.namespace)
+        self._metrics = deployment_reader(spec.model_name, spec.router_names, spec.shard_names, spec.namespace)
 
     async def Generate(self, request: Any, grpc_context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         async with aclosing(answer_stream(self._inference.Generate, request, grpc_context)) as responses:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from router.counts.requests import CANCELLED
-from router.errors import AlreadyExists, RequestError, ResourceExhausted
+from router.errors import AlreadyExists, RequestError, ResourceExhausted, Resumed
 from router.request import GenerationRequest, TokenDelta
 
 MAX_UNREAD_BYTES = 256 * 2**20
@@ -24,9 +24,6 @@ MAX_UNREAD_BYTES = 256 * 2**20
 DELTA_BYTES = 250
 LOGPROBS_BYTES = 200  # of one position
 ALTERNATIVE_BYTES = 120
-
-
-RESUMED = "another call has resumed this one, and goes on in its place"
 
 
 def released(request_ids: Iterable[str], call_id: str, keep: str) -> list[str]:
@@ -229,7 +226,7 @@ class DeltaStreams:
         """End the requests of a call that is resumed: see `RouterClient.release`."""
         for request_id in released(self._stream_of, call_id, keep):
             self._sink.cancel(request_id, CANCELLED)
-            self.deliver([TokenDelta(request_id, error=AlreadyExists(RESUMED))])
+            self.deliver([TokenDelta(request_id, error=Resumed())])
 
     @property
     def unread_bytes(self) -> int:

@@ -4,6 +4,7 @@ Legend: N rows, D model width, F expert width.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -11,7 +12,8 @@ import torch
 from kernels.cores import Cores
 from kernels.cpu.streamed_linear import MAX_ROWS
 from kernels.cpu.streamed_mlp import streamed_mlp
-from kernels.grouped_mlp import Expert, Group, StreamedWeights, compute_in_turn, groups_of, swiglu
+from kernels.cpu.swiglu import swiglu_by_rows
+from kernels.grouped_mlp import Activation, Expert, Group, StreamedWeights, compute_in_turn, groups_of, swiglu
 
 # Streaming one expert's weights takes as long as computing so many rows with them.
 _EXPERT_COST_ROWS = 64
@@ -25,12 +27,16 @@ class CpuGroupedMlp:
     A few other experts are computed one by one, with all cores sharing each product.
     """
 
-    def __init__(self, cores: Cores) -> None:
+    def __init__(self, cores: Cores, dtype: torch.dtype) -> None:
         """cores: of as many threads as the calling thread's torch thread count.
 
         See `set_compute_threads`.
         """
         self._cores = cores
+        self._shared_swiglu: Activation = swiglu
+        self._own_swiglu: Activation = swiglu
+        if dtype == torch.float32:
+            self._shared_swiglu, self._own_swiglu = partial(swiglu_by_rows, cores=cores), swiglu_by_rows
 
     def __call__(self, x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[int]) -> torch.Tensor:
         streamed: list[tuple[StreamedWeights, Group]] = []
@@ -42,7 +48,7 @@ class CpuGroupedMlp:
                 others.append(group)
         if len(others) == 1 and not streamed:
             expert = others[0].expert
-            return expert.down(swiglu(expert.gate_up(x_ND)))
+            return expert.down(self._shared_swiglu(expert.gate_up(x_ND)))
         y_ND = torch.empty_like(x_ND)
         if streamed:
             firsts, lengths = [group.first for _, group in streamed], [group.count for _, group in streamed]
@@ -54,7 +60,7 @@ class CpuGroupedMlp:
     def _compute(self, x_ND: torch.Tensor, groups: Sequence[Group], y_ND: torch.Tensor) -> None:
         threads = self._cores.threads
         if threads == 1 or len(groups) < 3 * threads:
-            compute_in_turn(x_ND, groups, y_ND)
+            compute_in_turn(x_ND, groups, y_ND, self._shared_swiglu)
             return
         bounds = even_parts([_EXPERT_COST_ROWS + group.count for group in groups], threads)
         parts = [groups[begin:end] for begin, end in pairwise(bounds) if begin < end]
@@ -66,7 +72,7 @@ class CpuGroupedMlp:
                     part = parts.pop()
                 except IndexError:  # another thread was faster
                     return
-                compute_in_turn(x_ND, part, y_ND)
+                compute_in_turn(x_ND, part, y_ND, self._own_swiglu)
 
         torch.set_num_threads(1)
         try:

@@ -39,7 +39,7 @@ class CpuKernels:
         self.dtype, self.cores, self.attention_loops = dtype, cores, attention_loops
         self._pack_layer, self._pack_expert = pack_layer, pack_expert
         self._streams, self._norm = streams, norm
-        self._grouped_mlp = CpuGroupedMlp(cores)
+        self._grouped_mlp = CpuGroupedMlp(cores, dtype)
 
     def linear(self, weight_OI: torch.Tensor) -> Linear:
         packed = self._pack_layer(weight_OI)

@@ -3,7 +3,7 @@
 Legend: N rows (one per token and chosen expert), D model width, F expert width, E experts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,10 @@ def swiglu(gate_up_NF2: torch.Tensor) -> torch.Tensor:
     return F.silu(gate_NF) * up_NF
 
 
+Activation = Callable[[torch.Tensor], torch.Tensor]
+"""`swiglu`, or what computes the same."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Rows first..first+count-1 belong to `expert`."""
@@ -67,10 +71,10 @@ def groups_of(experts: Sequence[Expert], counts: Sequence[int], num_rows: int) -
     return groups
 
 
-def compute_in_turn(x_ND: torch.Tensor, groups: Sequence[Group], y_ND: torch.Tensor) -> None:
+def compute_in_turn(x_ND: torch.Tensor, groups: Sequence[Group], y_ND: torch.Tensor, activate: Activation) -> None:
     """Put each group's result into its rows of y_ND, one expert after the other."""
     # Steps that cost as much for one expert's few rows as for all rows are taken once, for all.
-    h_NF = swiglu(torch.cat([group.expert.gate_up(x_ND[group.rows]) for group in groups]))
+    h_NF = activate(torch.cat([group.expert.gate_up(x_ND[group.rows]) for group in groups]))
     for group, rows_NF in zip(groups, h_NF.split([group.count for group in groups]), strict=True):
         y_ND[group.rows] = group.expert.down(rows_NF)
 
@@ -80,7 +84,7 @@ def grouped_mlp(x_ND: torch.Tensor, experts: Sequence[Expert], counts: Sequence[
     experts[1], and so on."""
     y_ND = torch.empty_like(x_ND)
     if groups := groups_of(experts, counts, len(x_ND)):
-        compute_in_turn(x_ND, groups, y_ND)
+        compute_in_turn(x_ND, groups, y_ND, swiglu)
     return y_ND
 
 

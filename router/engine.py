@@ -64,6 +64,7 @@ class Engine:
             scheduler.counters.prefix_queried_tokens,
             scheduler.counters.prefix_hit_tokens,
             scheduler.counters.preemptions,
+            sum(counts.requests.replayed.values()),
         )
 
     @property
@@ -103,7 +104,8 @@ class Engine:
             raise
         self._sampling[request.request_id] = state
         arrived_s = time.perf_counter() if arrived_s is None else arrived_s
-        self._counts.requests.arrived(request.request_id, arrived_s, len(request.prompt_token_ids))
+        prompt_tokens = len(request.prompt_token_ids)
+        self._counts.requests.arrived(request.request_id, arrived_s, prompt_tokens, request.replayed)
 
     def cancel(self, request_id: str, ending: str) -> None:
         """Forget a request and free its memory; no delta follows. One that has just ended is ignored.
@@ -123,8 +125,8 @@ class Engine:
     def call_while_waiting(self, look: Callable[[], None]) -> None:
         """Have `look` called now and then while a step waits for shards, in the engine's thread.
 
-        It may submit and cancel. If it raises ShardUnavailable, the step ends, and its requests
-        with it.
+        It may submit and cancel. If it raises a RequestError, the step ends, and its requests with
+        it.
         """
         self._dispatcher.asker.while_waiting = look
 
@@ -150,6 +152,9 @@ class Engine:
         except ShardUnavailable as error:
             self._counts.fail_step()
             return self._fail(self._request_ids(works), Unavailable(str(error)))
+        except RequestError as error:
+            self._counts.fail_step()
+            return self._fail(self._request_ids(works), error)
         except TokensFailed as error:
             self._counts.fail_step()
             return self._run_without(works, error)
@@ -222,6 +227,7 @@ class Engine:
         request, first = work.sequence.request, work.sequence.generated
         state = self._sampling[request.request_id]
         prompt: tuple[TokenLogprobs | None, ...] = told
+        prompt_first = state.prompt_logprobs_told
         if request.sampling.prompt_logprobs is not None and state.prompt_logprobs_told == 0:
             prompt = (None, *told)
         state.prompt_logprobs_told += len(prompt)
@@ -229,7 +235,9 @@ class Engine:
         if finish is not None:
             self._forget(request.request_id, finish.value, time.perf_counter())
         if token is None:
-            return TokenDelta(request.request_id, prompt_logprobs=prompt, first=first) if prompt else None
+            if not prompt:
+                return None
+            return TokenDelta(request.request_id, prompt_logprobs=prompt, first=first, prompt_first=prompt_first)
         state.append(token.token_id)
         return TokenDelta(
             request.request_id,
@@ -239,6 +247,7 @@ class Engine:
             prompt_logprobs=prompt,
             cached_tokens=(work.sequence.cached_tokens or 0) if first == 0 else 0,
             first=first,
+            prompt_first=prompt_first,
         )
 
     def _fail(self, request_ids: Sequence[str], error: RequestError) -> list[TokenDelta]:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from kernels.cores import set_compute_threads
 from router.counts.requests import EngineSnapshot, EngineStats
 from router.engine import Engine
-from router.errors import AlreadyExists, Internal, ResourceExhausted, Unavailable
-from router.model.asking import ShardUnavailable
+from router.errors import AlreadyExists, Internal, ResourceExhausted, RouterUnavailable
 from router.request import GenerationRequest, TokenDelta
 
 logger = logging.getLogger(__name__)
@@ -106,7 +105,8 @@ class EngineThread:
         with self._mail_arrived:
             if self._stopping:
                 if isinstance(mail, _Arrival):
-                    self._deliver([TokenDelta(mail.request.request_id, error=Unavailable("the router is stopping"))])
+                    error = RouterUnavailable("the router is stopping")
+                    self._deliver([TokenDelta(mail.request.request_id, error=error)])
                 return
             self._mail.append(mail)
             self._mail_arrived.notify()
@@ -128,7 +128,7 @@ class EngineThread:
         with self._mail_arrived:
             self._stopping = True
             mail, self._mail = self._mail, []
-        error = Unavailable(reason)
+        error = RouterUnavailable(reason)
         deltas = self._engine.fail_all(error)
         deltas += [TokenDelta(item.request.request_id, error=error) for item in mail if isinstance(item, _Arrival)]
         if deltas:
@@ -143,9 +143,9 @@ class EngineThread:
             self._read_mail(self._engine.step)
 
     def _look_at_mail(self) -> None:
-        """What a step does while it waits for shards. Raises ShardUnavailable if the step must end."""
+        """What a step does while it waits for shards. Raises RouterUnavailable if the step must end."""
         if self._stopping:
-            raise ShardUnavailable("the router is stopping")
+            raise RouterUnavailable("the router is stopping")
         self._read_mail(self._engine.end_expired)
 
     def _read_mail(self, then: Callable[[], list[TokenDelta]]) -> None:

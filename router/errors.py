@@ -3,10 +3,12 @@
 RequestError
 ├── InvalidArgument      a field's value is wrong; the message names it
 ├── NotFound             the model is not served here
-├── AlreadyExists        a request with this id is under way already, or was resumed by another call
+├── AlreadyExists        a request with this id is under way already
+│   └── Resumed              another call has resumed this one
 ├── ResourceExhausted    the queue is full, or the request can never fit
 ├── DeadlineExceeded     the client's deadline passed first
 ├── Unavailable          a router or an expert shard is down; try again
+│   └── RouterUnavailable    this router is loading or ending; another may answer
 └── Internal             computing this one request failed
 """
 
@@ -40,7 +42,17 @@ class NotFound(RequestError):
 
 
 class AlreadyExists(RequestError):
-    """A request with the same id is under way already, or another call has resumed this one; that one goes on."""
+    """A request with the same id is under way already; that one goes on."""
+
+
+class Resumed(AlreadyExists):
+    """Another call has resumed this one, and goes on in its place."""
+
+    def __init__(self) -> None:
+        super().__init__("another call has resumed this one, and goes on in its place")
+
+    def __reduce__(self) -> tuple[type["Resumed"], tuple[()]]:
+        return type(self), ()
 
 
 class ResourceExhausted(RequestError):
@@ -65,6 +77,13 @@ class DeadlineExceeded(RequestError):
 
 class Unavailable(RequestError):
     """A part that the request needs is down; the same request may work later."""
+
+
+class RouterUnavailable(Unavailable):
+    """This router cannot answer: it is loading, draining or ending.
+
+    The request did not cause it, so another router may answer.
+    """
 
 
 class Internal(RequestError):

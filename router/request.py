@@ -64,6 +64,7 @@ class GenerationRequest:
     ended it. This router continues as if it had made them: they count for max_tokens, min_tokens
     and penalties, and the noise is keyed by position. The prompt's log-probabilities were told
     with the first token at the latest. They are not told again.
+    replayed: why a frontend sends the request again, one of REPLAY_REASONS; empty the first time.
     """
 
     request_id: str
@@ -71,6 +72,7 @@ class GenerationRequest:
     sampling: SamplingParams
     timeout_s: float | None = None
     made: tuple[int, ...] = ()
+    replayed: str = ""
 
 
 class FinishReason(str, Enum):
@@ -96,7 +98,7 @@ class TokenDelta:
     delta of a request has either finish_reason or error set; an error is an instance of
     RequestError.
     prompt_logprobs: of the next positions of the prompt, in order; None for its first token, which
-    nothing precedes.
+    nothing precedes. prompt_first: the position of the first of them.
     cached_tokens: prompt tokens that were not computed but taken from the prefix cache; with the
     completion's first token only.
     first: the index of token_ids[0] in the completion. Tokens of GenerationRequest.made count,
@@ -111,6 +113,7 @@ class TokenDelta:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
     cached_tokens: int = 0
     first: int = 0
+    prompt_first: int = 0
 
     @property
     def is_last(self) -> bool:

@@ -40,11 +40,17 @@ class RemoteRouter:
     async def metrics(self) -> RouterMetrics:
         return await self._router.metrics()
 
+    async def expect_frontend(self, secret: bytes) -> tuple[str, int]:
+        return await self._router.expect_frontend(secret)
+
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         await self._router.submit(frontend_id, requests)
 
     async def cancel(self, frontend_id: str, ending_of: Mapping[str, str]) -> None:
         await self._router.cancel(frontend_id, ending_of)
+
+    async def release(self, keep_of: Mapping[str, str]) -> None:
+        await self._router.release(keep_of)
 
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         return await self._router.pull(frontend_id, receipt)

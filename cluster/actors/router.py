@@ -24,18 +24,20 @@ from checkpoint.tensors import Checkpoint
 from checkpoint.weights import WeightReader, router_bytes
 from cluster.actors.link_keeper import LinkKeeper, LinkSettings
 from cluster.actors.load_progress import LoadProgress
+from cluster.life_line import Heart
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
 from experts.link_table import LinkTable
 from experts.placement import Placement
-from frontend.delta_stream import RESUMED, released
+from frontend.delta_stream import released
 from frontend.router_client import Readiness
+from frontend.router_connection import Pulse
 from kernels.choose import choose_kernels
 from kernels.cores import share_of_cores
 from kernels.memory import free_bytes
 from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.engine_thread import EngineThread
-from router.errors import AlreadyExists, RequestError, Unavailable
+from router.errors import AlreadyExists, RequestError, Resumed, RouterUnavailable
 from router.kv_budget import KvBudget
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -54,6 +56,8 @@ class RouterSpec:
     shard_names: actor names, by shard number. limits: all but kv_bytes, which follows from
     kv_budget once the weights are loaded. If the budget is a share of free memory, the shards must
     have loaded theirs, too. heal_s: how long a step waits for a shard that no other can stand in for.
+    threads: None gives an equal share of its machine's cores. neighbours: how many routers share
+    that machine, this one included.
     """
 
     name: str
@@ -70,6 +74,7 @@ class RouterSpec:
     frontend_grace_s: float
     links: LinkSettings
     heal_s: float
+    neighbours: int = 1
 
 
 @dataclass
@@ -92,7 +97,7 @@ class RouterActor:
     """An asyncio actor; the engine has a thread of its own, and so has loading."""
 
     def __init__(self, spec: RouterSpec) -> None:
-        self._threads = spec.threads or share_of_cores(1)
+        self._threads = spec.threads or share_of_cores(spec.neighbours)
         torch.set_num_threads(self._threads)  # for the threads that begin later, too
         self._spec = spec
         self._progress = LoadProgress()
@@ -107,6 +112,7 @@ class RouterActor:
         self._frontend_of: dict[str, str | None] = {}
         self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._missing_since_s: float | None = None
+        self._heart = Heart(spec.links.router_liveness.heartbeat_s, self._pulse)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
         threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
@@ -133,8 +139,9 @@ class RouterActor:
         (first_s, first), (last_s, last) = self._generated[0], self._generated[-1]
         rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
         asker, names = self._dispatcher.asker, self._spec.shard_names
+        lines = self._heart.listeners
         slow = {names[shard]: round(ratio, 1) for shard, ratio in asker.slowness().items()}
-        return RouterStats(engine, rate, len(self._outboxes), self._down(), dict(asker.retries), slow)
+        return RouterStats(engine, rate, len(self._outboxes), lines, self._down(), dict(asker.retries), slow)
 
     async def metrics(self) -> RouterMetrics:
         """What was counted, in full, for the metrics page."""
@@ -179,7 +186,11 @@ class RouterActor:
                 owner = self._frontend_of[request_id]
                 if owner is not None:
                     await self.cancel(owner, {request_id: CANCELLED})
-                    self._tell(owner, TokenDelta(request_id, error=AlreadyExists(RESUMED)))
+                    self._tell(owner, TokenDelta(request_id, error=Resumed()))
+
+    async def expect_frontend(self, secret: bytes) -> tuple[str, int]:
+        """Beat for the frontend that knows the secret. Returns where it has to connect."""
+        return self._heart.expect(ray.util.get_node_ip_address(), secret)
 
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
         """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
@@ -207,7 +218,7 @@ class RouterActor:
 
     def _refusal(self, frontend_id: str, request_id: str) -> RequestError | None:
         if self._engine is None:
-            return Unavailable(f"{self._spec.name} is {self._progress.state().summary}")
+            return RouterUnavailable(f"{self._spec.name} is {self._progress.state().summary}")
         owner = self._frontend_of.get(request_id, frontend_id)
         if owner is None:
             return AlreadyExists(f"request {request_id} was cancelled and has not ended yet")
@@ -223,6 +234,14 @@ class RouterActor:
             self._outboxes[frontend_id] = outbox
         outbox.heard_s = now
         return outbox
+
+    def _pulse(self) -> Pulse:
+        """In threads of the heart."""
+        engine = self._engine
+        if engine is None:
+            return Pulse(serving=False, draining=False, load=0)
+        stats = engine.stats
+        return Pulse(serving=True, draining=False, load=stats.running + stats.waiting)
 
     def _down(self) -> dict[str, str]:
         return {self._spec.shard_names[shard]: reason for shard, reason in self._dispatcher.down_reasons().items()}

@@ -19,17 +19,25 @@ from router.schedule.limits import SchedulerLimits
 # A shard is more patient than a router: a router that is merely stalled would otherwise lose all
 # its links at once.
 SHARD_PATIENCE = 10.0
+# A router beats from a thread that needs Python's lock, which its engine holds most of the time.
+ROUTER_PATIENCE = 2.0
 
 
-def router_spec(
+def router_specs(
     config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None = None
+) -> list[RouterSpec]:
+    """The routers, by number. shard_nodes: the node of each shard; None: all are on one."""
+    return [_router_spec(name, config, checkpoint, shard_nodes) for name in router_names(config)]
+
+
+def _router_spec(
+    name: str, config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None
 ) -> RouterSpec:
-    """The one router of a deployment. shard_nodes: the node of each shard; None: all are on one."""
     engine, links = config.engine, config.links
     silence_s, heartbeat_s = links.dead_after_ms / 1e3, links.heartbeat_ms / 1e3
     dtype = _dtype(config, checkpoint)
     return RouterSpec(
-        name=router_name(0),
+        name=name,
         namespace=config.ray.namespace,
         checkpoint=config.checkpoint,
         placement=_placement(config, checkpoint, shard_nodes),
@@ -88,11 +96,18 @@ def frontend_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> FrontendS
         model_name=config.name,
         checkpoint=config.checkpoint,
         dtype=str(_dtype(config, checkpoint)).removeprefix("torch."),
-        router_name=router_name(0),
+        router_names=router_names(config),
         shard_names=_shard_names(config),
         namespace=config.ray.namespace,
         max_context_tokens=config.engine.max_context_tokens,
+        silence_s=ROUTER_PATIENCE * config.links.dead_after_ms / 1e3,
+        heal_s=config.heal_s,
     )
+
+
+def router_names(config: DeploymentConfig) -> tuple[str, ...]:
+    """The names of the routers' actors, by number."""
+    return tuple(router_name(index) for index in range(config.router.count))
 
 
 def _placement(config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None) -> Placement:

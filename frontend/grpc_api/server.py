@@ -32,6 +32,7 @@ MAX_REQUEST_BYTES = 64 * 2**20  # a context of ten million tokens does not raise
 # gRPC cancels calls at random once 1,000 wait to be taken up, and all beyond 3,000. Their clients
 # would see CANCELLED. The router's queue refuses with a reason instead.
 MAX_PENDING_CALLS = 2**20
+MIN_PING_INTERVAL_MS = 500
 NO_COMPRESSION = 1 << 0  # the set of grpc_compression_algorithm that holds GRPC_COMPRESS_NONE alone
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
@@ -109,6 +110,9 @@ def server_options(max_context_tokens: int) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", max_request_bytes(max_context_tokens)),
         ("grpc.max_send_message_length", -1),
         ("grpc.compression_enabled_algorithms_bitset", NO_COMPRESSION),
+        # By default a client that pings more often than every 300 s, while its call waits in the queue,
+        # is sent away. Drover's pings every 10 s.
+        ("grpc.http2.min_ping_interval_without_data_ms", MIN_PING_INTERVAL_MS),
         ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
         ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
     ]

@@ -147,10 +147,18 @@ COUNTERS = (
     Family(
         "drover_request_success",
         "Requests that ended (the name is vLLM's; not each was a success). stop: an end token or a stop "
-        "string; length: max_tokens; cancelled: the client left; deadline: the client's time was up; refused: no room, "
-        "the client may try again; error: a shard or the router failed.",
+        "string; length: max_tokens; cancelled: the client left; moved: another router has it; deadline: the client's "
+        "time was up; refused: no room, the client may try again; error: a shard or the router failed.",
         ("finished_reason",),
         lambda _, snapshot: [((ending,), count) for ending, count in snapshot.requests.ended.items()],
+    ),
+    Family(
+        "drover_requests_replayed",
+        "Requests that this router took over and that another one, or an earlier process, had begun. lost: its process "
+        "ended; silent: it was silent for longer than links.dead_after_ms allows; unavailable: it said that it cannot "
+        "go on. Clients notice a pause at most.",
+        ("reason",),
+        lambda _, snapshot: [((reason,), count) for reason, count in snapshot.requests.replayed.items()],
     ),
     Family(
         "drover_step_phase_seconds",

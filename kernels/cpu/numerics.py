@@ -73,6 +73,13 @@ def exp_of_negative(x):
     return np.int32((np.int32(i) + np.int32(127)) << np.int32(23)).view(np.float32) * p
 
 
+@njit(fastmath=FAST, inline="always")
+def silu(x):
+    """x / (1 + e^-x)"""
+    small = exp_of_negative(-abs(x))
+    return x * ((np.float32(1) if x >= 0 else small) / (np.float32(1) + small))
+
+
 # How far ahead weights are prefetched. The best of 0.5 to 16 KiB: 29 GB/s on 2 cores, 23 without
 # prefetch.
 PREFETCH_BYTES = 8192

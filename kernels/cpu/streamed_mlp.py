@@ -15,7 +15,7 @@ from kernels.arrays import as_numpy
 from kernels.cores import Cores
 from kernels.cpu.compiled import compiled
 from kernels.cpu.counters import take, wait_for
-from kernels.cpu.numerics import FAST, exp_of_negative, from_float, to_float
+from kernels.cpu.numerics import FAST, from_float, silu, to_float
 from kernels.cpu.streamed_linear import COLUMN, PARTS_PER_CORE, is_streamable, product
 from kernels.grouped_mlp import StreamedWeights
 from kernels.linear import Linear
@@ -59,9 +59,7 @@ def _swiglu(gate_NF, up_NF, h_NF):
         for f in range(h_NF.shape[1]):
             gate = to_float(from_float(gate_NF[n, f], like))
             up = to_float(from_float(up_NF[n, f], like))
-            small = exp_of_negative(-abs(gate))
-            sigmoid = (np.float32(1) if gate >= 0 else small) / (np.float32(1) + small)
-            h_NF[n, f] = from_float(to_float(from_float(gate * sigmoid, like)) * up, like)
+            h_NF[n, f] = from_float(to_float(from_float(silu(gate), like)) * up, like)
 
 
 @compiled()

@@ -13,7 +13,12 @@ from router.counts.step_clock import Phase
 
 # How a request can end: the values of FinishReason, and the other ways.
 CANCELLED = "cancelled"
-ENDINGS = ("stop", "length", CANCELLED, "deadline", "refused", "error")
+MOVED = "moved"  # to another router
+ENDINGS = ("stop", "length", CANCELLED, MOVED, "deadline", "refused", "error")
+# Why a frontend sends a request again: its router's process ended, was silent for too long, or said
+# that it cannot go on.
+LOST, SILENT, UNAVAILABLE = "lost", "silent", "unavailable"
+REPLAY_REASONS = (LOST, SILENT, UNAVAILABLE)
 
 # Upper bounds of buckets, in seconds. A token takes from below a millisecond (a tiny model) to
 # seconds (a large one beside long prompts). A request takes from one such step to many minutes.
@@ -63,6 +68,7 @@ class EngineStats:
     kv_bytes_used, kv_bytes_cached, kv_bytes_total: KV cache held by running requests, kept as
     prefix cache, and all.
     prefix_queried_tokens, prefix_hit_tokens: prompt tokens looked up in the prefix cache, and found.
+    replayed: requests taken over, which another router or an earlier process had.
     """
 
     prompt_tokens: int
@@ -76,6 +82,7 @@ class EngineStats:
     prefix_queried_tokens: int
     prefix_hit_tokens: int
     preemptions: int
+    replayed: int
 
 
 @dataclass
@@ -98,9 +105,11 @@ class RequestMetrics:
     Histograms are in seconds, lengths in tokens.
 
     ended: requests by ending, one of ENDINGS.
+    replayed: requests that arrived again, by reason, one of REPLAY_REASONS.
     """
 
     ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
+    replayed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REPLAY_REASONS, 0))
     queue_s: Histogram = field(default_factory=lambda: Histogram(WAIT_BOUNDS_S))
     first_token_s: Histogram = field(default_factory=lambda: Histogram(WAIT_BOUNDS_S))
     inter_token_s: Histogram = field(default_factory=lambda: Histogram(STEP_BOUNDS_S))
@@ -109,8 +118,13 @@ class RequestMetrics:
     generation_length: Histogram = field(default_factory=lambda: Histogram(LENGTH_BOUNDS))
     _live: dict[str, _Times] = field(default_factory=dict)
 
-    def arrived(self, request_id: str, now_s: float, prompt_tokens: int) -> None:
-        """A request that arrived at `now_s` was accepted."""
+    def arrived(self, request_id: str, now_s: float, prompt_tokens: int, replayed: str = "") -> None:
+        """A request that arrived at `now_s` was accepted.
+
+        replayed: why it came again, one of REPLAY_REASONS; empty if it is new.
+        """
+        if replayed:
+            self.replayed[replayed] += 1
         self.prompt_length.observe(prompt_tokens)
         self._live[request_id] = _Times(now_s)
 
@@ -152,7 +166,7 @@ class RequestMetrics:
     def copy(self) -> "RequestMetrics":
         """A copy of the totals, without the requests that still run."""
         histograms = {name: value.copy() for name, value in vars(self).items() if isinstance(value, Histogram)}
-        return replace(self, ended=dict(self.ended), _live={}, **histograms)
+        return replace(self, ended=dict(self.ended), replayed=dict(self.replayed), _live={}, **histograms)
 
 
 @dataclass(frozen=True)

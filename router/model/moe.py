@@ -36,7 +36,9 @@ def choose_experts(logit_TE: torch.Tensor, experts_per_token: int) -> tuple[torc
     does.
     """
     top_TA, expert_TA = torch.topk(logit_TE, experts_per_token, dim=-1)
-    return expert_TA, torch.sigmoid(top_TA.float()).type_as(logit_TE)
+    # On a CPU, torch.sigmoid rounds the last tokens of a batch, which fill no vector, otherwise
+    # than the others. torch.exp does not.
+    return expert_TA, torch.exp(-top_TA.float()).add_(1.0).reciprocal_().type_as(logit_TE)
 
 
 class MoeMlp:

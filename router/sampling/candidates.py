@@ -52,7 +52,7 @@ def candidates(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: 
         plain_params = [params[row] for row in plain]
         min_p_R = np.array([p.min_p for p in plain_params], np.float32)
         temperature_R1, min_p_R1 = _columns(logits_RV.device, _temperatures(plain_params), min_p_R)
-        weight_RV = _weights(rows_of(logits_RV, plain), temperature_R1)
+        weight_RV = weights(rows_of(logits_RV, plain), temperature_R1)
         if min_p_R.any():
             _leave_out_unlikely(weight_RV, min_p_R1)
         yield Candidates(plain, weight_RV, None)
@@ -66,7 +66,7 @@ def draw(found: Candidates, uniforms: Sequence[float]) -> list[int]:
     device, width = weight_RN.device, weight_RN.shape[-1]
     # Find the block first, then the column in it. One float64 cumsum over the vocabulary takes ten
     # times as long.
-    sum_RB = _block_sums(weight_RN)
+    sum_RB = block_sums(weight_RN)
     sums_RB = sum_RB.cumsum(-1)
     [uniform_R1] = _columns(device, np.array(uniforms, np.float64))
     target_R1 = uniform_R1 * sums_RB[:, -1:]
@@ -106,7 +106,7 @@ def _likeliest(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: 
     if rest:
         some_RV, some_params = rows_of(logits_RV, rest), [params[row] for row in rest]
         least_R1, count_R1 = _border(some_RV, some_params, rows_of(total_R1, [nth[row] for row in rest]))
-        weight_RV = _weights(some_RV, *_columns(some_RV.device, _temperatures(some_params)))
+        weight_RV = weights(some_RV, *_columns(some_RV.device, _temperatures(some_params)))
         yield Candidates(rest, weight_RV.masked_fill_(~largest(some_RV, least_R1, count_R1), 0.0), None)
 
 
@@ -148,7 +148,7 @@ def _kept(logit_RN: torch.Tensor, params: Sequence[SamplingParams], total_R1: to
         np.array([p.top_p for p in params], np.float64),
         min_p_R,
     )
-    weight_RN = _weights(logit_RN, temperature_R1).double()
+    weight_RN = weights(logit_RN, temperature_R1).double()
     weight_RN.masked_fill_(torch.arange(size, device=device) >= top_k_R1, 0.0)
     sum_RN = weight_RN.cumsum(-1)
     total_R1 = torch.where(limited_R1, sum_RN[:, -1:], total_R1)
@@ -166,8 +166,8 @@ def _totals(logits_RV: torch.Tensor, params: Sequence[SamplingParams], rows: Seq
     temperatures = _temperatures([params[row] for _, row in needing])
     nths = np.array([nth for nth, _ in needing], np.int64)
     temperature_R1, nth_R1 = _columns(logits_RV.device, temperatures, nths)
-    weight_RV = _weights(rows_of(logits_RV, [row for _, row in needing]), temperature_R1)
-    found_R1 = _block_sums(weight_RV).sum(-1, keepdim=True)
+    weight_RV = weights(rows_of(logits_RV, [row for _, row in needing]), temperature_R1)
+    found_R1 = block_sums(weight_RV).sum(-1, keepdim=True)
     return found_R1 if len(needing) == len(rows) else found_R1.new_zeros(len(rows), 1).scatter_(0, nth_R1, found_R1)
 
 
@@ -192,7 +192,7 @@ def _sorted(logits_RV: torch.Tensor) -> torch.Tensor:
     return logits_RV.sort(dim=-1, descending=True).values
 
 
-def _block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
+def block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
     """Sums of _BLOCK weights each, float64. The last block holds the remainder and may be empty.
 
     torch spreads the sum of one long row over threads, which rounds differently than in a batch.
@@ -203,7 +203,7 @@ def _block_sums(weight_RN: torch.Tensor) -> torch.Tensor:
     return torch.cat([full_RB, weight_RN[:, whole:].sum(-1, keepdim=True)], dim=1).double()
 
 
-def _weights(logits_RN: torch.Tensor, temperature_R1: torch.Tensor) -> torch.Tensor:
+def weights(logits_RN: torch.Tensor, temperature_R1: torch.Tensor) -> torch.Tensor:
     """exp((logit - largest logit) / temperature): the most likely token has weight 1."""
     return torch.sub(logits_RN, logits_RN.amax(dim=-1, keepdim=True)).div_(temperature_R1).exp_()
 

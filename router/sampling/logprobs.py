@@ -11,7 +11,7 @@ import torch
 
 from kernels.upload import upload
 from router.request import TokenLogprobs
-from router.sampling.candidates import largest, sorted_top
+from router.sampling.candidates import block_sums, largest, sorted_top, weights
 
 # Not -inf, which JSON cannot write; logits at both ends of float32 would give it.
 _LEAST = torch.finfo(torch.float32).min
@@ -49,7 +49,7 @@ def token_logprobs(logits_RV: torch.Tensor, token_ids: Sequence[int], tops: Sequ
     Of equally likely tokens, those with the lowest ids come first, as in sampling. For rows of a
     prompt, token_ids are the prompt's next tokens.
     """
-    total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
+    total_R1 = _log_total(logits_RV)
     [token_R] = upload([np.array(token_ids, np.int64)], logits_RV.device)
     best_RN, best_id_RN = _most_likely(logits_RV, min(max(tops), logits_RV.shape[-1]))
     told_RN = torch.cat([logits_RV.gather(1, token_R[:, None]), best_RN], dim=1)
@@ -58,6 +58,12 @@ def token_logprobs(logits_RV: torch.Tensor, token_ids: Sequence[int], tops: Sequ
         TokenLogprobs(token_id, logprob, tuple(zip(ids[:count], best[:count], strict=True)))
         for token_id, (logprob, *best), ids, count in zip(token_ids, told, best_ids, tops, strict=True)
     ]
+
+
+def _log_total(logits_RV: torch.Tensor) -> torch.Tensor:
+    """logsumexp [R, 1]. torch's own rounds one long row otherwise than in a batch: see `block_sums`."""
+    sum_R1 = block_sums(weights(logits_RV, logits_RV.new_ones(1, 1))).sum(dim=-1, keepdim=True)
+    return logits_RV.amax(dim=-1, keepdim=True) + sum_R1.log().type_as(logits_RV)
 
 
 def _most_likely(logits_RV: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,21 +1,26 @@
 """Streams of the client whose server fails and comes back: the reader notices nothing but a pause."""
 
 import asyncio
+import re
+import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import grpc
 import pytest
 
 from client import Client, Delta, DeltaStream, ServerUnavailable
+from client import client as client_module
 from cluster.free_ports import free_ports
+from protos.drover.v1 import inference_pb2 as pb
 from router import errors
 from router.request import FinishReason, GenerationRequest, TokenDelta, TokenLogprobs
+from tests.command import ROOT
 from tests.fake_router import BOS, EOS, FakeRouter, Script, fails, says, says_then_waits
-from tests.loopback import serving
+from tests.loopback import failure_of, serving
 from tests.processes import PATIENCE_S
 
 
@@ -235,3 +240,72 @@ def test_a_new_call_waits_for_a_server_that_was_there_before() -> None:
         with serving(FakeRouter(), port=port):
             waiting.join(PATIENCE_S)
         assert text_of(answers) == "Hello!"
+
+
+def test_the_example_for_clients_with_the_stubs_alone_does_what_it_says(client: Client, router: FakeRouter) -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {"grpc": grpc, "time": time}
+    exec(example, names)
+    breaks(router, says("Hello, world"), "Hel", "", "lo, ")
+    messages = list(names["generate"](client._inference, pb.GenerateRequest(text="Hi")))
+    assert "".join(message.text for message in messages) == "Hello, world"
+    assert [bytes(request.made) for request in router.requests] == [b"", b"Hel", b"Hel", b"Hello, "]
+
+
+def test_a_wrong_resume_is_refused_by_its_path(client: Client) -> None:
+    resume = pb.Resume(request_id="0" * 32, received=[pb.Received(token_ids=[70000])])
+    request = pb.GenerateRequest(text="Hi", sampling=pb.SamplingParams(seed=1), resume=resume)
+    error: Any = failure_of(lambda: list(client._inference.Generate(request, timeout=PATIENCE_S)))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith("resume.received[0].token_ids: contains 70000; ")
+
+
+@contextmanager
+def path_to(address: str) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Another address of a server, and what cuts its connections so far: they stay open, but nothing passes."""
+    host, _, port = address.rpartition(":")
+    cut: set[socket.socket] = set()
+    ends: list[socket.socket] = []
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if source not in cut:
+                    target.sendall(data)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection((host, int(port)))
+                ends.extend((near, far))
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=pass_on, args=pair, daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}", lambda: cut.update(ends)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for end in ends:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+
+def test_a_connection_through_which_nothing_comes_any_more_is_given_up(
+    router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host was lost, or the network between: nobody has closed the connection."""
+    monkeypatch.setattr(client_module, "PING_S", 0.6)
+    monkeypatch.setattr(client_module, "PING_TIMEOUT_S", 0.3)
+    router.script = says_then_waits("Hel")
+    with serving(router) as address, path_to(address) as (path, cut), Client(path) as client:
+        stream = client.generate("Hi", temperature=0, timeout_s=PATIENCE_S)
+        assert next(stream).text == "Hel"
+        cut()
+        router.script = says("Hello!")
+        assert text_of(list(stream)) == "lo!"
+        assert router.closed.wait(PATIENCE_S)  # the new call has ended the broken one

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from checkpoint.tensors import Checkpoint
-from cluster.actors.specs import router_spec
+from cluster.actors.specs import router_specs
 from cluster.config import SECTIONS, ConfigError, DeploymentConfig, parse_deployment
 from router.kv_budget import KvBudget
 from router.schedule.limits import DEFAULT_LIMITS
@@ -28,7 +28,7 @@ def test_the_shipped_file_shows_the_defaults() -> None:
 
 def test_a_file_that_says_nothing_is_served_as_a_checkpoint_without_a_file() -> None:
     checkpoint = ROOT / "demo" / "drover-demo"
-    spec = router_spec(parse_deployment({"checkpoint": str(checkpoint)}), Checkpoint.open(checkpoint))
+    spec = router_specs(parse_deployment({"checkpoint": str(checkpoint)}), Checkpoint.open(checkpoint))[0]
     assert replace(spec.limits, kv_bytes=DEFAULT_LIMITS.kv_bytes) == DEFAULT_LIMITS
     assert spec.kv_budget == KvBudget()
 

@@ -14,7 +14,7 @@ from cluster import launch
 from cluster.actors.remote import RemoteRouter, RemoteShard
 from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
-from cluster.actors.specs import router_spec, shard_specs
+from cluster.actors.specs import router_specs, shard_specs
 from cluster.config import DeploymentConfig
 from cluster.reports import ActorState, Phase
 from tests.cluster.deployment import KV_SHARE, NAMESPACE, SharedRay, Silent, deployment_config, router_stats
@@ -50,7 +50,7 @@ def state_of(router: Any) -> ActorState:
 
 def test_the_router_waits_for_its_shards_and_says_so(directory: Path) -> None:
     config, checkpoint = config_of(directory, kv_share=KV_SHARE), Checkpoint.open(directory)
-    router = create(RemoteRouter, router_spec(config, checkpoint))
+    router = create(RemoteRouter, router_specs(config, checkpoint)[0])
     waiting = ", waiting for shard-0: there is no such actor; shard-1: there is no such actor"
     wait_until(lambda: state_of(router).summary.endswith(waiting))
     assert (state_of(router).phase, router_stats().engine) == (Phase.LOADING, None)
@@ -67,5 +67,5 @@ def test_the_router_waits_for_its_shards_and_says_so(directory: Path) -> None:
 
 def test_with_bytes_it_waits_for_nobody(directory: Path) -> None:
     config = config_of(directory, kv_bytes=2**20)
-    router = create(RemoteRouter, router_spec(config, Checkpoint.open(directory)))
+    router = create(RemoteRouter, router_specs(config, Checkpoint.open(directory))[0])
     wait_until(lambda: state_of(router).phase is Phase.READY)

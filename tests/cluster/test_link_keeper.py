@@ -14,7 +14,7 @@ from tests.processes import PATIENCE_S, wait_until
 
 WIRE = WireFormat(max_groups=2, max_rows=4, hidden_size=8, dtype=torch.float32)
 LIVENESS = Liveness(heartbeat_s=0.1, silence_s=PATIENCE_S)
-SETTINGS = LinkSettings(WIRE, LIVENESS, LIVENESS, PATIENCE_S)
+SETTINGS = LinkSettings(WIRE, LIVENESS, LIVENESS)
 
 
 class ClumsyLink(GroupLink):
@@ -39,7 +39,7 @@ class Keeper(LinkKeeper):
         self.peers.append(far)
         self.names.append(link_name)
         make = ClumsyLink if len(self.formed) < 2 else GroupLink
-        self.formed.append(make(near, WIRE, LIVENESS, PATIENCE_S, torch.device("cpu"), link_name))
+        self.formed.append(make(near, WIRE, LIVENESS, self._links.bell, torch.device("cpu"), link_name))
         return self.formed[-1]
 
 

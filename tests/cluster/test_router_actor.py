@@ -1,6 +1,7 @@
 """Who owns a request's id at a router: the actor and its clients in this process, over a real engine, without Ray."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from checkpoint.tensors import Checkpoint
 from cluster.actors.router import RouterActor, RouterSpec
-from cluster.actors.specs import router_spec
+from cluster.actors.specs import router_specs
 from cluster.reports import Phase
-from cluster.router_client import RayRouterClient
+from cluster.router_client import RayRouterConnection
 from frontend.delta_stream import DeltaStream
+from frontend.router_pool import RouterPool
 from router.counts.requests import CANCELLED
 from router.engine_thread import EngineThread
 from router.errors import AlreadyExists
@@ -30,6 +32,7 @@ from tests.router.engines import alone, greedy, make_engine, tokens_of
 
 PATIENCE_S = 60.0
 ENDLESS = 400  # tokens, which take far longer than any test
+_frontends = itertools.count()
 
 
 class LocalRouter(RouterActor):
@@ -73,7 +76,7 @@ def model(directory: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def spec(directory: Path) -> RouterSpec:
-    return router_spec(deployment_config(directory, engine={"kv_bytes": 2**20}), Checkpoint.open(directory))
+    return router_specs(deployment_config(directory, engine={"kv_bytes": 2**20}), Checkpoint.open(directory))[0]
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +108,22 @@ class Remotely:
         return asyncio.create_task(self._method(*args))
 
 
-def client_of(router: LocalRouter) -> RayRouterClient:
-    client = RayRouterClient("router-0", "namespace", request_limits(router.model.config))
-    methods = {name: Remotely(getattr(router, name)) for name in ("submit", "cancel", "release", "pull")}
-    client._router = SimpleNamespace(**methods)
-    return client
+class Directly(RayRouterConnection):
+    """A connection to a router in this process."""
+
+    def __init__(self, router: LocalRouter, frontend_id: str) -> None:
+        super().__init__("router-0", "namespace", frontend_id, silence_s=PATIENCE_S)
+        self._to_find = router
+
+    def _look_up(self) -> Any:
+        names = ("expect_frontend", "readiness", "submit", "cancel", "release", "pull")
+        return SimpleNamespace(**{name: Remotely(getattr(self._to_find, name)) for name in names})
+
+
+def client_of(router: LocalRouter) -> RouterPool:
+    """A frontend of its own."""
+    limits = request_limits(router.model.config)
+    return RouterPool([Directly(router, f"frontend-{next(_frontends)}")], limits, heal_s=PATIENCE_S)
 
 
 async def read_all(stream: DeltaStream) -> list[TokenDelta]:

@@ -1,8 +1,8 @@
-"""A frontend whose way to the router is broken: its streams end and say why, and its event loop goes on."""
+"""A frontend whose way to the router is broken: requests wait, or end and say why, and its event loop goes on."""
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +10,9 @@ import pytest
 import ray
 
 from cluster import router_client
-from cluster.router_client import RayRouterClient
+from cluster.router_client import RayRouterConnection
 from frontend.router_client import Readiness
+from frontend.router_pool import RouterPool
 from router.errors import Unavailable
 from router.request import GenerationRequest, RequestLimits, SamplingParams
 from tests.processes import PATIENCE_S
@@ -20,36 +21,35 @@ LIMITS = RequestLimits(100, 100, frozenset())
 REQUEST = GenerationRequest("a", (1, 2), SamplingParams(4))
 
 
-class BrokenClient(RayRouterClient):
-    """Cannot find its router, for a reason that nobody thought of."""
-
-    def _look_up(self) -> ray.actor.ActorHandle:
-        raise ZeroDivisionError("oh")
-
-
-class FailingOnceClient(RayRouterClient):
-    """Its first look-up fails; the second finds a router that fails to say whether it is ready."""
+class FailingConnection(RayRouterConnection):
+    """Cannot find its router. lookups: how often it has tried."""
 
     def __init__(self, error: Exception) -> None:
-        super().__init__("router-0", "nowhere", LIMITS)
+        super().__init__("router-0", "nowhere", "frontend", silence_s=PATIENCE_S)
         self.error = error
         self.lookups = 0
 
     def _look_up(self) -> Any:
         self.lookups += 1
-        if self.lookups == 1:
-            raise self.error
-        return SimpleNamespace(readiness=SimpleNamespace(remote=self._fail_remotely))
-
-    async def _fail_remotely(self) -> Readiness:
         raise self.error
 
 
-class WaitingClient(RayRouterClient):
+class DeafConnection(FailingConnection):
+    """Finds a router whose every call fails."""
+
+    def _look_up(self) -> Any:
+        self.lookups += 1
+        return SimpleNamespace(expect_frontend=SimpleNamespace(remote=self._fail_remotely))
+
+    async def _fail_remotely(self, *args: object) -> Readiness:
+        raise self.error
+
+
+class WaitingConnection(RayRouterConnection):
     """Ray's head is away: looking the router up takes until the test ends."""
 
     def __init__(self) -> None:
-        super().__init__("router-0", "nowhere", LIMITS)
+        super().__init__("router-0", "nowhere", "frontend", silence_s=PATIENCE_S)
         self.over = threading.Event()
         self.lookups = 0
 
@@ -59,29 +59,27 @@ class WaitingClient(RayRouterClient):
         raise ValueError
 
 
-@pytest.fixture
-def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[WaitingClient]:
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router_client, "FIND_TIMEOUT_S", 0.2)
-    client = WaitingClient()
-    yield client
-    client.over.set()
+    monkeypatch.setattr(router_client, "RETRY_S", 0.01)
 
 
-async def end_of(client: RayRouterClient) -> Exception:
-    async def read() -> Exception:
-        try:
-            async for delta in client.generate([REQUEST]):
-                raise AssertionError(delta)
-        except Unavailable as error:
-            return error
-        raise AssertionError("an answer without end")
-
-    return await asyncio.wait_for(read(), PATIENCE_S)
+@pytest.fixture
+def waiting() -> Iterator[WaitingConnection]:
+    connection = WaitingConnection()
+    yield connection
+    connection.over.set()
 
 
-def test_a_defect_on_the_way_to_the_router_ends_the_streams() -> None:
-    error = asyncio.run(end_of(BrokenClient("router-0", "nowhere", LIMITS)))
-    assert "router-0" in str(error)
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, PATIENCE_S))
+
+
+async def end_of(pool: RouterPool) -> str:
+    with pytest.raises(Unavailable) as caught:
+        await anext(pool.generate([REQUEST]))
+    return str(caught.value)
 
 
 FAILURES = [
@@ -93,22 +91,26 @@ FAILURES = [
 ]
 
 
+@pytest.mark.parametrize("connect", [FailingConnection, DeafConnection])
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
-def test_a_lookup_that_failed_is_made_anew_and_is_not_told_as_one_that_waits(error: Exception) -> None:
+def test_a_router_that_cannot_be_reached_is_looked_for_again_and_its_requests_end_in_time(
+    connect: Callable[[Exception], FailingConnection], error: Exception
+) -> None:
     async def scenario() -> None:
-        client = FailingOnceClient(error)
-        told = "does not exist" if isinstance(error, ValueError) else "is down and being restarted"
-        assert told in str(await end_of(client))
-        assert client.lookups == 1
-        readiness = await client.readiness()
-        assert client.lookups == 2
-        assert not readiness.ready
-        assert "is down and being restarted" in readiness.detail
+        connection = connect(error)
+        pool = RouterPool([connection], LIMITS, heal_s=0.0)
+        is_unknown = connect is FailingConnection and isinstance(error, ValueError)
+        told = "does not exist" if is_unknown else "router-0 is down and being restarted"
+        assert told in await end_of(pool)
+        readiness = await pool.readiness()
+        assert (readiness.ready, told in readiness.detail) == (False, True)
+        while connection.lookups < 3:
+            await asyncio.sleep(0.01)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
-def test_while_ray_does_not_say_where_the_router_is_the_event_loop_goes_on(waiting: WaitingClient) -> None:
+def test_while_ray_does_not_say_where_the_router_is_the_event_loop_goes_on(waiting: WaitingConnection) -> None:
     async def scenario() -> None:
         turns = 0
 
@@ -119,14 +121,13 @@ def test_while_ray_does_not_say_where_the_router_is_the_event_loop_goes_on(waiti
                 turns += 1
 
         other = asyncio.create_task(others())
-        ready = [waiting.readiness() for _ in range(3)]
-        answers = await asyncio.wait_for(asyncio.gather(*ready), PATIENCE_S)
-        assert {answer.ready for answer in answers} == {False}
-        assert all("its head may be down" in answer.detail for answer in answers)
-        assert "its head may be down" in str(await end_of(waiting))
-        assert waiting.lookups == 1  # however many ask
+        pool = RouterPool([waiting], LIMITS, heal_s=0.0)
+        assert "its head may be down" in await end_of(pool)
+        answers = await asyncio.gather(*(pool.readiness() for _ in range(3)))
+        assert all(not answer.ready and "its head may be down" in answer.detail for answer in answers)
+        assert waiting.lookups == 1  # however often it is needed
         assert turns >= 5
         other.cancel()
         waiting.over.set()
 
-    asyncio.run(scenario())
+    run(scenario())

@@ -279,7 +279,7 @@ def test_a_path_that_is_not_there_is_not_found(deployment: Deployment) -> None:
 
 
 def test_metrics_of_a_router_that_is_away_come_in_time_and_say_so(deployment: Deployment) -> None:
-    page = read_page("tiny-scout", "router-9", ("shard-0", "shard-9"), NAMESPACE, timeout_s=2.0).decode()
+    page = read_page("tiny-scout", ("router-9",), ("shard-0", "shard-9"), NAMESPACE, timeout_s=2.0).decode()
     assert page.startswith("# router-9 did not answer within 2 s\n")
     up = [s for family in text_string_to_metric_families(page) for s in family.samples if s.name == "drover_up"]
     assert [(s.labels["part"], s.value) for s in up] == [("router-9", 0), ("shard-0", 1), ("shard-9", 0)]

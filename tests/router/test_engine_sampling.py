@@ -82,6 +82,7 @@ def test_the_prompts_logprobs_come_before_the_first_token_and_change_none(model:
     engine.submit(greedy("a", prompt(25), 4, prompt_logprobs=2))
     deltas = run_to_end(engine)
     assert [len(delta.prompt_logprobs) for delta in deltas] == [11, 6, 8, 0, 0, 0]  # a chunk ends at 16
+    assert [delta.prompt_first for delta in deltas[:3]] == [0, 11, 17]
     assert [len(delta.token_ids) for delta in deltas] == [0, 0, 1, 1, 1, 1]
     assert tokens_of(deltas, "a") == alone(model, greedy("a", prompt(25), 4))
 

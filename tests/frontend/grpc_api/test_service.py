@@ -100,13 +100,14 @@ def test_an_answer_with_everything_is_these_messages(router, stub) -> None:
         yield TokenDelta(name, (EOS,), (TokenLogprobs(EOS, -2.0, ()),), FinishReason.STOP, first=2)
 
     router.script = script
-    sampling = pb.SamplingParams(logprobs=1, prompt_logprobs=1)
+    sampling = pb.SamplingParams(logprobs=1, prompt_logprobs=1, seed=5)
     responses = generate(stub, pb.GenerateRequest(text="Hi", sampling=sampling))
     name = router.requests[0].request_id
     seven, five = pb.TokenAlternative(token_id=7, logprob=-0.25), pb.TokenAlternative(token_id=5, logprob=-0.75)
     assert responses == [
         pb.GenerateResponse(
             request_id=name,
+            seed=5,
             prompt_logprobs=[pb.PromptLogprob(token_id=BOS), pb.PromptLogprob(token_id=72, logprob=-0.5, top=[seven])],
         ),
         pb.GenerateResponse(request_id=name, token_ids=[0xC3], logprobs=[pb.TokenLogprob(token_id=0xC3, logprob=-0.5)]),

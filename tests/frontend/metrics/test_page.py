@@ -29,12 +29,13 @@ STATS = EngineStats(
     prefix_queried_tokens=80,
     prefix_hit_tokens=20,
     preemptions=1,
+    replayed=4,
 )
 
 
 def snapshot(expert_load: ExpertLoadSummary | None = None) -> EngineSnapshot:
     requests = RequestMetrics()
-    requests.arrived("a", 0.0, prompt_tokens=9)
+    requests.arrived("a", 0.0, prompt_tokens=9, replayed="silent")
     requests.made(["a"], 0.3)
     requests.made(["a"], 0.302)
     requests.end("a", "stop", 0.302)
@@ -100,6 +101,8 @@ def test_every_number_is_told_under_its_name() -> None:
         ("kv_cache_bytes", ("state", "free"), 600),
         ("request_success_total", ("finished_reason", "stop"), 1),
         ("request_success_total", ("finished_reason", "error"), 0),
+        ("requests_replayed_total", ("reason", "silent"), 1),
+        ("requests_replayed_total", ("reason", "lost"), 0),
         ("step_phase_seconds_total", ("phase", "expert_wait"), 1.5),
         ("shard_rows_total", ("shard", "shard-1"), 60),
         ("shard_linked", ("shard", "shard-1"), 1),
@@ -146,7 +149,7 @@ def test_a_broken_link_is_told() -> None:
 
 
 def test_before_any_traffic_the_page_is_whole() -> None:
-    idle = replace(snapshot(), stats=EngineStats(*[0] * 11), requests=RequestMetrics(), step_s=Histogram(STEP_BOUNDS_S))
+    idle = replace(snapshot(), stats=EngineStats(*[0] * 12), requests=RequestMetrics(), step_s=Histogram(STEP_BOUNDS_S))
     assert not [key for key, value in samples(page(idle)).items() if math.isnan(value)]
 
 

@@ -1,0 +1,318 @@
+"""Which router has a request, and what becomes of it when that one goes: real engines, which a test steps by hand."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from frontend import router_pool
+from frontend.router_pool import MAX_LOSSES
+from router.counts.requests import CANCELLED, LOST, SILENT, UNAVAILABLE
+from router.errors import DeadlineExceeded, Internal, RequestError, ResourceExhausted, Resumed, Unavailable
+from router.model.llama4 import Model
+from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, pool_of, turn
+from tests.local_model import load_model
+from tests.processes import PATIENCE_S
+from tests.reference import make_reference
+from tests.router.engines import greedy, run_to_end, tokens_of
+
+Play = Callable[[Played], Awaitable[None]]
+LONG = 30  # tokens
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load_model(make_reference(tmp_path_factory.mktemp("scout"), "scout").directory)
+
+
+@pytest.fixture
+def play(model: Model) -> Callable[..., None]:
+    def run_it(test: Play, count: int = 2, heal_s: float = 60.0, **limits: int) -> None:
+        async def played() -> None:
+            routers = [SteppedRouter(f"router-{number}", model, **limits) for number in range(count)]
+            await test(Played(pool_of(model, *routers, heal_s=heal_s), *routers))
+
+        async def bounded() -> None:
+            await asyncio.wait_for(played(), PATIENCE_S)
+
+        asyncio.run(bounded())
+
+    return run_it
+
+
+def alone(model: Model, max_tokens: int = TOKENS) -> list[int]:
+    engine = SteppedRouter("alone", model).engine
+    engine.submit(greedy("a", PROMPT, max_tokens))
+    return tokens_of(run_to_end(engine), "a")
+
+
+async def failure_of(reading: "asyncio.Task[None]") -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        await asyncio.wait_for(reading, PATIENCE_S)
+    return caught.value
+
+
+def test_what_the_prefix_cache_held_is_told_once(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        for router in played.routers:  # both have the prompt in their caches
+            router.engine.submit(greedy("before", PROMPT, 1))
+            run_to_end(router.engine)
+        reading = await played.begin("a")
+        await played.step(3)
+        assert played.tokens("a")
+        busy = next(router for router in played.routers if router.engine.has_work)
+        busy.die()
+        await played.until_over(reading)
+        assert [delta.cached_tokens for delta in played.deltas] == [24, *[0] * (TOKENS - 1)]
+
+    play(test)
+
+
+def test_the_only_router_gets_its_requests_back_once_it_has_restarted(play: Callable[..., None], model: Model) -> None:
+    async def test(played: Played) -> None:
+        [router] = played.routers
+        readings = [await played.begin("a"), await played.begin("b")]
+        await played.step(4)
+        router.die()
+        late = await played.begin("late")  # it waits, too
+        await played.step(3)
+        assert not any(reading.done() for reading in (*readings, late))
+        router.answer()
+        await played.until_over(*readings, late)
+        assert played.tokens("a") == played.tokens("b") == played.tokens("late") == alone(model)
+        assert router.engine.snapshot.requests.replayed == {LOST: 2, SILENT: 0, UNAVAILABLE: 0}
+
+    play(test, count=1)
+
+
+def test_a_router_that_was_only_silent_goes_on_with_what_it_has(play: Callable[..., None], model: Model) -> None:
+    async def test(played: Played) -> None:
+        [router] = played.routers
+        reading = await played.begin("a")
+        await played.step(3)
+        router.hang()
+        router.step_unheard()
+        router.step_unheard()
+        router.answer()
+        await played.until_over(reading)
+        assert played.tokens("a") == alone(model)
+        stats = router.engine.stats
+        assert (stats.replayed, stats.prompt_tokens, stats.generated_tokens) == (0, len(PROMPT), TOKENS)
+
+    play(test, count=1)
+
+
+def test_a_hung_router_is_told_to_forget_what_another_has_taken_over(play: Callable[..., None], model: Model) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a", LONG)
+        await played.step(5)
+        hung, other = sorted(played.routers, key=lambda router: not router.engine.has_work)
+        told = played.tokens("a")
+        hung.hang()
+        hung.step_unheard()
+        await played.step(3)
+        assert other.requests[-1].made == tuple(told)  # only what is left is made again
+        hung.answer()
+        await played.until_over(reading)
+        assert played.tokens("a") == alone(model, LONG)
+        assert not hung.engine.has_work
+        assert hung.engine.snapshot.requests.ended["moved"] == 1
+        assert other.engine.snapshot.requests.replayed[SILENT] == 1
+
+    play(test)
+
+
+def test_what_a_hung_router_says_of_a_request_that_another_has_is_for_nobody(
+    play: Callable[..., None], model: Model
+) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a")
+        await played.step(5)
+        hung, _ = sorted(played.routers, key=lambda router: not router.engine.has_work)
+        hung.hang()
+        hung.fail_unheard(Internal("it could not be computed"))
+        await played.step(1)
+        hung.answer()
+        await played.until_over(reading)
+        assert played.tokens("a") == alone(model)
+
+    play(test)
+
+
+def test_a_request_may_come_back_to_a_router_that_still_has_it(play: Callable[..., None], model: Model) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a", LONG)
+        await played.step(5)
+        first, second = sorted(played.routers, key=lambda router: not router.engine.has_work)
+        first.hang()
+        await played.step(3)
+        second.die()
+        first.answer()
+        await played.until_over(reading)
+        assert played.tokens("a") == alone(model, LONG)
+
+    play(test)
+
+
+def test_without_a_router_a_request_waits_for_heal_s_and_hears_why(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_pool, "RETRY_S", 0.01)
+
+    async def test(played: Played) -> None:
+        [router] = played.routers
+        reading = await played.begin("a", LONG)
+        await played.step(3)
+        router.die()
+        error = await failure_of(reading)
+        assert isinstance(error, Unavailable)
+        assert "router-0 is down and being restarted" in str(error)
+        late = await played.begin("a", 2)  # its id is free again
+        router.answer()
+        await played.until_over(late)
+
+    play(test, count=1, heal_s=0.05)
+
+
+def test_the_clients_deadline_goes_on_while_a_request_waits(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_pool, "RETRY_S", 0.01)
+
+    async def test(played: Played) -> None:
+        [router] = played.routers
+        reading = await played.begin("a", timeout_s=0.2)
+        await played.step(2)
+        router.die()
+        assert isinstance(await failure_of(reading), DeadlineExceeded)
+        other = await played.begin("b", timeout_s=PATIENCE_S)
+        router.answer()
+        await played.until_over(other)
+        assert router.requests[-1].timeout_s < PATIENCE_S
+
+    play(test, count=1)
+
+
+def test_a_full_queue_sends_a_new_request_to_another_router_and_then_refuses_it(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        readings = await played.fill(TOKENS)
+        assert [router.engine.stats.waiting for router in played.routers] == [1, 1]
+        full = await played.begin("one too many")
+        await played.step(2)
+        assert isinstance(await failure_of(full), ResourceExhausted)
+        await played.until_over(*readings)
+
+    play(test, max_running=1, max_waiting=1)
+
+
+def test_a_request_that_was_accepted_once_is_not_refused_for_a_full_queue(
+    play: Callable[..., None], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_pool, "RETRY_S", 0.001)
+
+    async def test(played: Played) -> None:
+        readings = await played.fill(TOKENS)
+        played.routers[0].die()
+        await played.until_over(*readings)
+        assert all(played.tokens(f"{n}") == alone(model) for n in range(4))
+
+    play(test, max_running=1, max_waiting=1)
+
+
+def test_a_request_of_which_routers_die_is_not_sent_to_all_of_them(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("poison")
+        for _ in range(MAX_LOSSES):
+            busy = next(router for router in played.routers if router.is_busy)
+            busy.die()
+            busy.answer()
+            await turn()
+        assert isinstance(await failure_of(reading), Internal)
+        assert not any(router.engine.has_work for router in played.routers)
+
+    play(test, count=MAX_LOSSES + 1)
+
+
+def test_a_cancelled_request_is_not_sent_again(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        [router] = played.routers
+        reading = await played.begin("a", LONG)
+        await played.step(3)
+        router.hang()
+        reading.cancel()
+        await turn()
+        router.answer()
+        await played.step(3)
+        assert not router.engine.has_work
+        assert router.engine.snapshot.requests.ended[CANCELLED] == 1
+
+    play(test, count=1)
+
+
+def test_nothing_new_goes_to_a_router_that_drains(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        draining, other = played.routers
+        await played.pool.readiness()
+        draining.draining = True
+        draining.beat()
+        readings = [await played.begin(f"{n}", 2) for n in range(4)]
+        await played.until_over(*readings)
+        assert (len(draining.requests), len(other.requests)) == (0, 4)
+
+    play(test)
+
+
+def test_answers_to_one_prompt_go_to_one_router(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        stream = played.pool.generate([greedy(f"a-{index}", PROMPT, 2) for index in range(4)])
+        reading = asyncio.ensure_future(anext(stream))
+        await played.until_over(reading)
+        stream.close(CANCELLED)
+        assert sorted(len(router.requests) for router in played.routers) == [0, 4]
+
+    play(test)
+
+
+def test_readiness_is_that_of_any_router(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        first, second = played.routers
+        assert (await played.pool.readiness()).ready
+        first.hang()
+        assert (await played.pool.readiness()).ready
+        second.die()
+        readiness = await played.pool.readiness()
+        assert (readiness.ready, readiness.detail) == (False, "router-0 is away; router-1 is away")
+
+    play(test)
+
+
+def test_a_call_that_was_resumed_elsewhere_ends_and_is_not_sent_again(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        reading, other = await played.begin("call", LONG), await played.begin("other", LONG)
+        await played.step(3)
+        busy = next(router for router in played.routers if "call" in {r.request_id for r in router.requests})
+        busy.die()
+        busy.answer()
+        await played.step(3)
+        played.pool.release("call", keep="call+1")
+        assert isinstance(await failure_of(reading), Resumed)
+        await played.until_over(other)
+        assert [router.released for router in played.routers] == [[("call", "call+1")]] * 2
+        assert not any(router.engine.has_work for router in played.routers)
+
+    play(test)
+
+
+def test_what_another_frontend_has_resumed_is_not_sent_again(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("call", LONG)
+        await played.step(3)
+        busy = next(router for router in played.routers if router.is_busy)
+        busy.die()
+        await played.step(3)
+        for router in played.routers:
+            router.fail_unheard(Resumed())
+        await played.step()
+        assert isinstance(await failure_of(reading), Resumed)
+
+    play(test)
