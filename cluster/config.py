@@ -106,12 +106,13 @@ class PlacementConfig(_Section):
 
 
 class LinksConfig(_Section):
-    """The links between the router and each shard.
+    """The links between routers and shards, and how frontends judge routers.
 
     backend: "tcp" sends rows through host memory, "nccl" between GPUs.
     heartbeat_ms: time between heartbeats, which also flow while a shard computes.
-    dead_after_ms: a shard that is silent for this long counts as dead.
-    stuck_after_ms: a shard that takes longer over one message ends itself, and is started again.
+    dead_after_ms: a shard or router that is silent for this long counts as dead.
+    stuck_after_ms: a shard that takes longer over one message ends itself, and is started again. So does a router
+    that computes a layer for longer.
     """
 
     backend: Literal["tcp", "nccl"] = "tcp"
@@ -179,7 +180,7 @@ class FrontendConfig(_Section):
     http_port: port of GET /metrics, for Prometheus.
     replicas: frontend processes.
     grace_s: a frontend that is silent for this long counts as gone. The router then cancels its
-    requests.
+    requests. When `drover serve` is told to stop, running requests may take as long to finish.
     """
 
     host: Host = "127.0.0.1"

@@ -4,8 +4,9 @@ Ray takes more than a second to tell that a process was killed, and never tells 
 The kernel closes the connection of a process that ends. One that hangs beats no more.
 
 A thread of the router that does not compute sends a beat each heartbeat, with what the frontend's
-choice depends on. It needs Python's lock, so a busy router beats late: docs/how-it-works.md has
-what was measured. The ends meet as those of a link do (experts/connection.py).
+choice depends on. It needs Python's lock, but not for long: beside 64 streams of the embedded model
+on two cores, with other work for four, no beat came more than 4 ms late (Intel Xeon). So the
+silence allowed is that of links. The ends meet as those of a link do (experts/connection.py).
 """
 
 import logging
@@ -20,6 +21,9 @@ from frontend.router_connection import Pulse
 logger = logging.getLogger(__name__)
 
 JOIN_TIMEOUT_S = 5.0
+# A frontend that takes longer to answer a beat has gone without a word.
+GONE_S = 60.0
+_ANSWER = b"+"
 _PULSE = struct.Struct("<??I")  # serving, draining, load
 
 
@@ -62,9 +66,13 @@ class Heart:
         return listener.address
 
     def _beat(self, connection: Connection) -> None:
+        """Each beat but the first follows an answer. So if either direction is cut off, beats end."""
+        connection.allow_silence(GONE_S)
+        answer = memoryview(bytearray(len(_ANSWER)))
         while True:
             pulse = self._pulse()
             connection.send([memoryview(_PULSE.pack(pulse.serving, pulse.draining, pulse.load))])
+            connection.read(answer)
             time.sleep(self._heartbeat_s)
 
 
@@ -100,7 +108,6 @@ class LifeLine:
                 self._connection.read(memoryview(memory))
                 heard_s = time.monotonic()
                 self._on_beat(Pulse(*_PULSE.unpack(memory)))
+                self._connection.send([memoryview(_ANSWER)])
         except ConnectionError as error:
             self._on_end(time.monotonic() - heard_s >= self._silence_s, str(error))
-        except RuntimeError:
-            self._connection.close()  # the event loop that listens has ended

@@ -5,6 +5,7 @@ import logging
 import secrets
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import ray
@@ -47,7 +48,7 @@ class RayRouterConnection:
         self._mailer: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._broken: asyncio.Future[tuple[str, str]] | None = None
-        """While the router is reached: why it no longer is."""
+        """While the router is reached, or about to be: why it no longer is."""
         self._down_detail = f"{name} is not reached yet"
         self._router: ray.actor.ActorHandle | None = None
         self._finding: asyncio.Future[ray.actor.ActorHandle] | None = None
@@ -111,16 +112,18 @@ class RayRouterConnection:
         address = await self._answer((await self._find()).expect_frontend.remote(secret))
 
         def on_beat(pulse: Pulse) -> None:
-            loop.call_soon_threadsafe(self._hear, broken, pulse)
+            with suppress(RuntimeError):  # the event loop may have ended
+                loop.call_soon_threadsafe(self._hear, broken, pulse)
 
         def on_end(was_silent: bool, reason: str) -> None:
             logger.info("the life line to %s ended: %s", self.name, reason)
             cause = SILENT if was_silent else LOST
-            loop.call_soon_threadsafe(_set, broken, (cause, self._detail(cause)))
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_set, broken, (cause, self._detail(cause)))
 
+        self._broken = broken
         # Its waits are bounded. So nothing is left behind for long should this task end meanwhile.
         line = await loop.run_in_executor(self._threads, LifeLine, address, secret, self._silence_s, on_beat, on_end)
-        self._broken = broken
         try:
             return await broken
         finally:

@@ -232,7 +232,3 @@ class DeltaStreams:
     def unread_bytes(self) -> int:
         """Memory of what waits for readers now."""
         return self._unread.total_bytes
-
-    def fail_all(self, error: RequestError) -> None:
-        """End every stream with `error`."""
-        self.deliver([TokenDelta(request_id, error=error) for request_id in self._stream_of])

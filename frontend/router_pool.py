@@ -9,6 +9,7 @@ compute, or until a router is there, at most heal_s.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from frontend.delta_stream import DeltaStream, DeltaStreams
 from frontend.router_choice import choose_router
@@ -66,7 +67,8 @@ class RouterPool:
     """
 
     def __init__(self, connections: Sequence[RouterConnection], limits: RequestLimits, heal_s: float) -> None:
-        """heal_s: how long a request waits for a router when none is there."""
+        """Must be called on the event loop that will use it. heal_s: how long a request waits for a router when
+        none is there."""
         self._routers = {connection.name: _Router(connection) for connection in connections}
         self._limits, self._heal_s = limits, heal_s
         self._streams = DeltaStreams(self)
@@ -74,28 +76,28 @@ class RouterPool:
         self._stranded: dict[str, RunningRequest] = {}  # those whose router is down, or that have none
         self._minder: asyncio.Task[None] | None = None
         self._last_placed: tuple[Sequence[int], str] = ((), "")
-        self._started = False
+        for connection in connections:
+            connection.start(self)
 
     async def limits(self) -> RequestLimits:
         return self._limits
 
     async def readiness(self) -> Readiness:
-        """Ready as soon as one router says that it is. If none does, what each is missing."""
-        self._start()
+        """Ready as soon as one router says that it is; `degraded` names those that are down. If none does, what each
+        is missing."""
         details = []
         async for readiness in _as_they_come([router.connection for router in self._routers.values()]):
             if readiness.ready:
-                return readiness
+                missing = [router.detail for router in self._routers.values() if not router.up]
+                return replace(readiness, degraded="; ".join(filter(None, [*missing, readiness.degraded])))
             details.append(readiness.detail)
         return Readiness(False, "; ".join(sorted(details)))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
-        self._start()
         return self._streams.new_stream(requests)
 
     def release(self, call_id: str, keep: str) -> None:
         """See RouterClient. Whichever router has the call, each hears of it, if need be once it answers again."""
-        self._start()
         self._streams.release(call_id, keep)
         for router in self._routers.values():
             router.connection.release(call_id, keep)
@@ -283,12 +285,6 @@ class RouterPool:
     def _forget(self, running: RunningRequest) -> None:
         del self._running[running.request.request_id]
         self._stranded.pop(running.request.request_id, None)
-
-    def _start(self) -> None:
-        if not self._started:
-            self._started = True
-            for router in self._routers.values():
-                router.connection.start(self)
 
     def _now_s(self) -> float:
         return asyncio.get_running_loop().time()

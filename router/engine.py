@@ -86,6 +86,11 @@ class Engine:
     def has_work(self) -> bool:
         return self._scheduler.num_running + self._scheduler.num_waiting > 0
 
+    @property
+    def progress(self) -> object:
+        """Another value whenever a layer of a step, or what is before and behind them, has begun. From any thread."""
+        return self._counts.steps, self._counts.clock.last_mark
+
     def submit(self, request: GenerationRequest, arrived_s: float | None = None) -> None:
         """Queue a request that `check_request` has passed. Raises ResourceExhausted, AlreadyExists.
 
@@ -199,13 +204,14 @@ class Engine:
 
         prompt_counts: how many of output.prompt_logprobs are each work's.
         """
-        self._counts.work_done(works)
+        # Some may have been cancelled, or their time was up, while the step waited for shards.
+        self._counts.work_done([work for work in works if self._scheduler.runs(work.sequence)])
         sampled, prompt_logprobs = iter(output.sampled), iter(output.prompt_logprobs)
         deltas = []
         for work, count in zip(works, prompt_counts, strict=True):
             rows, token = list(islice(prompt_logprobs, count)), next(sampled) if work.samples else None
             if not self._scheduler.runs(work.sequence):
-                continue  # it was cancelled, or its time was up, while the step waited for shards
+                continue
             told = tuple(entry for entry in rows if not isinstance(entry, RowFailed))
             if isinstance(token, RowFailed) or len(told) < len(rows):
                 deltas += self._fail_row(work, token if isinstance(token, RowFailed) else NOT_FINITE)

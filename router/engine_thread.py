@@ -14,6 +14,7 @@ from router.request import GenerationRequest, TokenDelta
 
 logger = logging.getLogger(__name__)
 
+_LOOKS = 4  # of the watch in each stuck_after_s
 Deliver = Callable[[Sequence[TokenDelta]], None]
 
 
@@ -46,18 +47,31 @@ class EngineThread:
 
     deliver: called in the engine's thread with each step's deltas; it must not block.
     on_crash: called in the engine's thread when a defect has ended it, after every request was told.
+    Also called in another thread, when the engine is stuck.
+    stuck_after_s: how long one layer of a step may compute; None: for ever. Waiting for shards does
+    not count.
     """
 
-    def __init__(self, engine: Engine, deliver: Deliver, on_crash: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        deliver: Deliver,
+        on_crash: Callable[[], None] = lambda: None,
+        stuck_after_s: float | None = None,
+    ) -> None:
         self._engine = engine
         self._deliver = deliver
         self._on_crash = on_crash
         self._mail_arrived = threading.Condition()
         self._mail: list[_Mail] = []
         self._stopping = False
+        self._is_computing, self._looks_at_mail = False, 0
+        self._ended = threading.Event()
         engine.call_while_waiting(self._look_at_mail)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
+        if stuck_after_s is not None:
+            threading.Thread(target=self._watch, args=(stuck_after_s,), name="watch", daemon=True).start()
 
     @property
     def stats(self) -> EngineStats:
@@ -122,6 +136,20 @@ class EngineThread:
             self._on_crash()
         else:
             self._end("the router is stopping")
+        finally:
+            self._ended.set()
+
+    def _watch(self, stuck_after_s: float) -> None:
+        """Counts looks, not seconds: while the whole process is stopped, nobody looks."""
+        seen, looks = None, 0
+        while not self._ended.wait(stuck_after_s / _LOOKS):
+            now = (self._looks_at_mail, self._engine.progress)
+            looks = looks + 1 if self._is_computing and now == seen else 0
+            seen = now
+            if looks > _LOOKS:
+                logger.error("one layer takes more than %g s: this router is stuck", stuck_after_s)
+                self._on_crash()
+                return
 
     def _end(self, reason: str) -> None:
         """Nobody may be left waiting, nor anything be accepted from now on."""
@@ -140,12 +168,15 @@ class EngineThread:
                 self._mail_arrived.wait_for(lambda: self._mail or self._stopping or self._engine.has_work)
                 if self._stopping:
                     return
+            self._is_computing = True
             self._read_mail(self._engine.step)
+            self._is_computing = False
 
     def _look_at_mail(self) -> None:
         """What a step does while it waits for shards. Raises RouterUnavailable if the step must end."""
         if self._stopping:
             raise RouterUnavailable("the router is stopping")
+        self._looks_at_mail += 1
         self._read_mail(self._engine.end_expired)
 
     def _read_mail(self, then: Callable[[], list[TokenDelta]]) -> None:

@@ -19,8 +19,6 @@ from router.schedule.limits import SchedulerLimits
 # A shard is more patient than a router: a router that is merely stalled would otherwise lose all
 # its links at once.
 SHARD_PATIENCE = 10.0
-# A router beats from a thread that needs Python's lock, which its engine holds most of the time.
-ROUTER_PATIENCE = 2.0
 
 
 def router_specs(
@@ -40,7 +38,7 @@ def _router_spec(
         name=name,
         namespace=config.ray.namespace,
         checkpoint=config.checkpoint,
-        placement=_placement(config, checkpoint, shard_nodes),
+        placement=placement(config, checkpoint, shard_nodes),
         shard_names=_shard_names(config),
         dtype=dtype,
         device=config.router.device,
@@ -57,6 +55,7 @@ def _router_spec(
         max_context_tokens=engine.max_context_tokens,
         frontend_grace_s=config.frontend.grace_s,
         heal_s=config.heal_s,
+        stuck_after_s=config.links.stuck_after_ms / 1e3,
         links=LinkSettings(
             wire=WireFormat(
                 max_groups=checkpoint.config.num_experts,
@@ -75,12 +74,14 @@ def shard_specs(
     config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None = None
 ) -> list[ShardSpec]:
     """The expert shards, by number: an even share of every MoE layer's experts each."""
-    placement = _placement(config, checkpoint, shard_nodes)
+    held = placement(config, checkpoint, shard_nodes)
     return [
         ShardSpec(
             name=name,
+            namespace=config.ray.namespace,
+            routers=router_names(config),
             checkpoint=config.checkpoint,
-            slots=placement.slots_of(index),
+            slots=held.slots_of(index),
             dtype=_dtype(config, checkpoint),
             device=config.shards.device,
             threads=config.shards.threads,
@@ -100,7 +101,7 @@ def frontend_spec(config: DeploymentConfig, checkpoint: Checkpoint) -> FrontendS
         shard_names=_shard_names(config),
         namespace=config.ray.namespace,
         max_context_tokens=config.engine.max_context_tokens,
-        silence_s=ROUTER_PATIENCE * config.links.dead_after_ms / 1e3,
+        silence_s=config.links.dead_after_ms / 1e3,
         heal_s=config.heal_s,
     )
 
@@ -110,7 +111,8 @@ def router_names(config: DeploymentConfig) -> tuple[str, ...]:
     return tuple(router_name(index) for index in range(config.router.count))
 
 
-def _placement(config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None) -> Placement:
+def placement(config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None) -> Placement:
+    """Which shards hold which experts when the deployment starts. shard_nodes: the shards' nodes, by number."""
     model, replicas = checkpoint.config, config.placement.replicas
     return even_placement(
         model.moe_layers, model.num_experts, config.shards.count, replicas=replicas, nodes=shard_nodes

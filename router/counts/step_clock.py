@@ -37,6 +37,14 @@ class StepClock:
         self.mark: Callable[[tuple[Phase, float]], None] = self._marks.append
         """mark((phase, perf_counter())): ends the current phase and begins `phase`."""
 
+    @property
+    def last_mark(self) -> tuple[Phase, float] | None:
+        """The newest mark of this step or the last. From any thread."""
+        try:
+            return self._marks[-1]
+        except IndexError:
+            return None
+
     def start(self) -> None:
         """Begin a step, in phase "schedule". A step that was not stopped is not counted."""
         self._marks.clear()

@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from checkpoint.tensors import Checkpoint
-from cluster.actors.specs import router_specs
+from cluster.actors.specs import frontend_spec, router_specs
 from cluster.config import SECTIONS, ConfigError, DeploymentConfig, parse_deployment
 from router.kv_budget import KvBudget
 from router.schedule.limits import DEFAULT_LIMITS
@@ -31,6 +31,13 @@ def test_a_file_that_says_nothing_is_served_as_a_checkpoint_without_a_file() -> 
     spec = router_specs(parse_deployment({"checkpoint": str(checkpoint)}), Checkpoint.open(checkpoint))[0]
     assert replace(spec.limits, kv_bytes=DEFAULT_LIMITS.kv_bytes) == DEFAULT_LIMITS
     assert spec.kv_budget == KvBudget()
+
+
+def test_frontends_know_as_many_routers_as_the_file_says() -> None:
+    checkpoint = Checkpoint.open(ROOT / "demo" / "drover-demo")
+    config = parse_deployment({"checkpoint": str(ROOT / "demo" / "drover-demo"), "router": {"count": 3}})
+    names = tuple(spec.name for spec in router_specs(config, checkpoint))
+    assert names == frontend_spec(config, checkpoint).router_names == ("router-0", "router-1", "router-2")
 
 
 def test_the_kv_cache_is_as_large_as_the_key_says_that_was_set() -> None:

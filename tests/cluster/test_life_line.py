@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.life_line import Heart, LifeLine
+from experts.connection import connect
 from frontend.router_connection import Pulse
 from tests.processes import PATIENCE_S
 
@@ -50,6 +51,20 @@ def test_beats_tell_of_the_router_as_it_is_now() -> None:
     assert [listener.pulse() for _ in range(4)] == [*pulses, pulses[-1]]
     line.close()
     assert not listener.was_silent()
+
+
+def test_beats_end_when_the_frontend_answers_none() -> None:
+    """So a path that is cut in one direction is noticed, whichever it is."""
+    heart, secret = Heart(BEAT_S, lambda: Pulse(True, False, 0)), secrets.token_bytes(32)
+    line = connect(heart.expect(HOST, secret), secret, PATIENCE_S)
+    line.allow_silence(SILENCE_S)
+    beat = memoryview(bytearray(6))
+    line.read(beat)
+    with pytest.raises(ConnectionError, match="silent"):
+        line.read(beat)
+    line.send([memoryview(b"+")])
+    line.read(beat)
+    line.close()
 
 
 def test_a_stranger_hears_nothing() -> None:

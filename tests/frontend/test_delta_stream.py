@@ -112,11 +112,11 @@ def test_an_error_is_raised_after_the_tokens_that_came_before_it() -> None:
     with_streams(test)
 
 
-def test_failing_all_ends_every_stream_and_closing_still_frees_the_work() -> None:
+def test_an_error_ends_its_stream_and_closing_still_frees_the_work() -> None:
     async def test(streams: DeltaStreams, sink: Sink) -> None:
         both = [new(streams, "a", "b"), new(streams, "c")]
         reading = [await begun(stream) for stream in both]
-        streams.fail_all(Unavailable("the router is down"))
+        streams.deliver([TokenDelta(name, error=Unavailable("the router is down")) for name in "abc"])
         for stream, task in zip(both, reading, strict=True):
             with pytest.raises(Unavailable, match="the router is down"):
                 await task

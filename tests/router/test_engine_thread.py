@@ -2,7 +2,9 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,9 @@ from router.engine_thread import EngineThread
 from router.errors import Internal, ResourceExhausted, Unavailable
 from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta
+from router.runner import LocalRunner
 from router.schedule.limits import SchedulerLimits
+from router.step import StepOutput
 from tests.local_model import load_model
 from tests.processes import PATIENCE_S
 from tests.reference import make_reference, prompt
@@ -312,4 +316,39 @@ def test_a_defect_that_ends_the_thread_leaves_nobody_waiting(model: Model, outbo
     assert isinstance(deltas[-1].error, Unavailable)
     thread.submit(greedy("late", prompt(9)))
     assert isinstance(outbox.read_end_of("late")[-1].error, Unavailable)
+    assert thread.stop(PATIENCE_S)
+
+
+class HeldRunner(LocalRunner):
+    """Each step waits until it is let go. Meanwhile it may begin new layers."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.let_go = threading.Event()
+        self.begins_layers = threading.Event()
+
+    def run(self, *args: Any) -> StepOutput:
+        while not self.let_go.wait(0.01):
+            if self.begins_layers.is_set():
+                self._model.clock.mark(("attention", time.perf_counter()))
+        return super().run(*args)
+
+
+def test_an_engine_that_is_stuck_is_told_of_and_one_that_is_slow_is_not(model: Model) -> None:
+    runners: list[HeldRunner] = []
+
+    def make_runner(*args: Any) -> HeldRunner:
+        runners.append(HeldRunner(*args))
+        return runners[-1]
+
+    stuck = threading.Event()
+    thread = EngineThread(make_engine(model, make_runner=make_runner), Outbox().deliver, stuck.set, stuck_after_s=0.2)
+    [runner] = runners
+    runner.begins_layers.set()
+    assert not stuck.wait(0.4)  # there is nothing to do
+    thread.submit(greedy("a", prompt(9), 2))
+    assert not stuck.wait(0.6)
+    runner.begins_layers.clear()
+    assert stuck.wait(PATIENCE_S)
+    runner.let_go.set()
     assert thread.stop(PATIENCE_S)
