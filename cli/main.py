@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from checkpoint.errors import DroverError
-from cli import chat, checkpoint, demo, generate, serve, status, stop
+from cli import chat, checkpoint, demo, drain, generate, serve, status, stop
 from cli.arguments import Parser
 from cli.say import discard_stdout
 from client import ClientError
@@ -31,6 +31,7 @@ COMMANDS = {
     "generate": generate,
     "chat": chat,
     "status": status,
+    "drain": drain,
     "stop": stop,
     "demo": demo,
     "checkpoint": checkpoint,

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 _ROOT = str(Path(__file__).resolve().parents[1])
 _TEARDOWN_S = 90.0
+_FINISHED_S = 10.0
+"""How long the child may take to see that requests have finished."""
 # The child's first words. Blocked signals stay blocked in a new process, and would in all of Ray's. An interrupt that
 # was ignored, as for a shell's background jobs, must be none. The first entry of sys.path is the working directory.
 _SERVING = """\
@@ -35,8 +38,12 @@ sys.exit(main(sys.argv[1:]))
 """
 
 DESCRIPTION = """\
-Start the deployment that a YAML file describes. Serves until Ctrl-C or
-`drover stop`.
+Start the deployment that a YAML file describes. Serves until Ctrl-C, SIGTERM
+or `drover stop`.
+
+After Ctrl-C or SIGTERM new requests are refused with UNAVAILABLE, and running
+ones may finish, within frontend.grace_s; if none run, it ends at once. The same
+again ends everything at once, and so does `drover stop`.
 
 The file must name a checkpoint. Every other key has a default;
 deploy/local.yaml shows them all.
@@ -102,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     with serving(config, "detach" if args.detach else "stay") as (child, control):
         while child.poll() is None:
             if signal.sigwait({*stopping, signal.SIGCHLD}) in stopping:
-                return _stop(child, control, config)
+                return _stop(child, control, config, stopping)
         return exit_code(child)
 
 
@@ -135,14 +142,21 @@ def serving(config: "DeploymentConfig", how: str) -> "Iterator[tuple[subprocess.
         forget_local_ray(child.pid)
 
 
-def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "DeploymentConfig") -> int:
-    """Stop at a signal. Returns the exit code.
+def _stop(
+    child: "subprocess.Popen[bytes]",
+    control: socket.socket,
+    config: "DeploymentConfig",
+    stopping: set[signal.Signals],
+) -> int:
+    """Stop at a signal; running requests finish first, unless another comes. Returns the exit code.
 
     A local Ray is ended by whoever ends what `serving` has started. On a running one, parts must be
     removed: by the child, or else, if Ray ended it first, by a `drover stop`. Raises DroverError.
     """
     has_served = _has_served(control)
     say("stopping ...")
+    if has_served:
+        _let_finish(child, control, stopping, config.frontend.grace_s + _FINISHED_S)
     if config.ray.address != "local":
         control.close()
         try:
@@ -154,6 +168,27 @@ def _stop(child: "subprocess.Popen[bytes]", control: socket.socket, config: "Dep
             raise DroverError(f"parts of it may still run; see drover status --namespace {namespace}, then drover stop")
     say("stopped")
     return 0 if has_served else 128 + signal.SIGINT
+
+
+def _let_finish(
+    child: "subprocess.Popen[bytes]", control: socket.socket, stopping: set[signal.Signals], timeout_s: float
+) -> None:
+    """Return once no request runs, the child has ended, or another signal comes; after timeout_s in any case."""
+    lines, deadline_s = b"", time.monotonic() + timeout_s
+    try:
+        control.sendall(b"f")
+        while (
+            lines.count(b"\n") < 2 and child.poll() is None and time.monotonic() < deadline_s
+        ):  # the first was sent when it began to serve
+            if select.select([control], [], [], 0)[0]:
+                piece = control.recv(4096)
+                if not piece:
+                    return
+                lines += piece
+            elif signal.sigtimedwait(stopping, 0.1) is not None:
+                return
+    except OSError:
+        return  # it has just ended
 
 
 def _removed(config: "DeploymentConfig") -> bool:

@@ -1,10 +1,13 @@
-"""`drover status`: the routers and shards that run, what they hold, and their speed."""
+"""`drover status`: the routers and shards that run, what they hold, their speed, and what is down."""
 
 import argparse
 import json
 import sys
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from cli.arguments import real
 from cli.cluster_options import add_cluster_options, connected
 
 if TYPE_CHECKING:
@@ -20,14 +23,21 @@ Show a deployment's routers and shards.
   preemptions    requests that gave up their KV cache and are computed again
   replayed       requests taken over from another router, or from an earlier
                  process of this one
+  retries        parts of steps that another shard was asked for
+  restarts       how often Ray has started the part again
+  experts held   (layer, expert) pairs, of those that the shard is to hold
   rows computed  (token, expert) pairs, since the shard started
-  links          routers that the shard is connected to
+  links          routers that the shard is connected to; of a router, the shards
+                 that it is connected to, and why not to the others
+  draining       drover drain has taken the part out of service; drained, it is
+                 gone
 
 Exits with 1 if nothing runs.
 """
 EPILOG = """\
 examples:
   drover status
+  drover status --watch
   drover status --json | python3 -m json.tool
 """
 
@@ -43,19 +53,27 @@ def add_parser(subparsers: "Subparsers") -> None:
     )
     add_cluster_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with more counters")
+    parser.add_argument(
+        "--watch",
+        nargs="?",
+        type=real(0.1, 3600),
+        const=1.0,
+        metavar="SECONDS",
+        help="show it again every so many seconds, until Ctrl-C; default: %(const)g",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the status as tables, or as JSON."""
+    """Print the status as tables, once or again and again, or as JSON."""
     with connected(args) as is_connected:
-        status: dict[str, Any] = {"routers": [], "shards": []}
-        if is_connected:
-            from cluster.status import as_json, read_status
-
-            status = as_json(read_status(args.namespace))
+        status = _read(args.namespace) if is_connected else {"routers": [], "shards": []}
+        runs = bool(status["routers"] or status["shards"])
+        if args.watch and runs:
+            _watch(args)
+            return 0
     if args.json:
         print(json.dumps(status))
-    elif status["routers"] or status["shards"]:
+    elif runs:
         _show(status)
     else:
         from cluster.marked_processes import left_over
@@ -63,47 +81,38 @@ def run(args: argparse.Namespace) -> int:
         print(f"nothing runs in namespace {args.namespace!r}", file=sys.stderr)
         if left := left_over():
             print(f"left of a killed drover serve: {len(left)} process(es); drover stop ends them", file=sys.stderr)
-    return 0 if status["routers"] or status["shards"] else 1
+    return 0 if runs else 1
+
+
+def _read(namespace: str) -> dict[str, Any]:
+    from cluster.status import as_json, read_status, read_wanted
+
+    return as_json(read_status(namespace), read_wanted(namespace))
 
 
 def _show(status: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    routers = Table("router", "state", "running", "waiting", "tokens made", "tokens/s")
-    caches = Table("KV cache of", "used", "cached", "free", "prefix hits")
-    again = Table("computed again by", "preemptions", "replayed")
-    for router in status["routers"]:
-        engine = router.get("engine") or {}
-        cells = (engine.get("running", ""), engine.get("waiting", ""), engine.get("generated_tokens", ""))
-        routers.add_row(router["name"], _state(router), *map(str, cells), f"{router.get('tokens_per_s', 0):.1f}")
-        if engine:
-            caches.add_row(router["name"], *_cache_cells(engine))
-            again.add_row(router["name"], str(engine["preemptions"]), str(engine["replayed"]))
-    shards = Table("shard", "state", "experts held", "rows computed", "links")
-    for shard in status["shards"]:
-        cells = (shard.get("experts_held", ""), shard.get("rows_computed", ""), len(shard.get("links", ())))
-        shards.add_row(shard["name"], _state(shard), *map(str, cells))
-    console = Console(markup=False)  # errors hold brackets
-    console.print(routers)
-    if caches.row_count:
-        console.print(caches)
-        console.print(again)
-    console.print(shards)
+    from cli.status_tables import tables
+
+    console = Console(markup=False)
+    for table in tables(status):
+        console.print(table)
 
 
-def _cache_cells(engine: dict[str, Any]) -> tuple[str, ...]:
-    used, cached, total = (engine[f"kv_bytes_{which}"] for which in ("used", "cached", "total"))
-    queried, hit = engine["prefix_queried_tokens"], engine["prefix_hit_tokens"]
-    hits = f"{hit / queried:.0%} of {queried}" if queried else "no prompts yet"
-    return _mebibytes(used), _mebibytes(cached), _mebibytes(total - used - cached), hits
+def _watch(args: argparse.Namespace) -> None:
+    """Until Ctrl-C, show the status anew every args.watch seconds: JSON by the line, or tables in place."""
+    from rich.console import Group
+    from rich.live import Live
 
+    from cli.status_tables import tables
 
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB" if size < 100 * 2**20 else f"{size / 2**20:.0f} MiB"
-
-
-def _state(part: dict[str, Any]) -> str:
-    down = "; ".join(f"{name}: {reason}" for name, reason in part.get("down", {}).items())
-    again = "" if part.get("retry_s") is None else f"next try in {part['retry_s']:.0f} s"
-    return " - ".join(text for text in (part["phase"], part["error"], again, down) if text)
+    with suppress(KeyboardInterrupt):
+        if args.json:
+            while True:
+                print(json.dumps(_read(args.namespace)), flush=True)
+                time.sleep(args.watch)
+        with Live(auto_refresh=False) as live:
+            while True:
+                live.update(Group(*tables(_read(args.namespace))), refresh=True)
+                time.sleep(args.watch)

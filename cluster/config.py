@@ -180,7 +180,7 @@ class FrontendConfig(_Section):
     http_port: port of GET /metrics, for Prometheus.
     replicas: frontend processes.
     grace_s: a frontend that is silent for this long counts as gone. The router then cancels its
-    requests.
+    requests. When `drover serve` is told to stop, running requests may take as long to finish.
     """
 
     host: Host = "127.0.0.1"

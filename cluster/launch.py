@@ -1,5 +1,6 @@
 """Starts a deployment: placement group, detached named actors, links, and the Serve application."""
 
+import pickle
 import socket
 import time
 from collections import Counter
@@ -13,22 +14,23 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.util.placement_group import placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from checkpoint.errors import DroverError
 from checkpoint.tensors import Checkpoint
 from checkpoint.tokenizer import Tokenizer
 from client import Client, ClientError
 from cluster import ray_runtime
-from cluster.actors.remote import RemoteRouter, RemoteShard
+from cluster.actors.controller import ControllerSpec
+from cluster.actors.creation import MIN_CPUS, Blueprint
+from cluster.actors.remote import RemoteController
 from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
-from cluster.actors.specs import frontend_spec, router_specs, shard_specs
+from cluster.actors.specs import frontend_spec, placement, router_specs, shard_specs
 from cluster.addresses import split_address
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
 from cluster.local_rays import forget_gone_rays
 from cluster.marked_processes import end_left_over
-from cluster.names import actor_names, app_name
+from cluster.names import CONTROLLER, actor_names, app_name
 from cluster.reports import ActorState, Phase
 from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
 from cluster.teardown import end, serve_applications
@@ -43,8 +45,6 @@ ROOM_TIMEOUT_S = 30.0
 RAY_ATTEMPTS = 3
 HEALTH_TIMEOUT_S = 5.0
 Spec = TypeVar("Spec", RouterSpec, ShardSpec)
-# Ray drops bundles without resources, which would shift the index of all later bundles.
-MIN_CPUS = 0.001
 
 
 class StartError(DroverError):
@@ -97,7 +97,8 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
         progress.stage("reserving CPUs and GPUs")
         group = _reserve(config)
         began = time.monotonic()
-        actors = _create_actors(config, checkpoint, group)
+        blueprints = _blueprints(config, checkpoint, group)
+        actors = {blueprint.name: blueprint.create(group) for blueprint in blueprints}
         progress.stage("opening the gRPC port")
         _start_frontend(config, checkpoint)  # meanwhile the actors start and read their weights
         progress.stage("loading weights")
@@ -110,6 +111,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
         address = f"{f'[{host}]' if ':' in host else host}:{config.frontend.grpc_port}"
         _wait_until(lambda: _not_serving(address), deadline, f"gRPC on {address} does not answer")
         start_s = time.monotonic() - began
+        _create_controller(config, checkpoint, group, blueprints)  # last: what dies in a start fails the start
     except BaseException as error:
         end(config)
         if isinstance(error, ray.exceptions.RayError):
@@ -224,17 +226,16 @@ def _nodes_of_bundles(group: Any) -> list[str]:
     return [nodes[bundle] for bundle in sorted(nodes)]
 
 
-def _create_actors(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> dict[str, Any]:
+def _blueprints(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> tuple[Blueprint, ...]:
+    """Routers first, in the order of their bundles."""
     nodes, count = _nodes_of_bundles(group), config.router.count
     router_nodes, shard_nodes = nodes[:count], nodes[count:]
     routers = _with_neighbours(router_specs(config, checkpoint, shard_nodes), router_nodes)
     shards = _with_neighbours(shard_specs(config, checkpoint, shard_nodes), shard_nodes)
-    actors = {}
-    for index, router in enumerate(routers):
-        actors[router.name] = _create(RemoteRouter, router, config, config.router, group, index)
-    for index, shard in enumerate(shards):
-        actors[shard.name] = _create(RemoteShard, shard, config, config.shards, group, count + index)
-    return actors
+    return (
+        *(_blueprint(router, config, config.router, index) for index, router in enumerate(routers)),
+        *(_blueprint(shard, config, config.shards, count + index) for index, shard in enumerate(shards)),
+    )
 
 
 def _with_neighbours(specs: Sequence[Spec], nodes: Sequence[str]) -> list[Spec]:
@@ -243,23 +244,21 @@ def _with_neighbours(specs: Sequence[Spec], nodes: Sequence[str]) -> list[Spec]:
     return [replace(spec, neighbours=on_node[node]) for spec, node in zip(specs, nodes, strict=True)]
 
 
-def _create(
-    cls: type, spec: RouterSpec | ShardSpec, config: DeploymentConfig, part: PartConfig, group: Any, bundle: int
-) -> Any:
-    options = {
-        "name": spec.name,
-        "namespace": config.ray.namespace,
-        "lifetime": "detached",
-        "num_cpus": max(part.cpus, MIN_CPUS),
-        "num_gpus": part.gpus,
-        "max_restarts": -1,
-        # A shard's actor has threads. A router's has coroutines, and each frontend keeps one pull
-        # waiting there.
-        "max_concurrency": 8 if cls is RemoteShard else 1000,
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
-        "runtime_env": {"env_vars": WAITING_THREADS | NCCL_ENVIRONMENT},
-    }
-    return ray.remote(cls).options(**options).remote(spec)
+def _blueprint(spec: RouterSpec | ShardSpec, config: DeploymentConfig, part: PartConfig, bundle: int) -> Blueprint:
+    environment = WAITING_THREADS | NCCL_ENVIRONMENT
+    is_shard = isinstance(spec, ShardSpec)
+    return Blueprint(
+        spec.name, config.ray.namespace, is_shard, bundle, part.cpus, part.gpus, environment, pickle.dumps(spec)
+    )
+
+
+def _create_controller(
+    config: DeploymentConfig, checkpoint: Checkpoint, group: Any, blueprints: tuple[Blueprint, ...]
+) -> None:
+    shard_nodes = _nodes_of_bundles(group)[config.router.count :]
+    spec = ControllerSpec(config.ray.namespace, blueprints, placement(config, checkpoint, shard_nodes))
+    options = {"name": CONTROLLER, "namespace": config.ray.namespace, "lifetime": "detached", "max_restarts": -1}
+    ray.remote(RemoteController).options(**options, num_cpus=0, max_concurrency=8).remote(spec)
 
 
 def _wait_for_weights(actors: dict[str, Any], progress: Progress, deadline: float) -> None:

@@ -1,6 +1,6 @@
 """What actors answer: plain data, readable without torch by `drover status` and Serve replicas."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from router.counts.requests import EngineSnapshot, EngineStats
@@ -47,7 +47,10 @@ class RouterStats:
 
     frontends: those that have asked for tokens lately. life_lines: those that can reach the router now.
     retries: parts of steps that another shard was asked for, by reason. slow: shard name -> how many
-    times as long as the fastest it takes.
+    times as long as the fastest it takes. down_s: shard name -> for how long it has been down.
+    open_requests: those whose end has not been handed out. draining_s: for how long the router has
+    drained; None: it does not. drained: names of shards that it leaves alone, as told.
+    is_stopping: it refuses new requests, because the deployment is about to end.
     """
 
     engine: EngineStats | None
@@ -57,6 +60,11 @@ class RouterStats:
     down: dict[str, str]
     retries: dict[str, int]
     slow: dict[str, float]
+    open_requests: int = 0
+    draining_s: float | None = None
+    drained: tuple[str, ...] = ()
+    is_stopping: bool = False
+    down_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,3 +98,26 @@ class ShardStats:
     experts_held: int
     rows_computed: int
     links: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ControllerStats:
+    """drained, cleared: parts that are to be gone, and ids of nodes that are to be empty, with grace_s.
+
+    parts: all routers and shards, also those. slots: (layer, expert) pairs that each shard is to
+    hold. problems: what could not be done, by part.
+    """
+
+    parts: tuple[str, ...]
+    drained: dict[str, float]
+    cleared: dict[str, float]
+    slots: dict[str, int]
+    problems: dict[str, str]
+
+
+@dataclass(frozen=True)
+class DrainProgress:
+    """left: the parts that are not gone yet, and what each does or waits for."""
+
+    is_done: bool
+    left: dict[str, str]

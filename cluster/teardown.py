@@ -8,6 +8,7 @@ from ray.util.placement_group import remove_placement_group
 
 from cluster.config import DeploymentConfig
 from cluster.names import actor_names, app_name
+from cluster.stored_drains import forget_drains
 
 
 def end(config: DeploymentConfig) -> None:
@@ -28,12 +29,13 @@ def stop(namespace: str) -> list[str]:
     if app_name(namespace) in serve_applications():
         serve.shutdown()
         removed.append("frontend")
-    for name in actor_names(namespace):
+    for name in actor_names(namespace):  # the controller first: it would create the others again
         try:
             ray.kill(ray.get_actor(name, namespace=namespace))
             removed.append(name)
         except ValueError:
             pass  # it ended in the meantime
+    forget_drains(namespace)
     group = _find_group(namespace)
     if group is not None:
         remove_placement_group(group)

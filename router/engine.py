@@ -204,13 +204,14 @@ class Engine:
 
         prompt_counts: how many of output.prompt_logprobs are each work's.
         """
-        self._counts.work_done(works)
+        # Some may have been cancelled, or their time was up, while the step waited for shards.
+        self._counts.work_done([work for work in works if self._scheduler.runs(work.sequence)])
         sampled, prompt_logprobs = iter(output.sampled), iter(output.prompt_logprobs)
         deltas = []
         for work, count in zip(works, prompt_counts, strict=True):
             rows, token = list(islice(prompt_logprobs, count)), next(sampled) if work.samples else None
             if not self._scheduler.runs(work.sequence):
-                continue  # it was cancelled, or its time was up, while the step waited for shards
+                continue
             told = tuple(entry for entry in rows if not isinstance(entry, RowFailed))
             if isinstance(token, RowFailed) or len(told) < len(rows):
                 deltas += self._fail_row(work, token if isinstance(token, RowFailed) else NOT_FINITE)

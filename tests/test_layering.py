@@ -220,7 +220,7 @@ def test_schedule_and_policies_are_plain_python_without_a_clock() -> None:
     foreign = {"torch", "ray", "grpc", "time", "datetime"}
     assert modules_in("router/schedule")
     assert who_reaches({*foreign, "numpy"}, modules_in("router/schedule"), deferred=True) == []
-    # The folder comes with elasticity; a policy may compute with arrays.
+    assert modules_in("cluster/policy")  # a policy may compute with arrays
     assert who_reaches(foreign, modules_in("cluster/policy"), deferred=True) == []
 
 
@@ -235,10 +235,24 @@ def test_the_frontend_needs_no_torch_unless_the_router_is_in_its_process() -> No
     assert who_reaches({"torch", "kernels"}, thin, deferred=True) == []
 
 
-@pytest.mark.parametrize("module", ["cluster.config", "cluster.serve_app", "cli.status", "cli.stop", "cli.main"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cluster.config",
+        "cluster.serve_app",
+        "cluster.actors.controller",
+        "cli.status",
+        "cli.drain",
+        "cli.stop",
+        "cli.main",
+    ],
+)
 def test_what_only_looks_or_forwards_needs_no_torch(module: str) -> None:
     """The deployment file, a Serve replica, and the commands about a running deployment, whatever they import later."""
-    if module == "cli.main":  # imports every command, but not yet what they need
+    if module in (
+        "cli.main",
+        "cluster.actors.controller",
+    ):  # imports every command or actor, but not yet what they need
         assert who_reaches({"torch"}, [module], deferred=False) == []
     else:
         assert who_reaches({"torch", "kernels"}, [module], deferred=True) == []

@@ -21,12 +21,13 @@ from bench.chaos import leaks, reference, results, table
 from bench.chaos.asks import Ask, asks
 from bench.chaos.faults import Injector
 from bench.chaos.gaps import tokens_per_s
-from bench.chaos.hosts import Hosts, missing
+from bench.chaos.hosts import Hosts
 from bench.chaos.load_process import speed_tok_s
+from bench.chaos.network import missing
 from bench.chaos.records import Stream
 from bench.chaos.results import Happened, ModeRun
 from bench.chaos.run import Pace, Run
-from bench.chaos.schedule import HOSTS, LOCAL, MODES, schedule
+from bench.chaos.schedule import ALLOWED, HOSTS, LOCAL, MODES, schedule
 from bench.chaos.system import Shape, System
 from bench.checkpoint import ensure_checkpoint
 from bench.errors import BenchError
@@ -150,13 +151,19 @@ class Bench:
                     run = Run(system, injector, Pace(rate, plan.quiet_s), self._say, told)
                     done = run.mode(faults, asked, judge, self._work)
                 rate = run.rate_per_s
-                self._keep(mode, layout, done, rate, run.skipped)
+                self._keep(mode, layout, done, asked, rate, run.skipped)
             if plan.leaks:
                 self._found["leaks"] += leaks.wait_for_none(before, system)
                 self._save()
 
     def _keep(
-        self, mode: str, layout: str, done: ModeRun, rate: float, skipped: Sequence[tuple[str, str, str]]
+        self,
+        mode: str,
+        layout: str,
+        done: ModeRun,
+        asked: Sequence[Ask],
+        rate: float,
+        skipped: Sequence[tuple[str, str, str]],
     ) -> None:
         reasons = results.expected_reasons(
             self._plan.shape.replicas, self._plan.shape.routers, self._plan.shape.frontends
@@ -175,6 +182,7 @@ class Bench:
                         for at_s, speed in tokens_per_s(done.streams, began_s, done.faults[-1].until_s, BIN_S)
                     ],
                     "faults": [(fault.target, round(fault.at_s - began_s, 2)) for fault in done.faults],
+                    "changed": results.changes(done, asked, began_s),
                     "failed": sorted({stream.error for stream in done.streams if stream.error is not None})[:5],
                     "rate_per_s": round(rate, 3),
                     "speed_before": round(done.rate_tok_s, 1),
@@ -205,9 +213,8 @@ class Bench:
         return given.resolve()
 
     def _targets(self, mode: str) -> tuple[str, ...] | None:
-        if self._plan.targets is None or mode == "random":
-            return None
-        return self._plan.targets
+        """The plan's, as far as the mode can hit them; else its own."""
+        return tuple(target for target in self._plan.targets or () if target in ALLOWED[mode]) or None
 
     @contextmanager
     def _progress(self, mode: str, count: int) -> Iterator[Any]:

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.chaos.hosts import LATE, LOSSY, RECEIVE, SEND, Hosts
+from bench.chaos.hosts import Hosts
+from bench.chaos.network import LATE, LOSSY, RECEIVE, SEND, Network
 from bench.chaos.processes import monotonic_of, send
 from bench.chaos.schedule import AT_RANDOM, DRAIN, DURING_RESTART, Part
 from bench.chaos.system import System
@@ -151,22 +152,22 @@ class Injector:
         return Injected(list(victims), at_s, point, heal=heal)
 
     def _blackhole(self, part: Part) -> Injected:
-        return self._on_hosts(part, lambda host: self._hosts.cut(host, SEND, RECEIVE))
+        return self._on_hosts(part, lambda host: self._network.cut(host, SEND, RECEIVE))
 
     def _blackhole_send(self, part: Part) -> Injected:
-        return self._on_hosts(part, lambda host: self._hosts.cut(host, SEND))
+        return self._on_hosts(part, lambda host: self._network.cut(host, SEND))
 
     def _blackhole_recv(self, part: Part) -> Injected:
-        return self._on_hosts(part, lambda host: self._hosts.cut(host, RECEIVE))
+        return self._on_hosts(part, lambda host: self._network.cut(host, RECEIVE))
 
     def _delay(self, part: Part) -> Injected:
-        return self._on_hosts(part, lambda host: self._hosts.replace_cable(host, LATE), "TCP: frames late")
+        return self._on_hosts(part, lambda host: self._network.replace_cable(host, LATE), "TCP: frames late")
 
     def _drop(self, part: Part) -> Injected:
-        return self._on_hosts(part, lambda host: self._hosts.replace_cable(host, LOSSY), "TCP: frames lost")
+        return self._on_hosts(part, lambda host: self._network.replace_cable(host, LOSSY), "TCP: frames lost")
 
     def _on_hosts(self, part: Part, harm: Callable[[int], None], evidence: str = "") -> Injected:
-        hosts = {host for pid in self._victims.of(part).values() if (host := self._hosts.host_of(pid))}
+        hosts = {host for pid in self._victims.of(part).values() if (host := self._network.host_of(pid))}
         if not hosts:
             raise BenchError(f"{part.target} is on no host but the router's")
         at_s = time.monotonic()
@@ -174,23 +175,23 @@ class Injector:
             harm(host)
 
         def heal() -> dict[str, float]:
-            touched = sum([self._hosts.heal(host) for host in sorted(hosts)])
+            touched = sum([self._network.heal(host) for host in sorted(hosts)])
             return {evidence: float(touched)} if evidence else {}
 
         return Injected([f"host {host}" for host in sorted(hosts)], at_s, heal=heal)
 
     def _node_loss(self, part: Part) -> Injected:
-        used = {host for pid in self._system.actors().values() if (host := self._hosts.host_of(pid))}
+        used = {host for pid in self._system.actors().values() if (host := self._network.host_of(pid))}
         if not used:
             raise BenchError("no shard is on a host of its own")
         host = sorted(used)[int(part.draw * len(used))]
-        pids = self._hosts.processes(host)
+        pids = self._network.processes(host)
         at_s = time.monotonic()
-        self._hosts.cut(host, SEND, RECEIVE)
-        self._hosts.kill_all(host)
+        self._network.cut(host, SEND, RECEIVE)
+        self._network.kill_all(host)
 
         def heal() -> dict[str, float]:
-            self._hosts.heal(host)
+            self._network.heal(host)
             self._hosts.start_node(host)
             return {"node started again": 1.0}
 
@@ -202,7 +203,7 @@ class Injector:
         victims = self._victims.of(part)
         [pid] = victims.values()
         if part.target == "raylet":
-            return self._raylet_loss(part, self._hosts.host_of(pid) or 0)
+            return self._raylet_loss(part, self._network.host_of(pid) or 0)
         restart = _again(pid)
         at_s = time.monotonic()
         send(pid, signal.SIGKILL)
@@ -218,7 +219,7 @@ class Injector:
         crashed = self._crash(part)
 
         def heal() -> dict[str, float]:
-            self._hosts.kill_all(host)
+            self._network.kill_all(host)
             self._hosts.start_node(host)
             return {"node started again": 1.0}
 
@@ -269,6 +270,10 @@ class Injector:
     def _hosts(self) -> Hosts:
         assert self._system.hosts is not None
         return self._system.hosts
+
+    @property
+    def _network(self) -> Network:
+        return self._hosts.network
 
     def _arm(self, actor: str, point: str, action: str) -> Path:
         file = self._system.folder / f"{actor}.{point}"

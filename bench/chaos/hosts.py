@@ -1,65 +1,30 @@
-"""Several Ray nodes on this machine, each in a network namespace of its own, joined by a bridge. Needs root.
-
-Each node has an address of its own, and its traffic can be cut one way or both, slowed, or dropped.
-The kernel drops what a node sends at its end of a virtual cable, and what it would receive at the
-bridge's end. Only namespaces and devices that this module made are touched.
-"""
+"""Several Ray nodes on this machine, each on a host of a network of namespaces. Needs root."""
 
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from bench.chaos.network import Network
 from bench.errors import BenchError
-from bench.process import ROOT, end
+from bench.process import ROOT
 from cluster.actors.failpoints import VARIABLE
 
-SUBNET = f"10.77.{os.getpid() % 250}"
 RAY_PORT = 6379
-START_S, END_S = 120.0, 20.0
+START_S = 120.0
 ROUTER_CPUS, SHARD_CPUS, SHARDS_PER_NODE = 12, 3, 3
 """So that routers fit the head alone, which they fill, and a lost node's shards fit the others."""
 OBJECT_STORE_BYTES = 80 * 10**6
-SEND, RECEIVE = "send", "receive"
-# A queue that holds nothing drops everything.
-CUT = ("pfifo", "limit", "0")
-LATE = ("15", "10", "0")
-LOSSY = ("0", "0", "0.1")
-"""Of a bad cable, see bad_cable.py: each way 15 to 25 ms late, or every tenth frame lost."""
-
-
-def missing() -> str:
-    """Why hosts cannot be made here; empty if they can."""
-    if not sys.platform.startswith("linux"):
-        return "network namespaces need Linux"
-    if os.geteuid() != 0:
-        return "network namespaces need root: run it as `sudo make chaos`, or in a container with CAP_SYS_ADMIN"
-    for tool in ("ip", "tc"):
-        if shutil.which(tool) is None:
-            return f"`{tool}` is not installed; it is in Debian's package iproute2"
-    name = f"dcprobe{os.getpid() % 10000}"
-    if _run("ip", "netns", "add", name).returncode:
-        return "this kernel or container makes no network namespaces (`ip netns add` failed)"
-    try:
-        if _run("ip", "link", "add", name, "type", "veth", "peer", "name", "e0", "netns", name).returncode:
-            return "this kernel has no veth devices (`ip link add type veth` failed)"
-    finally:
-        _run("ip", "netns", "del", name)
-    return ""
 
 
 class Hosts:
     """A head node, number 0, and nodes with room for three shards each. Use it in a `with` block. Raises BenchError."""
 
     def __init__(self, count: int, routers: int) -> None:
-        self.count = count
         self._cpus = [routers * ROUTER_CPUS, *[SHARDS_PER_NODE * SHARD_CPUS] * (count - 1)]
         # A short path: sockets of Ray and HAProxy are in it.
         self.folder = Path(tempfile.mkdtemp(prefix="dc-", dir="/tmp"))
@@ -80,25 +45,16 @@ class Hosts:
             "PYTHONPATH": str(ROOT),
         }
         (self.folder / "gcs").mkdir()
-        self._tag = f"dc{os.getpid() % 10000}"
-        self._bad: dict[int, subprocess.Popen[str]] = {}
-        """Of hosts behind a bad cable: the process that is it."""
+        self.network = Network(count)
 
     @property
     def ray_address(self) -> str:
-        return f"{self.address(0)}:{RAY_PORT}"
-
-    def address(self, host: int) -> str:
-        return f"{SUBNET}.{host + 1}"
-
-    def inside(self, host: int, command: Sequence[str]) -> list[str]:
-        """The command line that runs a command on a host."""
-        return ["ip", "netns", "exec", self._name(host), *command]
+        return f"{self.network.address(0)}:{RAY_PORT}"
 
     def __enter__(self) -> "Hosts":
         try:
-            self._make_network()
-            for host in range(self.count):
+            self.network.__enter__()
+            for host in range(self.network.count):
                 self.start_node(host)
         except BaseException:
             self.close()
@@ -112,19 +68,13 @@ class Hosts:
 
     def close(self) -> None:
         """End every process on the hosts, and remove the hosts."""
-        for process in self._bad.values():
-            end(process)
-        for host in range(self.count):
-            _run("ip", "link", "del", f"{self._tag}n{host}")
-            self.kill_all(host)
-            _run("ip", "netns", "del", self._name(host))
-        _run("ip", "link", "del", f"{self._tag}br")
+        self.network.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start_node(self, host: int) -> None:
         """Start Ray on a host: the head on number 0."""
         command = [
-            str(Path(sys.executable).parent / "ray"), "start", f"--node-ip-address={self.address(host)}",
+            str(Path(sys.executable).parent / "ray"), "start", f"--node-ip-address={self.network.address(host)}",
             "--disable-usage-stats", f"--temp-dir={self.folder}", f"--object-store-memory={OBJECT_STORE_BYTES}",
             f"--num-cpus={self._cpus[host]}",
         ]  # fmt: skip
@@ -134,101 +84,12 @@ class Hosts:
             command += ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
         environment = os.environ | self.environment | {VARIABLE: str(self.folder)}
         done = subprocess.run(
-            self.inside(host, command), env=environment, cwd=ROOT, timeout=START_S, capture_output=True, check=False
+            self.network.inside(host, command),
+            env=environment,
+            cwd=ROOT,
+            timeout=START_S,
+            capture_output=True,
+            check=False,
         )
         if done.returncode:
             raise BenchError(f"Ray did not start on host {host}: {done.stderr.decode(errors='replace').strip()[-500:]}")
-
-    def processes(self, host: int) -> list[int]:
-        return [int(pid) for pid in _run("ip", "netns", "pids", self._name(host)).stdout.split()]
-
-    def host_of(self, pid: int) -> int | None:
-        """The host on which a process runs."""
-        try:
-            mine = os.stat(f"/proc/{pid}/ns/net").st_ino
-            return next(h for h in range(self.count) if os.stat(f"/run/netns/{self._name(h)}").st_ino == mine)
-        except (OSError, StopIteration):
-            return None
-
-    def kill_all(self, host: int) -> None:
-        """SIGKILL every process on a host, and those that they still start."""
-        deadline_s = time.monotonic() + END_S
-        while (pids := self.processes(host)) and time.monotonic() < deadline_s:
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            time.sleep(0.05)  # Linux tells of children only
-
-    def cut(self, host: int, *directions: str) -> None:
-        """Drop every packet that the host sends, or would receive."""
-        for direction in directions:
-            tc, device = self._cable(host, direction)
-            _must(*tc, "qdisc", "replace", "dev", device, "root", *CUT)
-
-    def replace_cable(self, host: int, quality: Sequence[str]) -> None:
-        """Put a bad cable between the host and the bridge. quality: LATE or LOSSY."""
-        cable, near, far = (f"{self._tag}{kind}{host}" for kind in "vnf")
-        _must("ip", "link", "add", near, "type", "veth", "peer", "name", far)
-        _must("ip", "link", "set", far, "master", f"{self._tag}br", "up")
-        _must("ip", "link", "set", near, "up", "promisc", "on")
-        _must("ip", "link", "set", cable, "nomaster", "promisc", "on")
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.chaos.bad_cable", cable, near, *quality],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True,
-        )  # fmt: skip
-        self._bad[host] = process
-        assert process.stdout is not None
-        if process.stdout.readline() != "up\n":
-            raise BenchError("frames cannot be forwarded: this kernel or container has no packet sockets")
-
-    def heal(self, host: int) -> int:
-        """Let all packets pass again; returns how many frames a bad cable has lost or delayed."""
-        if host in self._bad:
-            return self._mend_cable(host)
-        for direction in (SEND, RECEIVE):
-            tc, device = self._cable(host, direction)
-            _run(*tc, "qdisc", "del", "dev", device, "root")
-        return 0
-
-    def _mend_cable(self, host: int) -> int:
-        process, cable = self._bad.pop(host), f"{self._tag}v{host}"
-        told, _ = process.communicate(timeout=END_S)
-        _run("ip", "link", "del", f"{self._tag}n{host}")
-        _run("ip", "link", "set", cable, "promisc", "off")
-        _must("ip", "link", "set", cable, "master", f"{self._tag}br")
-        return sum(map(int, told.split()))
-
-    def _cable(self, host: int, direction: str) -> tuple[list[str], str]:
-        """(tc on the right side, the device whose queue the packets of this direction leave)."""
-        if direction == SEND:
-            return ["tc", "-n", self._name(host)], "e0"
-        return ["tc"], f"{self._tag}v{host}"
-
-    def _name(self, host: int) -> str:
-        return f"{self._tag}h{host}"
-
-    def _make_network(self) -> None:
-        bridge = f"{self._tag}br"
-        _must("ip", "link", "add", bridge, "type", "bridge")
-        _must("ip", "addr", "add", f"{SUBNET}.254/24", "dev", bridge)
-        _must("ip", "link", "set", bridge, "up")
-        for host in range(self.count):
-            name, cable = self._name(host), f"{self._tag}v{host}"
-            _must("ip", "netns", "add", name)
-            _must("ip", "link", "add", cable, "type", "veth", "peer", "name", "e0", "netns", name)
-            _must("ip", "link", "set", cable, "master", bridge, "up")
-            _must("ip", "-n", name, "addr", "add", f"{self.address(host)}/24", "dev", "e0")
-            for device in ("e0", "lo"):
-                _must("ip", "-n", name, "link", "set", device, "up")
-
-
-def _run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def _must(*command: str) -> None:
-    done = _run(*command)
-    if done.returncode:
-        raise BenchError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")

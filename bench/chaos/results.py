@@ -13,6 +13,7 @@ from bench.chaos.records import Stream
 NO_COPY = "no healthy copy: requests fail if it lasts longer than heal_s"
 """The only reason for which requests may fail. Others explain a pause."""
 UNCOVERED = "no living copy of some experts: streams wait for a restarted shard"
+MOST_CHANGES = 20
 FIELDS = (
     "mode",
     "target",
@@ -137,6 +138,25 @@ def details(run: ModeRun, began_s: float) -> list[dict[str, Any]]:
         gaps = [gap for s in run.streams if (gap := longest_gap_s(s, fault.at_s, fault.until_s)) is not None]
         entries.append(entry | {"counts": fault.counts, "gap_ms_max": round(1e3 * max(gaps), 1) if gaps else None})
     return entries
+
+
+def changes(run: ModeRun, asks: Sequence[Ask], began_s: float) -> list[dict[str, Any]]:
+    """The streams with wrong tokens: when the first came, how many, what was asked, where it began and ended."""
+    found = []
+    for number, (at_s, count) in sorted(run.changed.items())[:MOST_CHANGES]:
+        stream = run.streams[number]
+        found.append(
+            {
+                "at_s": round(at_s - began_s, 3),
+                "tokens": count,
+                "ask": stream.ask,
+                "sampling": asks[stream.ask].sampling,
+                "sent_s": round(stream.sent_s - began_s, 3),
+                "resumed": stream.resumed,
+                "error": stream.error,
+            }
+        )
+    return found
 
 
 def expected_reasons(replicas: int, routers: int, frontends: int) -> dict[tuple[str, str], str]:

@@ -61,6 +61,14 @@ MODES = {
     "corrupt-slice": Mode("a shard restarts and finds its weights damaged", ("shard", "minority", "replicas"), 4.0),
     "random": Mode("two faults of the modes above at once", ("any",)),
 }
+PROCESSES = (*SHARD_TARGETS, "router", "frontend", "haproxy", "controller")
+ALLOWED = {mode: MODES[mode].targets for mode in MODES} | {
+    "crash": PROCESSES,
+    "stop": PROCESSES,
+    "deadlock": (*SHARD_TARGETS, "router"),
+    "corrupt-slice": SHARD_TARGETS,
+}
+"""The targets that a mode knows how to hit."""
 COMPOSABLE = {
     "crash": ("shard", "minority", "router", "frontend", "haproxy"),
     "stop": ("shard", "router", "frontend"),

@@ -100,7 +100,7 @@ class System:
             old.unlink()
         command = [sys.executable, "-m", "cli.main", "serve", str(file)]
         if self.hosts is not None:
-            command = self.hosts.inside(0, [*command, "--detach"])
+            command = self.hosts.network.inside(0, [*command, "--detach"])
         environment = os.environ | {VARIABLE: str(self.folder)} | (self.hosts.environment if self.hosts else {})
         if self._tmpdir:
             environment["TMPDIR"] = self._tmpdir
@@ -172,7 +172,7 @@ class System:
         deadline_s = time.monotonic() + GATHER_S
         while self.hosts is not None and time.monotonic() < deadline_s:
             replicas = self.of_kind("frontend")
-            elsewhere = [pid for pid in replicas if self.hosts.host_of(pid) != 0]
+            elsewhere = [pid for pid in replicas if self.hosts.network.host_of(pid) != 0]
             if len(replicas) == self.shape.frontends and not elsewhere:
                 return
             for pid in elsewhere[:1]:
@@ -181,7 +181,7 @@ class System:
 
     @property
     def _host(self) -> str:
-        return "127.0.0.1" if self.hosts is None else self.hosts.address(0)
+        return "127.0.0.1" if self.hosts is None else self.hosts.network.address(0)
 
     def _config(self) -> DeploymentConfig:
         shape = self.shape

@@ -51,7 +51,7 @@ class Victims:
     def _of_kind(self, part: Part) -> int:
         pids = sorted(self._system.of_kind(KINDS[part.target]))
         if part.target == "raylet" and self._system.hosts is not None:
-            pids = [pid for pid in pids if self._system.hosts.host_of(pid) != 0]
+            pids = [pid for pid in pids if self._system.hosts.network.host_of(pid) != 0]
         if not pids:
             raise BenchError(f"no process of {part.target} was found")
         return pids[int(part.draw * len(pids))]

@@ -8,11 +8,22 @@ actor's own process imports the engine or the experts. Each method is that of th
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from cluster.reports import ActorState, Batch, RouterMetrics, RouterStats, ShardStats
+from cluster.policy.wanted import Orders
+from cluster.reports import (
+    ActorState,
+    Batch,
+    ControllerStats,
+    DrainProgress,
+    RouterMetrics,
+    RouterStats,
+    ShardStats,
+)
+from experts.placement import Slot
 from frontend.router_client import Readiness
 from router.request import GenerationRequest
 
 if TYPE_CHECKING:
+    from cluster.actors.controller import ControllerSpec
     from cluster.actors.link_invitation import LinkInvitation
     from cluster.actors.router import RouterSpec
     from cluster.actors.shard import ShardSpec
@@ -39,6 +50,12 @@ class RemoteRouter:
 
     async def metrics(self) -> RouterMetrics:
         return await self._router.metrics()
+
+    async def slots_of(self, shard: str) -> Mapping[Slot, int]:
+        return await self._router.slots_of(shard)
+
+    async def drain(self, orders: Orders) -> None:
+        await self._router.drain(orders)
 
     async def expect_frontend(self, secret: bytes) -> tuple[str, int]:
         return await self._router.expect_frontend(secret)
@@ -74,3 +91,33 @@ class RemoteShard:
 
     def join(self, invitation: "LinkInvitation") -> tuple[str, int]:
         return self._shard.join(invitation)
+
+
+class RemoteController:
+    """A `ControllerActor` in a process of its own: calls run side by side, in threads."""
+
+    def __init__(self, spec: "ControllerSpec") -> None:
+        from cluster.actors.controller import ControllerActor
+
+        self._controller = ControllerActor(spec)
+
+    def state(self) -> ActorState:
+        return self._controller.state()
+
+    def stats(self) -> ControllerStats:
+        return self._controller.stats()
+
+    def slots_of(self, shard: str) -> Mapping[Slot, int]:
+        return self._controller.slots_of(shard)
+
+    def drain(self, target: str, grace_s: float) -> str:
+        return self._controller.drain(target, grace_s)
+
+    def undo_drain(self, target: str) -> str:
+        return self._controller.undo_drain(target)
+
+    def stop_serving(self) -> DrainProgress:
+        return self._controller.stop_serving()
+
+    def drain_progress(self, target: str) -> DrainProgress:
+        return self._controller.drain_progress(target)

@@ -25,9 +25,10 @@ from checkpoint.weights import WeightReader, router_bytes
 from cluster.actors.link_keeper import LinkKeeper, LinkSettings
 from cluster.actors.load_progress import LoadProgress
 from cluster.life_line import Heart
+from cluster.policy.wanted import Orders
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
 from experts.link_table import LinkTable
-from experts.placement import Placement
+from experts.placement import Placement, Slot
 from frontend.delta_stream import released
 from frontend.router_client import Readiness
 from frontend.router_connection import Pulse
@@ -37,7 +38,7 @@ from kernels.memory import free_bytes
 from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.engine_thread import EngineThread
-from router.errors import AlreadyExists, RequestError, Resumed, RouterUnavailable
+from router.errors import AlreadyExists, RequestError, Resumed, RouterUnavailable, Unavailable
 from router.kv_budget import KvBudget
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -114,6 +115,8 @@ class RouterActor:
         self._frontend_of: dict[str, str | None] = {}
         self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._missing_since_s: float | None = None
+        self._down_since_s: dict[str, float] = {}
+        self._orders, self._draining_since_s = Orders(), 0.0
         self._heart = Heart(spec.links.router_liveness.heartbeat_s, self._pulse)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -124,13 +127,15 @@ class RouterActor:
         return self._progress.state()
 
     async def readiness(self) -> Readiness:
-        """Ready once the model is loaded and every shard has been linked.
+        """Ready once the model is loaded and every shard has been linked; not while it refuses requests.
 
         After that requests are taken, and wait if they must: until some expert has been away for
         heal_s. Meanwhile `degraded` says what is missing.
         """
         if self._engine is None or self._keeper is None:
             return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
+        if self._orders.is_stopping or self._orders.is_draining:
+            return Readiness(False, f"{self._spec.name} is {'stopping' if self._orders.is_stopping else 'draining'}")
         unlinked = self._unlinked()
         missing_s = self._missing_s()
         is_ready = not self._keeper.never_linked and (missing_s is None or missing_s < self._spec.heal_s)
@@ -143,12 +148,37 @@ class RouterActor:
         asker, names = self._dispatcher.asker, self._spec.shard_names
         lines = self._heart.listeners
         slow = {names[shard]: round(ratio, 1) for shard, ratio in asker.slowness().items()}
-        return RouterStats(engine, rate, len(self._outboxes), lines, self._down(), dict(asker.retries), slow)
+        orders, down, now = self._orders, self._down(), time.monotonic()
+        return RouterStats(
+            engine,
+            rate,
+            len(self._outboxes),
+            lines,
+            down,
+            dict(asker.retries),
+            slow,
+            open_requests=len(self._frontend_of) + sum(len(outbox.deltas) for outbox in self._outboxes.values()),
+            draining_s=now - self._draining_since_s if orders.is_draining else None,
+            drained=tuple(names[shard] for shard in sorted(orders.shards)),
+            is_stopping=orders.is_stopping,
+            down_s={name: now - self._down_since_s.get(name, now) for name in down},
+        )
 
     async def metrics(self) -> RouterMetrics:
         """What was counted, in full, for the metrics page."""
         engine = self._engine.snapshot if self._engine else None
         return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses))
+
+    async def slots_of(self, shard: str) -> Mapping[Slot, int]:
+        """What the shard is to hold, as this router routes: for one that finds no controller."""
+        return self._spec.placement.slots_of(self._spec.shard_names.index(shard))
+
+    async def drain(self, orders: Orders) -> None:
+        """Follow these orders. Requests that the router has go on, whatever they are."""
+        if not self._orders.is_draining:
+            self._draining_since_s = time.monotonic()
+        self._orders = orders
+        self._links.drain(orders.shards)
 
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing.
@@ -160,7 +190,7 @@ class RouterActor:
         self._start_watching()
         outbox = self._outbox(frontend_id)
         for request in requests:
-            error = self._refusal(frontend_id, request.request_id)
+            error = self._refusal(frontend_id, request)
             if error is not None:
                 outbox.deltas.append(TokenDelta(request.request_id, error=error))
                 outbox.filled.set()
@@ -218,7 +248,8 @@ class RouterActor:
         outbox.deltas = []
         return outbox.last
 
-    def _refusal(self, frontend_id: str, request_id: str) -> RequestError | None:
+    def _refusal(self, frontend_id: str, request: GenerationRequest) -> RequestError | None:
+        request_id = request.request_id
         if self._engine is None:
             return RouterUnavailable(f"{self._spec.name} is {self._progress.state().summary}")
         owner = self._frontend_of.get(request_id, frontend_id)
@@ -226,6 +257,12 @@ class RouterActor:
             return AlreadyExists(f"request {request_id} was cancelled and has not ended yet")
         if owner != frontend_id:
             return AlreadyExists(f"request {request_id} of another frontend is under way already")
+        if request_id in self._frontend_of:
+            return None
+        if self._orders.is_stopping and not (request.made or request.replayed):  # else it had begun before
+            return Unavailable("the server is stopping")
+        if self._orders.is_draining:
+            return RouterUnavailable(f"{self._spec.name} is draining")
         return None
 
     def _outbox(self, frontend_id: str) -> _Outbox:
@@ -243,10 +280,11 @@ class RouterActor:
         if engine is None:
             return Pulse(serving=False, draining=False, load=0)
         stats = engine.stats
-        return Pulse(serving=True, draining=False, load=stats.running + stats.waiting)
+        return Pulse(serving=True, draining=self._orders.is_draining, load=stats.running + stats.waiting)
 
     def _down(self) -> dict[str, str]:
-        return {self._spec.shard_names[shard]: reason for shard, reason in self._dispatcher.down_reasons().items()}
+        reasons = self._dispatcher.down_reasons().items()
+        return {self._spec.shard_names[shard]: reason for shard, reason in reasons if shard not in self._orders.shards}
 
     def _missing_s(self) -> float | None:
         """How long some expert has had no living shard; None: each has one. As `_look_around` last saw it."""
@@ -270,12 +308,13 @@ class RouterActor:
             await asyncio.sleep(1.0)
 
     async def _look_around(self) -> None:
-        """Note the speed and whether experts are missing; cancel the requests of frontends that have gone."""
+        """Note the speed, and who and what is missing; cancel the requests of frontends that have gone."""
         now = time.monotonic()
         if not self._dispatcher.missing_experts():
             self._missing_since_s = None
         elif self._missing_since_s is None:
             self._missing_since_s = now
+        self._down_since_s = {name: self._down_since_s.get(name, now) for name in self._down()}
         self._generated.append((now, self._engine.stats.generated_tokens if self._engine else 0))
         gone_s = now - self._spec.frontend_grace_s
         for frontend_id in [name for name, outbox in self._outboxes.items() if outbox.heard_s < gone_s]:

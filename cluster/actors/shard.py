@@ -17,6 +17,7 @@ from checkpoint.errors import DroverError
 from checkpoint.tensors import Checkpoint
 from cluster.actors.link_invitation import LinkInvitation
 from cluster.actors.load_progress import LoadProgress
+from cluster.actors.wanted_slots import wanted_slots
 from cluster.reports import ActorState, ShardStats
 from experts.connection import Listener
 from experts.groups.nccl import SHARD_RANK
@@ -35,13 +36,16 @@ logger = logging.getLogger(__name__)
 class ShardSpec:
     """What a shard actor is to hold.
 
-    slots: (layer, expert) -> version of its weights. threads: None gives an equal share of its
-    machine's cores.
+    slots: (layer, expert) -> version of its weights; a restarted shard asks the controller or one
+    of the routers instead, and takes these only if nobody answers. threads: None gives an equal
+    share of its machine's cores.
     neighbours: how many shards share that machine, this one included. stuck_after_s: a computation
     that takes longer ends the process.
     """
 
     name: str
+    namespace: str
+    routers: tuple[str, ...]
     checkpoint: Path
     slots: Mapping[Slot, int]
     dtype: torch.dtype
@@ -64,6 +68,7 @@ class ShardActor:
         self._progress = LoadProgress()
         self._server: ShardServer | None = None
         self._loader: SlotLoader | None = None
+        self._held: Mapping[Slot, int] | None = None  # until it has asked
         threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
 
     def state(self) -> ActorState:
@@ -96,14 +101,22 @@ class ShardActor:
         threading.Thread(target=form, name=f"form {invitation.name}", daemon=True).start()
         return listener.address
 
+    def _slots(self) -> Mapping[Slot, int]:
+        spec, asked = self._spec, None
+        if ray.get_runtime_context().was_current_actor_reconstructed:
+            asked = wanted_slots(spec.name, spec.namespace, spec.routers)
+        return spec.slots if asked is None else asked
+
     def _load(self) -> None:
         """Serve from the start, and read the experts meanwhile. May be called again after a failure."""
         spec = self._spec
         checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
-        self._progress.expect(shard_bytes(checkpoint, spec.slots))
+        if self._held is None:
+            self._held = self._slots()
+        self._progress.expect(shard_bytes(checkpoint, self._held))
         if self._server is None or self._loader is None:
             kernels, slots = choose_kernels(device, spec.dtype, self._threads), Slots()
-            self._loader = slot_loader(checkpoint, slots, spec.slots, kernels, self._progress.add_bytes)
+            self._loader = slot_loader(checkpoint, slots, self._held, kernels, self._progress.add_bytes)
             # A shard that cannot compute is worth nothing; when its process ends, Ray starts a new one.
             self._server = ShardServer(
                 ExpertShard(slots, kernels, self._loader),

@@ -38,7 +38,7 @@ def _router_spec(
         name=name,
         namespace=config.ray.namespace,
         checkpoint=config.checkpoint,
-        placement=_placement(config, checkpoint, shard_nodes),
+        placement=placement(config, checkpoint, shard_nodes),
         shard_names=_shard_names(config),
         dtype=dtype,
         device=config.router.device,
@@ -74,12 +74,14 @@ def shard_specs(
     config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None = None
 ) -> list[ShardSpec]:
     """The expert shards, by number: an even share of every MoE layer's experts each."""
-    placement = _placement(config, checkpoint, shard_nodes)
+    held = placement(config, checkpoint, shard_nodes)
     return [
         ShardSpec(
             name=name,
+            namespace=config.ray.namespace,
+            routers=router_names(config),
             checkpoint=config.checkpoint,
-            slots=placement.slots_of(index),
+            slots=held.slots_of(index),
             dtype=_dtype(config, checkpoint),
             device=config.shards.device,
             threads=config.shards.threads,
@@ -109,7 +111,8 @@ def router_names(config: DeploymentConfig) -> tuple[str, ...]:
     return tuple(router_name(index) for index in range(config.router.count))
 
 
-def _placement(config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None) -> Placement:
+def placement(config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Sequence[str] | None) -> Placement:
+    """Which shards hold which experts when the deployment starts. shard_nodes: the shards' nodes, by number."""
     model, replicas = checkpoint.config, config.placement.replicas
     return even_placement(
         model.moe_layers, model.num_experts, config.shards.count, replicas=replicas, nodes=shard_nodes

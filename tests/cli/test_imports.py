@@ -16,7 +16,7 @@ from tests.processes import PATIENCE_S
 MODEL = "torch numba llvmlite tokenizers"
 
 
-@pytest.mark.parametrize("command", ["", "generate", "chat", "serve", "status", "stop", "demo", "checkpoint"])
+@pytest.mark.parametrize("command", ["", "generate", "chat", "serve", "status", "drain", "stop", "demo", "checkpoint"])
 def test_help_loads_nothing(command: str) -> None:
     done = watched(f"{MODEL} ray frontend cluster", RUN_COMMAND, *command.split(), "--help")
     assert (done.returncode, done.loaded) == (0, [])
@@ -29,10 +29,17 @@ def test_talking_to_a_server_loads_no_ray_and_no_model(address: str, command: st
     assert (done.returncode, done.loaded) == (0, [])
 
 
-@pytest.mark.parametrize(("command", "module"), [("status", "cluster.status"), ("stop", "cluster.teardown")])
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("status", "cluster.status"),
+        ("stop", "cluster.teardown"),
+        ("drain router-0", "cluster.controller_client"),
+    ],
+)
 def test_looking_where_nothing_runs_loads_no_model(command: str, module: str) -> None:
     nowhere = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
-    done = watched(MODEL, RUN_COMMAND, command, "--namespace", "nobodys", env=nowhere)
+    done = watched(MODEL, RUN_COMMAND, *command.split(), "--namespace", "nobodys", env=nowhere)
     assert (done.returncode, done.loaded) == (1, [])
     assert "nothing runs in namespace 'nobodys'" in done.stderr  # and it did not wait for a Ray that is gone
     assert watched(MODEL, f"import {module}").loaded == []

@@ -1,6 +1,7 @@
 """Deployments on a Ray cluster that somebody else has started, and that goes on without them."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,22 +13,23 @@ from pathlib import Path
 
 import pytest
 
+from client import Client, ServerUnavailable
 from cluster import ray_runtime
 from cluster.free_ports import free_ports
 from tests.cluster.commands import (
     NAMESPACE,
     START_S,
     address_in,
-    assert_ends_cleanly,
     marked_environment,
     other_ports,
     write_deployment_file,
 )
 from tests.command import Screen, drover, drover_process, start
+from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
 ONE_SHARD = ("--set", "shards.count=1")
-ALL_PARTS = "frontend, router-0, shard-0"
+ALL_PARTS = "frontend, controller, router-0, shard-0"
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,39 @@ def test_a_detached_deployment_on_a_running_cluster(
     assert stopped.stdout == f"stopped {ALL_PARTS}\n"
 
 
-def test_ctrl_c_while_serving_removes_the_deployment_alone(deployment_file: Path, ray_cluster: RunningRay) -> None:
+def test_ctrl_c_lets_streams_finish_and_removes_the_deployment_alone(
+    deployment_file: Path, ray_cluster: RunningRay, reference: Reference
+) -> None:
     environment, address = ray_cluster.environment, ray_cluster.address
     on_cluster = ("--set", f"ray.address={address}", *ONE_SHARD)
-    with start("serve", str(deployment_file), *on_cluster, env=environment) as process:
-        assert_ends_cleanly(process, signal.SIGINT)
+    tokens, many = list(prompt(9)), 480
+    with (
+        start("serve", str(deployment_file), *on_cluster, env=environment) as process,
+        Client(address_in(deployment_file)) as client,
+    ):
+        assert process.stdout is not None
+        assert process.stderr is not None
+        screen = Screen(process.stdout.fileno())
+        screen.read_until(b"Ctrl-C", START_S)
+        streams = [client.generate(tokens, max_tokens=many, temperature=0, timeout_s=PATIENCE_S) for _ in range(4)]
+        token_ids = [list(next(stream).token_ids) for stream in streams]
+        process.send_signal(signal.SIGINT)
+        wait_until(lambda: is_refused(client))
+        for ids, stream in zip(token_ids, streams, strict=True):
+            ids += [token_id for delta in stream for token_id in delta.token_ids]
+        assert token_ids == [reference.greedy(tokens, many)[0]] * 4
+        screen.read_until(b"stopped", START_S)
+        assert process.wait(START_S) == 0
+        messages = process.stderr.read().decode()
+        assert re.search("router-0 finishes [0-9] requests, within 30 s; the same signal again ends them", messages)
+        assert "Traceback" not in messages
     assert nothing_runs(ray_cluster)
+
+
+def is_refused(client: Client) -> bool:
+    """Whether a new request hears that the server is stopping."""
+    try:
+        list(client.generate("Hello", max_tokens=1, timeout_s=PATIENCE_S))
+    except ServerUnavailable as error:
+        return "the server is stopping" in str(error)
+    return False

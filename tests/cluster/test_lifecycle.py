@@ -62,7 +62,7 @@ def test_serve_status_generate_stop(deployment_file: Path, marked_environment: d
         assert "frontend.grpc_port" in again.stderr
 
         stopped = watched(MODEL, RUN_COMMAND, "stop", "--namespace", NAMESPACE)
-        assert stopped == Watched(0, "stopped frontend, router-0, shard-0, shard-1\n", "", [])
+        assert stopped == Watched(0, "stopped frontend, controller, router-0, shard-0, shard-1\n", "", [])
         assert process.wait(START_S) == 0
     nothing = drover_process("stop", "--namespace", NAMESPACE)
     assert (nothing.returncode, nothing.stdout) == (1, "")

@@ -50,7 +50,7 @@ def shard_1() -> PartStatus:
 
 
 def greedy(client: Client, count: int) -> list[int]:
-    stream = client.generate(TOKENS, max_tokens=count, temperature=0, timeout_s=PATIENCE_S)
+    stream = client.generate(TOKENS, max_tokens=count, temperature=0, timeout_s=PATIENCE_S, resume_s=0)
     return [token_id for delta in stream for token_id in delta.token_ids]
 
 
@@ -75,7 +75,7 @@ def stats() -> RouterStats:
 
 def test_streams_wait_for_a_killed_shard_and_go_on(client: Client, reference: Reference) -> None:
     with ThreadPoolExecutor(1) as thread:
-        stream = client.generate(TOKENS, max_tokens=400, temperature=0, timeout_s=RESTART_S)
+        stream = client.generate(TOKENS, max_tokens=400, temperature=0, timeout_s=RESTART_S, resume_s=0)
         token_ids = list(next(stream).token_ids)
         os.kill(pid_of("shard-1"), signal.SIGKILL)
         rest = thread.submit(lambda: [token_id for delta in stream for token_id in delta.token_ids])
@@ -90,9 +90,9 @@ def test_streams_wait_for_a_killed_shard_and_go_on(client: Client, reference: Re
 
 def test_while_a_shard_is_frozen_streams_wait_and_can_still_end(client: Client, reference: Reference) -> None:
     pid = pid_of("shard-0")
-    stream = client.generate(TOKENS, max_tokens=400, temperature=0, timeout_s=RESTART_S)
+    stream = client.generate(TOKENS, max_tokens=400, temperature=0, timeout_s=RESTART_S, resume_s=0)
     token_ids = list(next(stream).token_ids)
-    leaving = client.generate(TOKENS, max_tokens=400, temperature=0)
+    leaving = client.generate(TOKENS, max_tokens=400, temperature=0, resume_s=0)
     next(leaving)
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -5,7 +5,8 @@ import inspect
 
 import pytest
 
-from cluster.actors.remote import RemoteRouter, RemoteShard
+from cluster.actors.controller import ControllerActor
+from cluster.actors.remote import RemoteController, RemoteRouter, RemoteShard
 from cluster.actors.router import RouterActor
 from cluster.actors.shard import ShardActor
 
@@ -27,7 +28,9 @@ def methods(cls: type) -> dict[str, tuple[str, ...]]:
     }
 
 
-@pytest.mark.parametrize(("remote", "actor"), [(RemoteRouter, RouterActor), (RemoteShard, ShardActor)])
+@pytest.mark.parametrize(
+    ("remote", "actor"), [(RemoteRouter, RouterActor), (RemoteShard, ShardActor), (RemoteController, ControllerActor)]
+)
 def test_a_remote_class_has_the_methods_of_its_actor(remote: type, actor: type) -> None:
     assert methods(remote) == methods(actor)
     assert len(methods(remote)) > 1

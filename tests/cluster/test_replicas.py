@@ -57,7 +57,7 @@ def amid_streams(client: Client, deed: Callable[[], None]) -> list[list[int]]:
     all_began = threading.Barrier(STREAMS + 1)
 
     def read(token_ids: list[int]) -> list[int]:
-        with client.generate(token_ids, max_tokens=TOKENS, temperature=0, timeout_s=PATIENCE_S) as stream:
+        with client.generate(token_ids, max_tokens=TOKENS, temperature=0, timeout_s=PATIENCE_S, resume_s=0) as stream:
             told = list(next(stream).token_ids)
             all_began.wait(PATIENCE_S)
             return told + [token_id for delta in stream for token_id in delta.token_ids]

@@ -1,4 +1,4 @@
-"""Two frontend replicas, and two routers at the same shards: what one suffers or does is not the other's."""
+"""Two frontends, and two routers at the same two shards: what one suffers or does is not the other's."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import ray
 from client import Client, ServerUnavailable
 from cluster.launch import Deployment
 from cluster.reports import RouterStats
-from tests.cluster.deployment import MAVERICK, SharedRay, actor, http_get, pid_of, replica_pids
+from tests.cluster.deployment import MAVERICK, TWO_OF_EACH, SharedRay, actor, http_get, pid_of, replica_pids
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
@@ -32,8 +32,7 @@ def reference(reference_of: Callable[[str], Reference]) -> Reference:
 
 @pytest.fixture(scope="module")
 def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
-    changes = MAVERICK[1] | {"router": {"count": 2, "cpus": 0.25}, "frontend": {"replicas": 2}}
-    return shared_ray.serve(reference.directory, **changes)
+    return shared_ray.serve(reference.directory, **TWO_OF_EACH)
 
 
 @pytest.fixture

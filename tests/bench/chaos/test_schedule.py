@@ -3,6 +3,7 @@
 import pytest
 
 from bench.chaos.schedule import (
+    ALLOWED,
     AT_RANDOM,
     COMPOSABLE,
     FAULTS_PER_MODE,
@@ -33,6 +34,8 @@ def test_every_mode_has_nine_faults_and_three_for_each_target(mode: str) -> None
 def test_targets_are_known() -> None:
     for mode in MODES.values():
         assert set(mode.targets) <= set(TARGETS)
+    for mode, targets in ALLOWED.items():
+        assert set(MODES[mode].targets) <= set(targets) <= set(TARGETS)
     for mode, targets in COMPOSABLE.items():
         assert mode in MODES
         assert set(targets) <= set(TARGETS)

@@ -1,0 +1,98 @@
+"""Looks at a deployment's parts as they are now, for the controller."""
+
+import threading
+from collections.abc import Container, Mapping
+from typing import Any
+
+import ray
+
+from cluster.names import part_names
+from cluster.policy.wanted import Found, Orders
+from cluster.reports import ActorState, Phase, RouterStats, ShardStats
+
+LOOK_TIMEOUT_S = 3.0
+"""For all parts together. Who does not answer by then is taken as doing nothing."""
+
+
+class Running:
+    """The routers and shards of one deployment, for any thread."""
+
+    def __init__(self, namespace: str, routers: tuple[str, ...], shards: tuple[str, ...]) -> None:
+        self._namespace, self._routers, self._shards = namespace, routers, shards
+        self._rows_computed: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def actor(self, name: str) -> Any:
+        """Its handle. Raises ValueError if it does not exist."""
+        return ray.get_actor(name, namespace=self._namespace)
+
+    def look(self) -> dict[str, Found]:
+        """Every part that exists, also those that Ray starts again just now. Blocks while Ray's head is away."""
+        with self._lock:
+            return self._look()
+
+    def _look(self) -> dict[str, Found]:
+        handles = {}
+        for name in part_names(self._namespace):
+            try:
+                handles[name] = self.actor(name)
+            except ValueError:
+                continue  # it ended in the meantime
+        records = ray._private.state.actors()
+        answers = _ask(handles)
+        found = {}
+        for name, handle in handles.items():
+            record = records.get(handle._actor_id.hex(), {})
+            node = record.get("Address", {}).get("NodeID") if record.get("State") == "ALIVE" else None
+            found[name] = self._found(name, node, *answers.get(name, (None, None)))
+        return found
+
+    def _found(
+        self, name: str, node: str | None, state: ActorState | None, stats: RouterStats | ShardStats | None
+    ) -> Found:
+        if state is None or stats is None:
+            return Found(node, is_ready=False, is_idle=True)
+        is_ready = state.phase is Phase.READY
+        if isinstance(stats, ShardStats):
+            is_idle = self._rows_computed.get(name) == stats.rows_computed
+            self._rows_computed[name] = stats.rows_computed
+            return Found(node, is_ready, is_idle)
+        numbers = frozenset(self._shards.index(shard) for shard in stats.drained)
+        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping)
+        open_requests = stats.open_requests
+        return Found(node, is_ready, open_requests == 0, orders, stats.draining_s or 0.0, open_requests)
+
+
+def _ask(handles: Mapping[str, Any]) -> dict[str, tuple[ActorState, Any]]:
+    """State and stats of those that answer in time."""
+    asked = {name: (handle.state.remote(), handle.stats.remote()) for name, handle in handles.items()}
+    answers = [answer for pair in asked.values() for answer in pair]
+    if not answers:
+        return {}
+    ready, late = ray.wait(answers, num_returns=len(answers), timeout=LOOK_TIMEOUT_S)
+    for answer in late:
+        ray.cancel(answer)
+    answered = {}
+    for name, pair in asked.items():
+        if {*pair} <= {*ready}:
+            try:
+                answered[name] = tuple(ray.get(list(pair)))
+            except ray.exceptions.RayError:
+                continue  # it died, or is being started again
+    return answered
+
+
+def nodes(*, also_dead: bool = False) -> list[dict[str, str]]:
+    """The nodes of the Ray cluster, the living ones first: id, address and host of each."""
+    return [
+        {"id": node["NodeID"], "address": node["NodeManagerAddress"], "host": node["NodeManagerHostname"]}
+        for node in sorted(ray.nodes(), key=lambda node: not node["Alive"])
+        if node["Alive"] or also_dead
+    ]
+
+
+def free_by_node(without: Container[str]) -> dict[str, dict[str, float]]:
+    """What is left on each living node, by node id, but those in `without`."""
+    alive = {node["id"] for node in nodes()}
+    left: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
+    return {node: resources for node, resources in left.items() if node in alive and node not in without}
