@@ -135,6 +135,8 @@ class RouterPool:
         if not state.up:
             return
         state.up = False
+        if state.draining and cause == LOST:
+            cause = UNAVAILABLE  # whoever drains a router ends it at last; it did not die of a request
         stranded = [running for running in self._running.values() if running.router == router]
         logger.warning("%s; %d requests are sent again", detail, len(stranded))
         for running in stranded:
