@@ -50,6 +50,7 @@ class RayRouterConnection:
         self._broken: asyncio.Future[tuple[str, str]] | None = None
         """While the router is reached, or about to be: why it no longer is."""
         self._down_detail = f"{name} is not reached yet"
+        self._last_error = ""
         self._router: ray.actor.ActorHandle | None = None
         self._finding: asyncio.Future[ray.actor.ActorHandle] | None = None
         # Threads of its own: a look-up may block for as long as Ray's head is away. One is made at a time, and the
@@ -122,7 +123,7 @@ class RayRouterConnection:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_set, broken, (cause, self._detail(cause)))
 
-        self._broken = broken
+        self._broken, self._last_error = broken, ""
         # Its waits are bounded. So nothing is left behind for long should this task end meanwhile.
         line = await loop.run_in_executor(self._threads, LifeLine, address, secret, self._silence_s, on_beat, on_end)
         try:
@@ -236,7 +237,9 @@ class RayRouterConnection:
         if not isinstance(error, ray.exceptions.RayError | ConnectionError):
             logger.error("talking to %s failed", self.name, exc_info=error)
         self._router = None
-        logger.warning("%s: %s", self.name, error)
+        if str(error) != self._last_error:  # else it is down still
+            self._last_error = str(error)
+            logger.warning("%s: %s", self.name, error)
         return self._detail(LOST)
 
     def _detail(self, cause: str) -> str:
