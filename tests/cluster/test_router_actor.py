@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,54 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.tensors import Checkpoint
-from cluster.actors.router import RouterActor, RouterSpec
+from cluster.actors.router import RouterSpec
 from cluster.actors.specs import router_specs
-from cluster.reports import Phase
 from cluster.router_client import RayRouterConnection
 from frontend.delta_stream import DeltaStream
 from frontend.router_pool import RouterPool
 from router.counts.requests import CANCELLED
-from router.engine_thread import EngineThread
 from router.errors import AlreadyExists
 from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta, request_limits
 from tests.cluster.deployment import deployment_config
+from tests.cluster.local_router import LocalRouter, Reader
 from tests.local_model import load_model
 from tests.reference import make_reference, prompt
-from tests.router.engines import alone, greedy, make_engine, tokens_of
+from tests.router.engines import alone, greedy, tokens_of
 
 PATIENCE_S = 60.0
 ENDLESS = 400  # tokens, which take far longer than any test
 _frontends = itertools.count()
-
-
-class LocalRouter(RouterActor):
-    """A RouterActor that holds all experts itself. `last_posted`: the engine has posted a last delta to the loop."""
-
-    def __init__(self, spec: RouterSpec, model: Model) -> None:
-        self.model = model
-        self.last_posted = threading.Event()
-        super().__init__(spec)
-
-    def _load(self) -> None:
-        self._engine = EngineThread(make_engine(self.model), self._deliver)
-
-    def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
-        super()._deliver(deltas)
-        if any(delta.is_last for delta in deltas):
-            self.last_posted.set()
-
-    async def wait_until_ready(self) -> None:
-        while (await self.state()).phase is not Phase.READY:
-            await asyncio.sleep(0.01)
-
-    async def wait_until_free(self, request_id: str) -> None:
-        while request_id in self._frontend_of:
-            await asyncio.sleep(0.01)
-
-    def close(self) -> None:
-        assert self._engine is not None
-        assert self._engine.stop(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -128,35 +97,6 @@ def client_of(router: LocalRouter) -> RouterPool:
 
 async def read_all(stream: DeltaStream) -> list[TokenDelta]:
     return [delta async for delta in stream]
-
-
-class Reader:
-    """Pulls a frontend's deltas by hand."""
-
-    def __init__(self, router: LocalRouter, frontend_id: str) -> None:
-        self._router, self._frontend_id = router, frontend_id
-        self.receipts = [-1]
-
-    async def read_to_end(self) -> list[TokenDelta]:
-        """The deltas up to a batch that ends a request."""
-        deltas: list[TokenDelta] = []
-        while not (deltas and deltas[-1].is_last):
-            deltas += await self.read()
-        return deltas
-
-    async def read_to_end_of(self, request_id: str) -> list[TokenDelta]:
-        deltas: list[TokenDelta] = []
-        while not any(delta.request_id == request_id and delta.is_last for delta in deltas):
-            deltas += await self.read()
-        return deltas
-
-    async def read(self) -> list[TokenDelta]:
-        """What the next pull brings, if it is new."""
-        batch = await self._router.pull(self._frontend_id, self.receipts[-1])
-        if batch.number == self.receipts[-1]:
-            return []
-        self.receipts.append(batch.number)
-        return batch.deltas
 
 
 def test_a_frontend_that_is_refused_an_id_leaves_the_owners_request_alone(with_router: With, model: Model) -> None:
