@@ -1,11 +1,9 @@
 """Who owns a request's id at a router: the actor and its clients in this process, over a real engine, without Ray."""
 
 import asyncio
-import itertools
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,22 +13,19 @@ from hypothesis import strategies as st
 from checkpoint.tensors import Checkpoint
 from cluster.actors.router import RouterSpec
 from cluster.actors.specs import router_specs
-from cluster.router_client import RayRouterConnection
 from frontend.delta_stream import DeltaStream
-from frontend.router_pool import RouterPool
 from router.counts.requests import CANCELLED
 from router.errors import AlreadyExists
 from router.model.llama4 import Model
-from router.request import GenerationRequest, TokenDelta, request_limits
+from router.request import GenerationRequest, TokenDelta
 from tests.cluster.deployment import deployment_config
-from tests.cluster.local_router import LocalRouter, Reader
+from tests.cluster.local_routers import LocalRouter, Reader, client_of
 from tests.local_model import load_model
 from tests.reference import make_reference, prompt
 from tests.router.engines import alone, greedy, tokens_of
 
 PATIENCE_S = 60.0
 ENDLESS = 400  # tokens, which take far longer than any test
-_frontends = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -65,34 +60,6 @@ def with_router(spec: RouterSpec, model: Model) -> "With":
 
 
 With = Callable[[Callable[[LocalRouter], Awaitable[None]]], None]
-
-
-class Remotely:
-    """A method as Ray offers it: the call runs by itself, and its answer is awaited."""
-
-    def __init__(self, method: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        self._method = method
-
-    def remote(self, *args: Any) -> "asyncio.Task[Any]":
-        return asyncio.create_task(self._method(*args))
-
-
-class Directly(RayRouterConnection):
-    """A connection to a router in this process."""
-
-    def __init__(self, router: LocalRouter, frontend_id: str) -> None:
-        super().__init__("router-0", "namespace", frontend_id, silence_s=PATIENCE_S)
-        self._to_find = router
-
-    def _look_up(self) -> Any:
-        names = ("expect_frontend", "readiness", "submit", "cancel", "release", "pull")
-        return SimpleNamespace(**{name: Remotely(getattr(self._to_find, name)) for name in names})
-
-
-def client_of(router: LocalRouter) -> RouterPool:
-    """A frontend of its own."""
-    limits = request_limits(router.model.config)
-    return RouterPool([Directly(router, f"frontend-{next(_frontends)}")], limits, heal_s=PATIENCE_S)
 
 
 async def read_all(stream: DeltaStream) -> list[TokenDelta]:

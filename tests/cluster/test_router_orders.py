@@ -13,7 +13,7 @@ from cluster.policy.wanted import Orders
 from router.errors import RouterUnavailable, Unavailable
 from router.model.llama4 import Model
 from tests.cluster.deployment import deployment_config
-from tests.cluster.local_router import LocalRouter, Reader
+from tests.cluster.local_routers import LocalRouter, Reader
 from tests.local_model import load_model
 from tests.processes import PATIENCE_S
 from tests.reference import make_reference, prompt
