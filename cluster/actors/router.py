@@ -132,10 +132,10 @@ class RouterActor:
         After that requests are taken, and wait if they must: until some expert has been away for
         heal_s. Meanwhile `degraded` says what is missing.
         """
-        if self._engine is None or self._keeper is None:
-            return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
         if self._orders.is_stopping or self._orders.is_draining:
             return Readiness(False, f"{self._spec.name} is {'stopping' if self._orders.is_stopping else 'draining'}")
+        if self._engine is None or self._keeper is None:
+            return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
         unlinked = self._unlinked()
         missing_s = self._missing_s()
         is_ready = not self._keeper.never_linked and (missing_s is None or missing_s < self._spec.heal_s)

@@ -118,3 +118,32 @@ def connections_to(*routers: LocalRouter, silence_s: float = PATIENCE_S) -> list
 def client_of(router: LocalRouter) -> RouterPool:
     """A frontend of its own."""
     return RouterPool(connections_to(router), request_limits(router.model.config), heal_s=PATIENCE_S)
+
+
+class Reader:
+    """Pulls a frontend's deltas by hand."""
+
+    def __init__(self, router: LocalRouter, frontend_id: str) -> None:
+        self._router, self._frontend_id = router, frontend_id
+        self.receipts = [-1]
+
+    async def read_to_end(self) -> list[TokenDelta]:
+        """The deltas up to a batch that ends a request."""
+        deltas: list[TokenDelta] = []
+        while not (deltas and deltas[-1].is_last):
+            deltas += await self.read()
+        return deltas
+
+    async def read_to_end_of(self, request_id: str) -> list[TokenDelta]:
+        deltas: list[TokenDelta] = []
+        while not any(delta.request_id == request_id and delta.is_last for delta in deltas):
+            deltas += await self.read()
+        return deltas
+
+    async def read(self) -> list[TokenDelta]:
+        """What the next pull brings, if it is new."""
+        batch = await self._router.pull(self._frontend_id, self.receipts[-1])
+        if batch.number == self.receipts[-1]:
+            return []
+        self.receipts.append(batch.number)
+        return batch.deltas

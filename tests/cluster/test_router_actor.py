@@ -19,7 +19,7 @@ from router.errors import AlreadyExists
 from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta
 from tests.cluster.deployment import deployment_config
-from tests.cluster.local_routers import LocalRouter, client_of
+from tests.cluster.local_routers import LocalRouter, Reader, client_of
 from tests.local_model import load_model
 from tests.reference import make_reference, prompt
 from tests.router.engines import alone, greedy, tokens_of
@@ -64,35 +64,6 @@ With = Callable[[Callable[[LocalRouter], Awaitable[None]]], None]
 
 async def read_all(stream: DeltaStream) -> list[TokenDelta]:
     return [delta async for delta in stream]
-
-
-class Reader:
-    """Pulls a frontend's deltas by hand."""
-
-    def __init__(self, router: LocalRouter, frontend_id: str) -> None:
-        self._router, self._frontend_id = router, frontend_id
-        self.receipts = [-1]
-
-    async def read_to_end(self) -> list[TokenDelta]:
-        """The deltas up to a batch that ends a request."""
-        deltas: list[TokenDelta] = []
-        while not (deltas and deltas[-1].is_last):
-            deltas += await self.read()
-        return deltas
-
-    async def read_to_end_of(self, request_id: str) -> list[TokenDelta]:
-        deltas: list[TokenDelta] = []
-        while not any(delta.request_id == request_id and delta.is_last for delta in deltas):
-            deltas += await self.read()
-        return deltas
-
-    async def read(self) -> list[TokenDelta]:
-        """What the next pull brings, if it is new."""
-        batch = await self._router.pull(self._frontend_id, self.receipts[-1])
-        if batch.number == self.receipts[-1]:
-            return []
-        self.receipts.append(batch.number)
-        return batch.deltas
 
 
 def test_a_frontend_that_is_refused_an_id_leaves_the_owners_request_alone(with_router: With, model: Model) -> None:
