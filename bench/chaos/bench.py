@@ -113,7 +113,9 @@ class Bench:
             "timelines": [],
         }
         if plan.out.exists():
-            self._found = results.with_modes_kept(_read(plan.out), self._found, wanted)
+            ran = {(mode, target) for mode in wanted for target in (self._targets(mode) or MODES[mode].targets)}
+            ran |= {(mode, "all") for mode in wanted}
+            self._found = results.with_rows_kept(_read(plan.out), self._found, ran)
         for entry in left_out:
             self._say(f"left out: {entry['mode']}: {entry['why']}")
         self._say("computing what one process answers")

@@ -1,6 +1,7 @@
 """bench/chaos.json: what it holds, and how rows are made of faults and streams."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from statistics import fmean
@@ -172,15 +173,18 @@ def expected_reasons(replicas: int, routers: int, frontends: int) -> dict[tuple[
     return reasons
 
 
-def with_modes_kept(old: Mapping[str, Any], new: Mapping[str, Any], modes: Collection[str]) -> dict[str, Any]:
-    """`new`, with what `old` has of modes that are not run now, if it is of the same deployment."""
+def with_rows_kept(old: Mapping[str, Any], new: Mapping[str, Any], ran: AbstractSet[tuple[str, str]]) -> dict[str, Any]:
+    """`new`, with what `old` has of other (mode, target) than those that run now, if it is of the same deployment."""
     if any(old.get(key) != new[key] for key in ("model", "dtype", "shape")):
         return dict(new)
     kept = {
-        key: [entry for entry in old.get(key, []) if entry["mode"] not in modes] + new[key]
-        for key in ("rows", "faults", "timelines", "left_out")
+        key: [entry for entry in old.get(key, []) if (entry["mode"], entry["target"]) not in ran] + new[key]
+        for key in ("rows", "faults", "left_out")
     }
-    return {**new, **kept}
+    lines = [
+        line for line in old.get("timelines", []) if not {(line["mode"], target) for target, _ in line["faults"]} & ran
+    ]
+    return {**new, **kept, "timelines": lines + new["timelines"]}
 
 
 def rate_before(streams: Sequence[Stream], from_s: float, until_s: float) -> float:

@@ -16,7 +16,7 @@ from bench.chaos.results import (
     expected_reasons,
     rows,
     windows_end,
-    with_modes_kept,
+    with_rows_kept,
 )
 from bench.chaos.table import HEADS, cells, markdown
 
@@ -141,14 +141,17 @@ def test_losses_are_good_only_where_a_reason_is_given() -> None:
     assert not is_good({"rows": [], "leaks": []})
 
 
-def test_a_run_of_some_modes_keeps_the_others_of_the_same_deployment() -> None:
-    lists = {key: [{"mode": "crash"}, {"mode": "stop"}] for key in ("rows", "faults", "timelines", "left_out")}
-    old = {"model": "m", "dtype": "float32", "shape": {"shards": 5}, **lists}
-    new = {**old, **{key: [{"mode": "crash", "is_new": True}] for key in lists}, "seed": 7}
-    kept = with_modes_kept(old, new, ["crash"])
-    assert kept["rows"] == kept["faults"] == [{"mode": "stop"}, {"mode": "crash", "is_new": True}]
-    assert kept["seed"] == 7
-    assert with_modes_kept(old | {"dtype": "bfloat16"}, new, ["crash"])["rows"] == new["rows"]
+def test_a_run_keeps_the_rows_of_others_of_the_same_deployment() -> None:
+    entries = [{"mode": "crash", "target": target} for target in ("shard", "router")]
+    lists = dict.fromkeys(("rows", "faults", "left_out"), entries)
+    lines = [{"mode": "crash", "faults": [(target, 1.0)]} for target in ("shard", "router")]
+    old = {"model": "m", "dtype": "float32", "shape": {"shards": 5}, "timelines": lines, **lists}
+    added = {"mode": "crash", "target": "shard", "is_new": True}
+    new = {**old, **{key: [added] for key in lists}, "timelines": [], "seed": 7}
+    kept = with_rows_kept(old, new, {("crash", "shard")})
+    assert kept["rows"] == kept["faults"] == [entries[1], added]
+    assert (kept["timelines"], kept["seed"]) == ([lines[1]], 7)
+    assert with_rows_kept(old | {"dtype": "bfloat16"}, new, {("crash", "shard")})["rows"] == [added]
 
 
 def test_reasons_are_given_only_where_there_is_no_copy() -> None:
