@@ -156,7 +156,7 @@ COUNTERS = (
         "drover_requests_replayed",
         "Requests that this router took over and that another one, or an earlier process, had begun. lost: its process "
         "ended; silent: it was silent for longer than links.dead_after_ms allows; unavailable: it said that it cannot "
-        "go on. Clients notice a pause at most.",
+        "go on; resumed: the client had lost its connection and came back. Clients notice a pause at most.",
         ("reason",),
         lambda _, snapshot: [((reason,), count) for reason, count in snapshot.requests.replayed.items()],
     ),

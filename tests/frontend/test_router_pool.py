@@ -7,7 +7,7 @@ import pytest
 
 from frontend import router_pool
 from frontend.router_pool import MAX_LOSSES
-from router.counts.requests import CANCELLED, LOST, SILENT, UNAVAILABLE
+from router.counts.requests import CANCELLED, LOST, RESUMED, SILENT, UNAVAILABLE
 from router.errors import DeadlineExceeded, Internal, RequestError, ResourceExhausted, Resumed, Unavailable
 from router.model.llama4 import Model
 from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, pool_of, turn
@@ -80,7 +80,7 @@ def test_the_only_router_gets_its_requests_back_once_it_has_restarted(play: Call
         router.answer()
         await played.until_over(*readings, late)
         assert played.tokens("a") == played.tokens("b") == played.tokens("late") == alone(model)
-        assert router.engine.snapshot.requests.replayed == {LOST: 2, SILENT: 0, UNAVAILABLE: 0}
+        assert router.engine.snapshot.requests.replayed == {LOST: 2, SILENT: 0, UNAVAILABLE: 0, RESUMED: 0}
 
     play(test, count=1)
 
