@@ -30,7 +30,7 @@ RESTARTED_BY = {
     "shard": "Ray restarted a shard",
     "controller": "Ray restarted the controller",
     "frontend": "Ray Serve started a replica",
-    "haproxy": "Ray Serve started HAProxy",
+    "haproxy": "HAProxy was started again",
     "gcs_server": "the head was started again",
     "raylet": "a raylet was started again",
 }
