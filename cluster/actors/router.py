@@ -167,7 +167,8 @@ class RouterActor:
     async def metrics(self) -> RouterMetrics:
         """What was counted, in full, for the metrics page."""
         engine = self._engine.snapshot if self._engine else None
-        return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses))
+        missing = self._dispatcher.missing_experts()
+        return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses), missing)
 
     async def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold, as this router routes: for one that finds no controller."""

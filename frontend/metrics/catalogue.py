@@ -15,13 +15,15 @@ from router.counts.requests import EngineSnapshot, Histogram
 @dataclass(frozen=True)
 class RouterReport:
     """snapshot: None if the router did not answer, or has not loaded its model. shard_names: by shard number.
-    down: those that it has no working link to. losses: links lost so far, by kind."""
+    down: those that it has no working link to. losses: links lost so far, by kind.
+    missing_experts: (layer, expert) pairs that no living shard holds."""
 
     name: str
     snapshot: EngineSnapshot | None
     shard_names: Sequence[str]
     down: frozenset[str] = frozenset()
     losses: Mapping[str, int] = field(default_factory=dict)
+    missing_experts: int = 0
 
 
 Samples = Iterable[tuple[Sequence[str], float]]
@@ -89,6 +91,12 @@ GAUGES = (
         "1 if the router's link to the shard works, else 0.",
         ("shard",),
         lambda report, _: [((name,), float(name not in report.down)) for name in report.shard_names],
+    ),
+    Family(
+        "drover_missing_experts",
+        "(layer, expert) pairs that no living shard holds. Above 0, the router's streams wait, for heal_s at most.",
+        (),
+        lambda report, _: [((), report.missing_experts)],
     ),
     Family(
         "drover_shard_slowness",

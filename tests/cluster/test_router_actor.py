@@ -1,12 +1,9 @@
 """Who owns a request's id at a router: the actor and its clients in this process, over a real engine, without Ray."""
 
 import asyncio
-import itertools
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,54 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.tensors import Checkpoint
-from cluster.actors.router import RouterActor, RouterSpec
+from cluster.actors.router import RouterSpec
 from cluster.actors.specs import router_specs
-from cluster.reports import Phase
-from cluster.router_client import RayRouterConnection
 from frontend.delta_stream import DeltaStream
-from frontend.router_pool import RouterPool
 from router.counts.requests import CANCELLED
-from router.engine_thread import EngineThread
 from router.errors import AlreadyExists
 from router.model.llama4 import Model
-from router.request import GenerationRequest, TokenDelta, request_limits
+from router.request import GenerationRequest, TokenDelta
 from tests.cluster.deployment import deployment_config
+from tests.cluster.local_routers import LocalRouter, client_of
 from tests.local_model import load_model
 from tests.reference import make_reference, prompt
-from tests.router.engines import alone, greedy, make_engine, tokens_of
+from tests.router.engines import alone, greedy, tokens_of
 
 PATIENCE_S = 60.0
 ENDLESS = 400  # tokens, which take far longer than any test
-_frontends = itertools.count()
-
-
-class LocalRouter(RouterActor):
-    """A RouterActor that holds all experts itself. `last_posted`: the engine has posted a last delta to the loop."""
-
-    def __init__(self, spec: RouterSpec, model: Model) -> None:
-        self.model = model
-        self.last_posted = threading.Event()
-        super().__init__(spec)
-
-    def _load(self) -> None:
-        self._engine = EngineThread(make_engine(self.model), self._deliver)
-
-    def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
-        super()._deliver(deltas)
-        if any(delta.is_last for delta in deltas):
-            self.last_posted.set()
-
-    async def wait_until_ready(self) -> None:
-        while (await self.state()).phase is not Phase.READY:
-            await asyncio.sleep(0.01)
-
-    async def wait_until_free(self, request_id: str) -> None:
-        while request_id in self._frontend_of:
-            await asyncio.sleep(0.01)
-
-    def close(self) -> None:
-        assert self._engine is not None
-        assert self._engine.stop(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -96,34 +60,6 @@ def with_router(spec: RouterSpec, model: Model) -> "With":
 
 
 With = Callable[[Callable[[LocalRouter], Awaitable[None]]], None]
-
-
-class Remotely:
-    """A method as Ray offers it: the call runs by itself, and its answer is awaited."""
-
-    def __init__(self, method: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        self._method = method
-
-    def remote(self, *args: Any) -> "asyncio.Task[Any]":
-        return asyncio.create_task(self._method(*args))
-
-
-class Directly(RayRouterConnection):
-    """A connection to a router in this process."""
-
-    def __init__(self, router: LocalRouter, frontend_id: str) -> None:
-        super().__init__("router-0", "namespace", frontend_id, silence_s=PATIENCE_S)
-        self._to_find = router
-
-    def _look_up(self) -> Any:
-        names = ("expect_frontend", "readiness", "submit", "cancel", "release", "pull")
-        return SimpleNamespace(**{name: Remotely(getattr(self._to_find, name)) for name in names})
-
-
-def client_of(router: LocalRouter) -> RouterPool:
-    """A frontend of its own."""
-    limits = request_limits(router.model.config)
-    return RouterPool([Directly(router, f"frontend-{next(_frontends)}")], limits, heal_s=PATIENCE_S)
 
 
 async def read_all(stream: DeltaStream) -> list[TokenDelta]:

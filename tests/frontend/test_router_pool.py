@@ -262,6 +262,24 @@ def test_nothing_new_goes_to_a_router_that_drains(play: Callable[..., None]) -> 
     play(test)
 
 
+def test_a_router_that_has_drained_did_not_die_of_its_requests(play: Callable[..., None], model: Model) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a")
+        for _ in range(MAX_LOSSES + 1):
+            busy = next(router for router in played.routers if router.is_busy)
+            busy.draining = True
+            busy.beat()
+            busy.die()
+            busy.draining = False
+            busy.answer()
+            await turn()
+        await played.until_over(reading)
+        assert played.tokens("a") == alone(model)
+        assert sum(router.engine.snapshot.requests.replayed[UNAVAILABLE] for router in played.routers) == 1
+
+    play(test)
+
+
 def test_answers_to_one_prompt_go_to_one_router(play: Callable[..., None]) -> None:
     async def test(played: Played) -> None:
         stream = played.pool.generate([greedy(f"a-{index}", PROMPT, 2) for index in range(4)])
