@@ -151,8 +151,8 @@ class Bench:
             before = leaks.look(system)
             for mode in modes:
                 faults = schedule(plan.seed, mode, self._targets(mode), plan.cycles, plan.points)
-                with self._progress(mode, len(faults)) as told:
-                    run = Run(system, injector, Pace(rate, plan.quiet_s), self._say, told)
+                with self._progress(mode, len(faults)) as tell:
+                    run = Run(system, injector, Pace(rate, plan.quiet_s), self._say, tell)
                     done = run.mode(faults, asked, judge, self._work)
                 rate = run.rate_per_s
                 self._keep(mode, layout, done, asked, rate, run.skipped)
@@ -229,11 +229,14 @@ class Bench:
         with bars:
             task = bars.add_task(mode, total=count, last="")
 
-            def told(fault: Happened) -> None:
+            def tell(fault: Happened) -> None:
                 took = "not well" if fault.recovered_s is None else f"well after {fault.recovered_s - fault.at_s:.1f} s"
-                bars.update(task, advance=1, last=f"{', '.join(fault.victims)} at {fault.point}: {took}")
+                told = f"{', '.join(fault.victims)} at {fault.point}: {took}"
+                bars.update(task, advance=1, last=told)
+                if not self._console.is_terminal:  # a log has no bars
+                    self._say(f"  {told}; {fault.note or ', '.join(fault.evidence)}")
 
-            yield told
+            yield tell
 
 
 def run(plan: Plan) -> int:
