@@ -1,8 +1,9 @@
 """A router's links, by shard: formed and lost by whoever keeps them, used by its dispatcher."""
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 
 from experts.bell import Bell, ThreadBell
@@ -31,9 +32,16 @@ class LinkTable:
     mappings as a whole.
     """
 
-    def __init__(self, links: Mapping[int, Link] | None = None, bell: Bell | None = None) -> None:
+    def __init__(
+        self,
+        links: Mapping[int, Link] | None = None,
+        bell: Bell | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """bell: rung at each change; replies over these links should ring it, too."""
         self.bell = bell or ThreadBell()
+        self._clock, self._began_s = clock, clock()
+        self._down_since_s: dict[int, float] = {}
         self._changing = threading.Lock()
         self._links: Mapping[int, Link] = {}
         self._reasons: dict[int, str] = {}
@@ -58,6 +66,10 @@ class LinkTable:
         link = self._links.get(shard)
         return self._reasons.get(shard, NOT_LINKED) if link is None else link.down_reason
 
+    def down_since_s(self, shard: int) -> float | None:
+        """Since when the shard has had no link, by the table's clock; None: it has one."""
+        return None if shard in self._links else self._down_since_s.get(shard, self._began_s)
+
     def replace(self, shard: int, link: Link) -> None:
         """Reach the shard by `link` from now on, whether it had another or none.
 
@@ -75,6 +87,7 @@ class LinkTable:
             self._reasons[shard] = reason  # before the link goes: then there is always a link or its reason
             if shard in self._links:
                 self.losses[kind] += 1
+                self._down_since_s[shard] = self._clock()
                 self._set({other: link for other, link in self._links.items() if other != shard})
 
     def drain(self, shards: Iterable[int]) -> None:

@@ -8,8 +8,7 @@ from itertools import accumulate, islice
 
 from router.counts.engine import EngineCounts
 from router.counts.requests import EngineSnapshot, EngineStats
-from router.errors import AlreadyExists, DeadlineExceeded, Internal, RequestError, ResourceExhausted, Unavailable
-from router.model.asking import ShardUnavailable
+from router.errors import AlreadyExists, DeadlineExceeded, ExpertsAway, Internal, RequestError, ResourceExhausted
 from router.model.dispatch import TokensFailed
 from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta, TokenLogprobs, request_limits
@@ -154,9 +153,6 @@ class Engine:
         try:
             step = assemble(works, self._sampling)
             output = self._runner.run(step, [self._sampling[request_id] for request_id in step.sample.request_ids])
-        except ShardUnavailable as error:
-            self._counts.fail_step()
-            return self._fail(self._request_ids(works), Unavailable(str(error)))
         except RequestError as error:
             self._counts.fail_step()
             return self._fail(self._request_ids(works), error)
@@ -177,7 +173,8 @@ class Engine:
         failed = {bisect_right(ends, token) for token in failure.tokens}
         lost = [work for index, work in enumerate(works) if index in failed]
         logger.error("requests %s end: %s", self._request_ids(lost), failure)
-        deltas = self._fail(self._request_ids(lost), Internal(f"computing its experts failed twice: {failure}"))
+        error = ExpertsAway(str(failure)) if failure.is_away else Internal(f"computing failed twice: {failure}")
+        deltas = self._fail(self._request_ids(lost), error)
         rest = [work for index, work in enumerate(works) if index not in failed and self._scheduler.runs(work.sequence)]
         if rest:
             self._counts.start_step()

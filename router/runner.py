@@ -29,7 +29,7 @@ class Runner(Protocol):
 
         states: of step.sample's requests, in that order; they are read, not changed.
 
-        Raises ShardUnavailable, TokensFailed. The keys and values of a step that failed are worthless, those of
+        Raises TokensFailed. The keys and values of a step that failed are worthless, those of
         others are not.
         """
         ...

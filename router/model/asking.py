@@ -9,39 +9,37 @@ Legend: N rows of a message, D model width.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from experts.errors import ComputeFailed, LinkDown, NotHeld
-from experts.link import ExpertRows, Reply
+from experts.link import ExpertRows, Link, Reply
 from experts.link_table import LinkTable
 from experts.placement import Placement
 from router.model.replica_choice import choose_replicas, work_of
 from router.model.routes import best_holders
-from router.model.shard_speed import ShardSpeeds
+from router.model.shard_speed import LEAST_DEADLINE_S, ShardSpeeds
 
 REFUSED_S = 1.0
 """A shard that does not hold an expert is not asked for it again so soon."""
-
-
-class ShardUnavailable(Exception):
-    """A shard that this step needs cannot answer, and no other holds its experts.
-
-    The message names it and says why.
-    """
+LOOK_S = 0.1
+"""Nothing tells when a deadline has passed: the longest time between two looks."""
+MAIL_S = 0.01
+"""After so long a wait the router's mail is read, too."""
 
 
 class RowsFailed(Exception):
-    """Two shards could not compute these rows, or one shard twice. Others are not concerned.
+    """These rows have no answer; others are not concerned. The message names a shard, and says why.
 
-    rows_N: which of the sorted rows.
+    rows_N: which of the sorted rows. is_away: no living shard has held an expert of theirs for
+    heal_s. Else two shards could not compute them, or one shard twice.
     """
 
-    def __init__(self, rows_N: torch.Tensor, reason: str) -> None:
+    def __init__(self, rows_N: torch.Tensor, reason: str, *, is_away: bool) -> None:
         super().__init__(reason)
-        self.rows_N = rows_N
+        self.rows_N, self.is_away = rows_N, is_away
 
 
 @dataclass
@@ -52,7 +50,8 @@ class Part:
 
     rows_N: which of the step's sorted rows these are. reply: None if it was lost. late_s: when to
     ask others, too. pieces: the same rows, asked for elsewhere, each with its rows' places in this
-    part. loss: why the reply was lost, and its kind, as it is counted. refused_until_s: shards that
+    part. is_split: each expert is to be a piece of its own. loss: why the reply was lost, when, and
+    its kind, as it is counted. refused_until_s: shards that
     do not hold an expert of it. failed: the shards whose computing failed, in turn. asked: shards
     that may still be computing these rows.
     """
@@ -68,8 +67,10 @@ class Part:
     refused_until_s: dict[int, float] = field(default_factory=dict)
     failed: tuple[int, ...] = ()
     asked: frozenset[int] = frozenset()
+    is_split: bool = False
     loss_kind: str = ""
     loss: str = ""
+    lost_s: float = 0.0
 
     @property
     def work(self) -> float:
@@ -92,12 +93,17 @@ class Asker:
         self.retries: Counter[str] = Counter()
         """Parts asked for elsewhere, by reason: "lost", "not_held", "compute_failed", "late"."""
         self.while_waiting: Callable[[], None] = lambda: None
-        """Called whenever a wait is woken, and ten times a second. What it raises ends the step."""
-        self._lost_since_s: float | None = None
+        """Called after each longer wait, at least every LOOK_S. What it raises ends the step."""
+        self._refusals: dict[tuple[int, int, int], tuple[float, Link]] = {}
+        """(shard, layer, expert) -> since when the shard does not hold it, and its link then."""
 
     def slowness(self) -> Mapping[int, float]:
         """See ShardSpeeds.slowness."""
-        return self.speeds.slowness(self._clock())
+        return self.speeds.slowness()
+
+    def slowness_now(self) -> Mapping[int, float]:
+        """See ShardSpeeds.slowness_now."""
+        return self.speeds.slowness_now(self._clock())
 
     def ask(self, shard: int, rows_N: torch.Tensor, message: ExpertRows) -> Part:
         """Send the rows on their way. Never raises: if the shard is gone, the part is lost already."""
@@ -112,19 +118,23 @@ class Asker:
         return part
 
     def wait(self, parts: Sequence[Part]) -> None:
-        """Return once all parts have their answers. Raises ShardUnavailable, RowsFailed."""
+        """Return once all parts have their answers. Raises RowsFailed, and what `while_waiting` raises."""
         bell, waiting = self._links.bell, list(parts)
-        self._lost_since_s = None
         while True:
             seen, now_s = bell.rings, self._clock()
             waiting = [part for part in waiting if not self._look(part, now_s)]
             if not waiting:
                 return
             leaves = [leaf for part in waiting for leaf in _leaves(part)]
-            self._check_lost([leaf for leaf in leaves if leaf.reply is None], now_s)
-            next_late_s = min(leaf.late_s for leaf in leaves)
-            bell.wait(seen, min(0.1, max(0.0, next_late_s - now_s)))
-            if self._clock() - now_s > 0.01 or self._lost_since_s is not None:
+            lost = [leaf for leaf in leaves if leaf.reply is None]
+            self._check_lost(lost, now_s)
+            timeout_s = min(LOOK_S, max(0.0, min(leaf.late_s for leaf in leaves) - now_s))
+            bell.wait(seen, timeout_s)
+            waited_s = self._clock() - now_s
+            if waited_s - timeout_s > LEAST_DEADLINE_S:  # it was this process that was stopped
+                for leaf in leaves:
+                    leaf.asked_s, leaf.late_s = leaf.asked_s + waited_s, leaf.late_s + waited_s
+            if waited_s > MAIL_S or lost:
                 self.while_waiting()
 
     def _look(self, part: Part, now_s: float) -> bool:
@@ -143,7 +153,7 @@ class Asker:
             part.pieces = self._ask_elsewhere(part, self._holders(part, now_s), now_s)
         elif now_s >= part.late_s:
             part.late_s = math.inf  # once
-            self.speeds.is_late(part.shard, part.work, now_s - part.asked_s, now_s)
+            self.speeds.is_late(part.shard, now_s)
             part.asked |= {part.shard}
             holders = [[s for s in shards if s not in part.asked] for shards in self._holders(part, now_s)]
             if all(holders):
@@ -159,18 +169,26 @@ class Asker:
             self.speeds.forget(part.shard)
         except NotHeld as error:
             self._lose(part, "not_held", str(error))
-            part.refused_until_s[part.shard] = now_s + REFUSED_S
+            part.is_split = len(part.message.experts) > 1  # of several, one alone may be missing
+            if not part.is_split:
+                part.refused_until_s[part.shard] = now_s + REFUSED_S
+                self._note_refusal(part, now_s)
         except ComputeFailed as error:
             self._lose(part, "compute_failed", str(error))
+            part.is_split = len(part.message.experts) > 1
             part.failed += (part.shard,)
             if len(part.failed) == 2:
-                raise RowsFailed(part.rows_N, f"expert shard {part.shard}: {error}") from error
+                raise RowsFailed(part.rows_N, f"expert shard {part.shard}: {error}", is_away=False) from error
         else:
             if reply.answered_s is not None:
                 self.speeds.answered(part.shard, part.work, reply.answered_s - part.asked_s, now_s)
+            for slot in [slot for slot in self._refusals if slot[:2] == (part.shard, part.message.layer)]:
+                if slot[2] in part.message.experts:
+                    del self._refusals[slot]
 
     def _lose(self, part: Part, kind: str, reason: str) -> None:
-        part.reply, part.late_s, part.loss_kind, part.loss = None, math.inf, kind, reason
+        part.reply, part.late_s = None, math.inf
+        part.loss_kind, part.loss, part.lost_s = kind, reason, self._clock()
 
     def _holders(self, part: Part, now_s: float) -> list[Sequence[int]]:
         """For each expert of the part, the shards that may be asked; none if all are away."""
@@ -191,30 +209,62 @@ class Asker:
             return ()
         self.retries[part.loss_kind] += 1
         count_of = {group: part.message.counts[group] for group, shards in enumerate(holders) if shards}
-        chosen = choose_replicas(count_of, holders, self.speeds.slowness(now_s))
+        chosen = choose_replicas(count_of, holders, self.speeds.slowness())
         pieces = []
-        for shard in [*sorted(set(chosen.values())), None]:
-            groups = [group for group in range(len(holders)) if chosen.get(group) == shard]
-            if not groups:
-                continue
+        for shard, groups in _grouped(chosen, len(holders), apart=part.is_split):
             message, at_N = _selected(part.message, groups)
             rows_N = part.rows_N[at_N]
             if shard is None:
-                piece = Part(part.shard, rows_N, message, now_s, loss_kind=part.loss_kind, loss=part.loss)
+                piece = Part(part.shard, rows_N, message, now_s)
+                piece.loss_kind, piece.loss, piece.lost_s = part.loss_kind, part.loss, part.lost_s
             else:
                 piece = self.ask(shard, rows_N, message)
             piece.refused_until_s, piece.failed, piece.asked = dict(part.refused_until_s), part.failed, part.asked
             pieces.append((piece, at_N))
         return pieces
 
-    def _check_lost(self, lost: Collection[Part], now_s: float) -> None:
-        if not lost:
+    def _check_lost(self, lost: Sequence[Part], now_s: float) -> None:
+        gone = [part for part in lost if now_s - self._away_since_s(part) >= self._heal_s]
+        if gone:
+            reason = f"expert shard {gone[0].shard}: {gone[0].loss}"
+            raise RowsFailed(torch.cat([part.rows_N for part in gone]), reason, is_away=True)
+
+    def _away_since_s(self, part: Part) -> float:
+        """Since when an expert of the part has had nobody who could be asked, in this wait or an earlier one."""
+        layer = part.message.layer
+        shards_of = self._placement.shards_of[layer]
+        return min(
+            max(self._cannot_answer_since_s(shard, layer, expert, part.lost_s) for shard in shards_of[expert])
+            for expert in part.message.experts
+        )
+
+    def _cannot_answer_since_s(self, shard: int, layer: int, expert: int, lost_s: float) -> float:
+        down_s = self._links.down_since_s(shard)
+        if down_s is not None:
+            return down_s
+        refused_s, link = self._refusals.get((shard, layer, expert), (lost_s, None))
+        return refused_s if link is self._links.link(shard) else lost_s
+
+    def _note_refusal(self, part: Part, now_s: float) -> None:
+        [expert] = part.message.experts
+        slot = (part.shard, part.message.layer, expert)
+        try:
+            link = self._links.link(part.shard)
+        except LinkDown:
             return
-        if self._lost_since_s is None:
-            self._lost_since_s = now_s
-        if now_s - self._lost_since_s >= self._heal_s:
-            part = next(iter(lost))
-            raise ShardUnavailable(f"expert shard {part.shard}: {part.loss}")
+        _, known = self._refusals.get(slot, (now_s, None))
+        if known is not link:
+            self._refusals[slot] = now_s, link
+
+
+def _grouped(chosen: Mapping[int, int], groups: int, *, apart: bool) -> Sequence[tuple[int | None, list[int]]]:
+    """(shard, its groups), those without a shard last. apart: each group by itself."""
+    if apart:
+        return [(chosen.get(group), [group]) for group in range(groups)]
+    of_shard: dict[int | None, list[int]] = {shard: [] for shard in [*sorted(set(chosen.values())), None]}
+    for group in range(groups):
+        of_shard[chosen.get(group)].append(group)
+    return [(shard, members) for shard, members in of_shard.items() if members]
 
 
 def _leaves(part: Part) -> Sequence[Part]:

@@ -26,14 +26,14 @@ CPU = torch.device("cpu")
 
 
 class TokensFailed(Exception):
-    """Computing the experts of these tokens failed on two shards. Others are not concerned.
+    """The experts of these tokens gave no answer; other tokens are not concerned.
 
-    tokens: indices into the step's tokens.
+    tokens: indices into the step's tokens. is_away: see RowsFailed.
     """
 
-    def __init__(self, tokens: Sequence[int], reason: str) -> None:
+    def __init__(self, tokens: Sequence[int], reason: str, *, is_away: bool) -> None:
         super().__init__(reason)
-        self.tokens = tokens
+        self.tokens, self.is_away = tokens, is_away
 
 
 class DispatchHandle(NamedTuple):
@@ -95,7 +95,7 @@ class Dispatcher:
         expert_N = expert_TA.flatten()
         count_E = np.bincount(expert_N.cpu().numpy(), minlength=len(self._placement.shards_of[layer]))
         self.load.count((layer, count_E))
-        routes = self._routes.layer(layer, count_E, self.asker.slowness)
+        routes = self._routes.layer(layer, count_E, self.asker.slowness_now)
         sort_N = torch.argsort(routes.rank_E[expert_N], stable=True)
         x_ND = x_TD[sort_N // expert_TA.shape[1]] * score_TA.flatten()[sort_N, None]
         row_N = torch.arange(len(sort_N))
@@ -124,14 +124,14 @@ class Dispatcher:
 
         Waits for the shards, and asks others where one fails. No row is taken from anybody but the
         shards that this step has asked, at the versions that it asked for: whatever comes of y_TD
-        is what the placement says. Raises ShardUnavailable, TokensFailed.
+        is what the placement says. Raises TokensFailed, and what asker.while_waiting raises.
         """
         try:
             self.asker.wait(handle.parts)
         except RowsFailed as error:
             failed_N = torch.isin(handle.unsort_N.cpu(), error.rows_N)
             tokens = (failed_N.nonzero().flatten() // handle.experts_per_token).unique().tolist()
-            raise TokensFailed(tokens, str(error)) from error
+            raise TokensFailed(tokens, str(error), is_away=error.is_away) from error
         answers = [part.answer_ND for part in handle.parts if part.answer_ND is not None]
         y_ND = torch.cat(answers)[handle.unsort_N]
         return y_ND.view(-1, handle.experts_per_token, y_ND.shape[-1]).sum(dim=1)

@@ -150,8 +150,8 @@ class Model:
         """Run one step and return the hidden states x_RD of its `rows`, which `logits` takes.
 
         token_ids: the spans' tokens, one span after the other. The tokens' keys and values are
-        stored in `cache`, whose block tables must have room for them. Raises ShardUnavailable
-        or TokensFailed, after which the same step may be run again.
+        stored in `cache`, whose block tables must have room for them. Raises TokensFailed,
+        and what a waiting dispatcher is told to raise; the same step may then be run again.
         """
         assert sum(span.length for span in spans) == len(token_ids)
         arrays = [np.array(token_ids, np.int64), _positions(spans), np.array(rows, np.int64)]

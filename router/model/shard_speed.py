@@ -15,17 +15,23 @@ MESSAGE_WORK = 4.0
 """What a message takes beside the work in it: as long as reading so many small experts."""
 SLOW = 4.0
 """A shard counts as slow that takes so many times as long as the fastest. Below, it is noise."""
-HALF_LIFE_S = 5.0
-"""A slow shard gets no rows, so nothing new is heard of it. Its slowness is halved in this time; then it is tried."""
+LATE_IN_A_ROW = 2
+"""A shard that was late so often, without an answer in time in between, counts as slow. Once may be a hiccup."""
+LATE = 1000.0
+"""How slow such a shard is taken to be: it gets nothing that another holds."""
+FIRST_TRY_S, LAST_TRY_S = 1.0, 30.0
+"""A slow shard is tried with one message after so long, and each time it is late again after twice as long."""
 
 
 @dataclass
 class _Speed:
-    """Seconds per unit of work: mean and deviation, and when they were last measured."""
+    """Seconds per unit of work: mean and deviation. late: times in a row. try_s: when to try a slow shard."""
 
     mean_s: float
     deviation_s: float
-    measured_s: float
+    late: int = 0
+    pause_s: float = FIRST_TRY_S
+    try_s: float = 0.0
 
 
 class ShardSpeeds:
@@ -35,23 +41,23 @@ class ShardSpeeds:
         self._speeds: dict[int, _Speed] = {}
 
     def answered(self, shard: int, work: float, seconds: float, now_s: float) -> None:
-        """The shard took `seconds` for `work`."""
-        unit_s = _unit_s(work, seconds)
+        """The shard took `seconds` for `work`, and was not late."""
+        unit_s = max(seconds, 1e-6) / (MESSAGE_WORK + work)
         speed = self._speeds.get(shard)
-        if speed is None or now_s - speed.measured_s > HALF_LIFE_S:  # what was known is old
-            self._speeds[shard] = _Speed(unit_s, unit_s / 2, now_s)
+        if speed is None or speed.late:  # what was known is not so any more
+            self._speeds[shard] = _Speed(unit_s, unit_s / 2, try_s=now_s + FIRST_TRY_S)
             return
         speed.deviation_s += _DEVIATION_SHARE * (abs(unit_s - speed.mean_s) - speed.deviation_s)
         speed.mean_s += _MEAN_SHARE * (unit_s - speed.mean_s)
-        speed.measured_s = now_s
+        speed.try_s = now_s + FIRST_TRY_S
 
-    def is_late(self, shard: int, work: float, seconds: float, now_s: float) -> None:
-        """The shard has not answered for `seconds`: at least so slow it is."""
-        speed, unit_s = self._speeds.get(shard), _unit_s(work, seconds)
-        if speed is None:
-            self._speeds[shard] = _Speed(unit_s, unit_s / 2, now_s)
-        elif unit_s > speed.mean_s:
-            speed.mean_s, speed.measured_s = unit_s, now_s
+    def is_late(self, shard: int, now_s: float) -> None:
+        """The shard has not answered by its deadline."""
+        speed = self._speeds.setdefault(shard, _Speed(0.0, 0.0))
+        speed.late += 1
+        if speed.late >= LATE_IN_A_ROW:
+            speed.try_s = now_s + speed.pause_s
+            speed.pause_s = min(2 * speed.pause_s, LAST_TRY_S)
 
     def forget(self, shard: int) -> None:
         """Another process has the shard's place."""
@@ -60,21 +66,28 @@ class ShardSpeeds:
     def deadline_s(self, shard: int, work: float) -> float:
         """How long an answer may take before another shard is asked, too."""
         speed = self._speeds.get(shard)
-        if speed is None:
+        if speed is None or speed.mean_s == 0.0:
             return FIRST_DEADLINE_S
         return max(LEAST_DEADLINE_S, (MESSAGE_WORK + work) * (speed.mean_s + 4 * speed.deviation_s))
 
-    def slowness(self, now_s: float) -> Mapping[int, float]:
-        """The slow shards: how many times as long as the fastest each takes. See SLOW and HALF_LIFE_S."""
-        if len(self._speeds) < 2:
+    def slowness(self) -> Mapping[int, float]:
+        """The slow shards: how many times as long as the fastest each takes."""
+        means_s = [speed.mean_s for speed in self._speeds.values() if speed.mean_s]
+        if not means_s:
             return {}
-        fastest_s = min(speed.mean_s for speed in self._speeds.values())
+        fastest_s = min(means_s)
         times = {
-            shard: speed.mean_s / fastest_s * 0.5 ** ((now_s - speed.measured_s) / HALF_LIFE_S)
+            shard: LATE if speed.late >= LATE_IN_A_ROW else speed.mean_s / fastest_s
             for shard, speed in self._speeds.items()
         }
         return {shard: ratio for shard, ratio in times.items() if ratio >= SLOW}
 
-
-def _unit_s(work: float, seconds: float) -> float:
-    return max(seconds, 1e-6) / (MESSAGE_WORK + work)
+    def slowness_now(self, now_s: float) -> Mapping[int, float]:
+        """The same for a step's choice: a slow shard whose time has come is left out once, and so tried."""
+        slow = dict(self.slowness())
+        for shard in tuple(slow):
+            speed = self._speeds[shard]
+            if speed.try_s <= now_s:
+                speed.try_s = now_s + speed.pause_s
+                del slow[shard]
+        return slow

@@ -25,6 +25,8 @@ class FakeTime:
 
     now_s: float = 1000.0
     rings: int = 0
+    oversleeps_s: float = 0.0
+    """Added to the next wait: the whole process was stopped."""
     _events: list[tuple[float, int, Callable[[], None]]] = field(default_factory=list)
     _order: "itertools.count[int]" = field(default_factory=itertools.count)
 
@@ -38,7 +40,10 @@ class FakeTime:
         self.rings += 1
 
     def wait(self, seen: int, timeout_s: float) -> None:
-        end_s = self.now_s + max(timeout_s, 1e-6)
+        end_s = self.now_s + max(timeout_s, 1e-6) + self.oversleeps_s
+        if self.oversleeps_s:
+            self.now_s, self.oversleeps_s = end_s, 0.0
+            return
         while self.rings == seen and self._events and self._events[0][0] <= end_s:
             at_s, _, event = heapq.heappop(self._events)
             self.now_s = max(self.now_s, at_s)
@@ -116,6 +121,8 @@ class FaultyShard:
         self.requests = 0
         self._armed: dict[int, Callable[[], None]] = {}
         self._refusal: ShardRefused | None = None
+        self.cannot_read: int | None = None
+        """An expert that it refuses, and with it every message that asks for it."""
         self._held: list[FaultyReply] = []
         self.link()
 
@@ -183,6 +190,8 @@ class FaultyShard:
         outcome: torch.Tensor | ShardRefused
         if self._refusal is not None:
             outcome, self._refusal = self._refusal, None
+        elif self.cannot_read in rows.experts:
+            outcome = NotHeld(f"{self.cannot_read} cannot be read")
         else:
             try:
                 outcome = self._shard.compute(*rows)

@@ -17,7 +17,15 @@ from experts.placement import even_placement
 from experts.shard import load_shard
 from kernels.choose import choose_kernels
 from router.engine import Engine
-from router.errors import AlreadyExists, DeadlineExceeded, Internal, RequestError, ResourceExhausted, Unavailable
+from router.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    ExpertsAway,
+    Internal,
+    RequestError,
+    ResourceExhausted,
+    Unavailable,
+)
 from router.local import CPU
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -45,7 +53,7 @@ class BrokenLink:
 
 
 BROKEN_LINKS = {
-    "a dead shard": BrokenLink(LinkDown(BrokenLink.down_reason), Unavailable, "expert shard 1: lost: the peer is gone"),
+    "a dead shard": BrokenLink(LinkDown(BrokenLink.down_reason), ExpertsAway, "expert shard 1: lost: the peer is gone"),
     "a defect": BrokenLink(ZeroDivisionError("oh"), Internal, "the router failed in a step; its log says why"),
 }
 
@@ -81,7 +89,7 @@ def test_a_broken_step_ends_its_requests_and_says_why_and_whether_to_try_again(
     table.replace(1, broken)
     for seed, name in enumerate("ab"):
         engine.submit(greedy(name, prompt(20, seed=seed)))
-    deltas = engine.step()
+    deltas = sorted(engine.step(), key=lambda delta: delta.request_id)
     assert [(delta.request_id, type(delta.error), str(delta.error)) for delta in deltas] == [
         (name, broken.told, broken.message) for name in "ab"
     ]

@@ -60,7 +60,7 @@ class Machine(RuleBasedStateMachine):
         config = self.served.directory.config
         placement = even_placement(config.moe_layers, config.num_experts, NUM_SHARDS, replicas=self.replicas)
         self.time = FakeTime()
-        table = LinkTable(bell=self.time)
+        table = LinkTable(bell=self.time, clock=self.time)
         self.shards = [
             FaultyShard(number, shard, table, self.time)
             for number, shard in enumerate(self.served.shards[self.replicas])

@@ -8,8 +8,7 @@ import torch
 from experts.link import LocalLink
 from experts.link_table import NOT_LINKED, LinkTable, Use
 from experts.placement import Placement, even_placement, uniform_placement
-from router.model.asking import ShardUnavailable
-from router.model.dispatch import Dispatcher
+from router.model.dispatch import Dispatcher, TokensFailed
 from router.model.routes import Routes
 from tests.experts.ends import taken
 from tests.router.model.clusters import (
@@ -116,14 +115,14 @@ def test_rows_keep_the_models_dtype() -> None:
 def test_a_shard_that_died_is_named(takes_rows: bool) -> None:
     cluster = Cluster(even(2))
     cluster.table.replace(1, DownLink(takes_rows))
-    with pytest.raises(ShardUnavailable, match=f"^expert shard 1: {DEAD}$"):
+    with pytest.raises(TokensFailed, match=f"^expert shard 1: {DEAD}$"):
         run(cluster.dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
 
 
 def test_a_shard_without_a_link_is_named() -> None:
     cluster = Cluster(even(2))
     cluster.table.remove(1, "its process is gone")
-    with pytest.raises(ShardUnavailable, match=r"^expert shard 1: its process is gone$"):
+    with pytest.raises(TokensFailed, match=r"^expert shard 1: its process is gone$"):
         run(cluster.dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
 
 
@@ -131,7 +130,7 @@ def test_a_shard_that_refuses_is_named() -> None:
     cluster = Cluster(even(2))
     cluster.table.replace(1, LocalLink(make_shard(even_placement([LAYER], EXPERTS, 2, version=2), 1)))
     message = r"shard 1: \(layer, expert\) \(3, 7\) is held at version 2, not at version 1"
-    with pytest.raises(ShardUnavailable, match=message):
+    with pytest.raises(TokensFailed, match=message):
         run(cluster.dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
 
 
@@ -153,7 +152,7 @@ def test_a_replaced_link_is_used_at_once() -> None:
 def test_a_shard_that_was_never_linked_is_down() -> None:
     dispatcher = Dispatcher(even(2), LinkTable())
     assert dispatcher.down_reasons() == {0: NOT_LINKED, 1: NOT_LINKED}
-    with pytest.raises(ShardUnavailable, match="expert shard 0: not linked yet"):
+    with pytest.raises(TokensFailed, match="expert shard 0: not linked yet"):
         run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
 
 

@@ -12,8 +12,7 @@ from experts.link_table import LinkTable
 from experts.placement import uniform_placement
 from experts.shard_server import ShardServer
 from experts.wire import WireFormat
-from router.model.asking import ShardUnavailable
-from router.model.dispatch import Dispatcher
+from router.model.dispatch import Dispatcher, TokensFailed
 from tests.experts.ends import join_both
 from tests.router.model.clusters import (
     CPU,
@@ -65,7 +64,7 @@ def test_a_step_given_up_leaves_nothing_behind_in_the_links_that_are_well(group_
     placement = uniform_placement(2, {LAYER: ((living,),) * 4 + ((1 - living,),) * 4})
     dispatcher = Dispatcher(placement, LinkTable({living: group_link, 1 - living: dead_link}))
     for _ in range(3):
-        with pytest.raises(ShardUnavailable):
+        with pytest.raises(TokensFailed):
             run(dispatcher, random(2, HIDDEN), torch.tensor([[0], [7]]))
     assert_plain(dispatcher, choose(5, 1, among=range(4)))  # answers come in order: the earlier ones have come, too
     assert len(group_link._awaited) == 0
