@@ -55,10 +55,15 @@ def _held(shard: dict[str, Any]) -> str:
 
 
 def _notes(status: dict[str, Any]) -> list[Table | Text]:
+    notes = [
+        f"{router['name']} is degraded: {router['degraded']}" for router in status["routers"] if router.get("degraded")
+    ]
     controller = status.get("controller")
-    if controller is None:
-        return [Text("The controller does not answer. What runs goes on.")] if "controller" in status else []
-    return [Text(f"Node {node[:12]} is drained.") for node in controller["cleared"]]
+    if controller is not None:
+        notes += [f"Node {node[:12]} is drained." for node in controller["cleared"]]
+    elif "controller" in status:
+        notes.append("The controller does not answer. What runs goes on.")
+    return [Text(note) for note in notes]
 
 
 def _cache_cells(engine: dict[str, Any]) -> tuple[str, ...]:

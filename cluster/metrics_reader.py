@@ -84,7 +84,13 @@ def read_page(
             remarks.append(f"{name} has not loaded its model yet")
         routers.append(
             RouterReport(
-                name, counted.engine, shard_names, frozenset(counted.down), counted.losses, counted.missing_experts
+                name,
+                counted.engine,
+                shard_names,
+                frozenset(counted.down),
+                counted.losses,
+                counted.missing_experts,
+                counted.is_degraded,
             )
         )
     # A shard that has not loaded yet answers, and holds no expert.

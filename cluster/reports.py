@@ -48,6 +48,7 @@ class RouterStats:
     frontends: those that have asked for tokens lately. life_lines: those that can reach the router now.
     retries: parts of steps that another shard was asked for, by reason. slow: shard name -> how many
     times as long as the fastest it takes. down_s: shard name -> for how long it has been down.
+    degraded: what is missing, in words; empty if nothing is.
     open_requests: those whose end has not been handed out. draining_s: for how long the router has
     drained; None: it does not. drained: names of shards that it leaves alone, as told.
     is_stopping: it refuses new requests, because the deployment is about to end.
@@ -65,6 +66,7 @@ class RouterStats:
     drained: tuple[str, ...] = ()
     is_stopping: bool = False
     down_s: dict[str, float] = field(default_factory=dict)
+    degraded: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,14 @@ class RouterMetrics:
     """engine: None while the model is being loaded. down: names of shards without a working link.
 
     losses: links lost since the start, by kind. missing_experts: (layer, expert) pairs that no living
-    shard holds now.
+    shard holds now. is_degraded: something is missing, though requests may not notice.
     """
 
     engine: EngineSnapshot | None
     down: tuple[str, ...]
     losses: dict[str, int]
     missing_experts: int
+    is_degraded: bool
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from cluster.actors.load_progress import LoadProgress
 from cluster.life_line import Heart
 from cluster.policy.wanted import Orders
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
-from experts.link_table import LinkTable
+from experts.link_table import LinkTable, Use
 from experts.placement import Placement, Slot
 from frontend.delta_stream import released
 from frontend.router_client import Readiness
@@ -136,10 +136,9 @@ class RouterActor:
             return Readiness(False, f"{self._spec.name} is {'stopping' if self._orders.is_stopping else 'draining'}")
         if self._engine is None or self._keeper is None:
             return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
-        unlinked = self._unlinked()
-        missing_s = self._missing_s()
+        missing, missing_s = self._degraded(), self._missing_s()
         is_ready = not self._keeper.never_linked and (missing_s is None or missing_s < self._spec.heal_s)
-        return Readiness(is_ready, "" if is_ready else unlinked, degraded=unlinked if is_ready else "")
+        return Readiness(is_ready, "" if is_ready else missing, degraded=missing if is_ready else "")
 
     async def stats(self) -> RouterStats:
         engine = self._engine.stats if self._engine else None
@@ -162,13 +161,15 @@ class RouterActor:
             drained=tuple(names[shard] for shard in sorted(orders.shards)),
             is_stopping=orders.is_stopping,
             down_s={name: now - self._down_since_s.get(name, now) for name in down},
+            degraded=self._degraded(),
         )
 
     async def metrics(self) -> RouterMetrics:
         """What was counted, in full, for the metrics page."""
         engine = self._engine.snapshot if self._engine else None
         missing = self._dispatcher.missing_experts()
-        return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses), missing)
+        is_degraded = bool(self._degraded())
+        return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses), missing, is_degraded)
 
     async def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold, as this router routes: for one that finds no controller."""
@@ -290,6 +291,17 @@ class RouterActor:
     def _missing_s(self) -> float | None:
         """How long some expert has had no living shard; None: each has one. As `_look_around` last saw it."""
         return None if self._missing_since_s is None else time.monotonic() - self._missing_since_s
+
+    def _degraded(self) -> str:
+        """Who is missing or still reads its experts, why, and how many experts nobody has; empty if all is well."""
+        reasons = self._down()
+        for shard, use in self._links.use_of.items():
+            if use is Use.LOADING and shard not in self._orders.shards:
+                reasons[self._spec.shard_names[shard]] = "has not read all of its experts yet"
+        told = [f"{name}: {reason}" for name, reason in reasons.items()]
+        if count := self._dispatcher.missing_experts():
+            told.append(f"no living shard has {count} of the experts")
+        return "; ".join(told)
 
     def _unlinked(self) -> str:
         return "; ".join(f"{name}: {reason}" for name, reason in self._down().items())

@@ -16,7 +16,7 @@ from router.counts.requests import EngineSnapshot, Histogram
 class RouterReport:
     """snapshot: None if the router did not answer, or has not loaded its model. shard_names: by shard number.
     down: those that it has no working link to. losses: links lost so far, by kind.
-    missing_experts: (layer, expert) pairs that no living shard holds."""
+    missing_experts: (layer, expert) pairs that no living shard holds. is_degraded: something is missing."""
 
     name: str
     snapshot: EngineSnapshot | None
@@ -24,6 +24,7 @@ class RouterReport:
     down: frozenset[str] = frozenset()
     losses: Mapping[str, int] = field(default_factory=dict)
     missing_experts: int = 0
+    is_degraded: bool = False
 
 
 Samples = Iterable[tuple[Sequence[str], float]]
@@ -91,6 +92,12 @@ GAUGES = (
         "1 if the router's link to the shard works, else 0.",
         ("shard",),
         lambda report, _: [((name,), float(name not in report.down)) for name in report.shard_names],
+    ),
+    Family(
+        "drover_degraded",
+        "1 if a shard is away or still reads its experts, else 0. `drover status` says which, and why.",
+        (),
+        lambda report, _: [((), float(report.is_degraded))],
     ),
     Family(
         "drover_missing_experts",

@@ -110,6 +110,14 @@ def test_held_of_wanted_and_left_requests_are_shown(
     assert "draining - 3 requests" in " ".join(text.split())
 
 
+def test_what_a_router_misses_is_told_in_words(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    degraded = "shard-1: has not read all of its experts yet"
+    text = shown(capsys, monkeypatch, router() | {"degraded": degraded})
+    assert f"router-0 is degraded: {degraded}\n" in text
+
+
 def test_without_the_controller_what_runs_is_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,6 +59,8 @@ def test_what_it_has_ends_as_always_and_new_requests_are_refused(
             assert (await other.read_to_end())[-1].error is None
         assert tokens_of(deltas + await mine.read_to_end_of("old"), "old") == alone(model, request)
         stats = await router.stats()
+        assert stats.degraded.startswith("shard-0: not linked yet; shard-1: not linked yet; no living shard has ")
+        assert (await router.metrics()).is_degraded
         assert (stats.open_requests, stats.is_stopping) == (0, orders.is_stopping)
         assert (stats.draining_s is not None) == orders.is_draining
         readiness = await router.readiness()

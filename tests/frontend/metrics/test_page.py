@@ -58,7 +58,7 @@ def load_of(layers: int, experts: int) -> ExpertLoadSummary:
 
 
 def page(of: EngineSnapshot | None, *shards: ShardReport, down: frozenset[str] = frozenset()) -> str:
-    report = RouterReport("router-0", of, SHARDS, down, losses={"silent": 2}, missing_experts=6)
+    report = RouterReport("router-0", of, SHARDS, down, losses={"silent": 2}, missing_experts=6, is_degraded=True)
     return render("tiny", [report], shards).decode()
 
 
@@ -85,6 +85,7 @@ def test_every_number_is_told_under_its_name() -> None:
         "generation_tokens_total": 40,
         "num_preemptions_total": 1,
         "missing_experts": 6,
+        "degraded": 1,
         "prefix_cache_queries_total": 80,
         "prefix_cache_hits_total": 20,
         "time_to_first_token_seconds_count": 1,
