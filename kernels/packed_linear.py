@@ -35,7 +35,9 @@ class OneDnnLinear:
         self.outputs, self.inputs = weight_OI.shape
         self.dtype = weight_OI.dtype
         self._small = _SMALL_IN_FP32 if self.dtype == torch.float32 else _SMALL_IN_BF16
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), 1)
+        # For one row of fp32, oneDNN would keep the plain layout, and copy it anew in each product.
+        rows = 2 if self.dtype == torch.float32 else 1
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), rows)
         self.address: int = torch.ops.mkldnn.data_ptr(self._packed)
 
     def __call__(self, x_NI: torch.Tensor) -> torch.Tensor:
