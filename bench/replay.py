@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -20,8 +19,8 @@ from router.engine import Engine
 from router.request import GenerationRequest, SamplingParams
 from router.schedule.limits import DEFAULT_LIMITS
 
-LENGTHS = (512, 1024, 2048, 4096)
-REPEATS = 3
+LENGTHS = (256, 1024, 4096)
+REPEATS = 5
 
 
 def first_token_s(engine: Engine, request: GenerationRequest) -> float:
@@ -36,7 +35,7 @@ def first_token_s(engine: Engine, request: GenerationRequest) -> float:
 
 
 def measure(engine: Engine, length: int) -> float:
-    """Milliseconds per 1,000 tokens that a router computes again: the median of some requests."""
+    """Milliseconds per 1,000 tokens that a router computes again: the fastest of some requests."""
     vocab_size, taken_s = engine.request_limits.vocab_size, []
     for repeat in range(REPEATS):
         [tokens] = prompts(f"replay {length} {repeat}", 1, [length], vocab_size)
@@ -44,7 +43,7 @@ def measure(engine: Engine, length: int) -> float:
         sampling = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
         request = GenerationRequest(f"{length} {repeat}", tuple(tokens[:half]), sampling, made=tuple(tokens[half:]))
         taken_s.append(first_token_s(engine, request))
-    return median(taken_s) * 1e6 / length
+    return min(taken_s) * 1e6 / length
 
 
 def main() -> None:

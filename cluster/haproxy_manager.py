@@ -3,15 +3,14 @@
 Serve itself replaces the whole actor around HAProxy, after three failed health checks. That takes
 about 3 s with checks four times a second. With its default, every 10 s, it takes half a minute.
 
-Serve's controller calls `install` (RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH) before it starts any
-proxy. This relies on private parts of Ray Serve. Where they are others, Serve goes on as without it.
+The class and its parts are private to Ray Serve; tests/cluster/test_two_of_each.py sees whether they
+are still what they were. `cluster/serve_callback.py` puts it in place.
 """
 
 import logging
 from typing import Any
 
-import ray
-from ray.serve._private import controller, haproxy
+from ray.serve._private import haproxy
 
 logger = logging.getLogger("ray.serve")
 
@@ -45,12 +44,3 @@ class HAProxyManager(_Manager):  # type: ignore[misc]
                 except Exception:
                     logger.exception("HAProxy did not start; Serve will replace this actor")
                     return
-
-
-def install() -> None:
-    """In the process of Serve's controller: every proxy that it starts from now on is a HAProxyManager of ours."""
-    try:
-        assert controller.HAProxyManager is haproxy.HAProxyManager
-        controller.HAProxyManager = ray.remote(num_cpus=0)(HAProxyManager)
-    except Exception:
-        logger.exception("Ray Serve is not as it was; HAProxy will take seconds to come back, should it die")

@@ -82,7 +82,11 @@ def read_page(
             continue
         if counted.engine is None:
             remarks.append(f"{name} has not loaded its model yet")
-        routers.append(RouterReport(name, counted.engine, shard_names, frozenset(counted.down), counted.losses))
+        routers.append(
+            RouterReport(
+                name, counted.engine, shard_names, frozenset(counted.down), counted.losses, counted.missing_experts
+            )
+        )
     # A shard that has not loaded yet answers, and holds no expert.
     held = {name: answers[name] for name in shard_names if name in answers and answers[name].experts_held}
     shards = [ShardReport(name, held[name].rows_computed if name in held else None) for name in shard_names]

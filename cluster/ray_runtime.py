@@ -15,6 +15,16 @@ from cluster.private_folder import ensure_home, short_temporary_folder
 
 # Small: tensors never go through Ray's object store, only control messages and token batches do.
 OBJECT_STORE_BYTES = 200 * 10**6
+ENVIRONMENT = {
+    # A busy machine is slow, not broken: Ray gives a node 30 s to start and Serve's proxy 3 x 5 s.
+    "RAY_raylet_start_wait_time_s": "120",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
+    # HAProxy comes back in 0.1 s should it die, and in 3 s should the actor around it. By default
+    # Serve notices either after 20 to 30 s.
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "cluster.serve_callback.use_own_haproxy_manager",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.25",
+}
+"""For Ray and Serve, if the caller has not set them. Nodes of a running cluster need them, too."""
 ANSWER_S = 15.0
 """How long Ray's head may take to answer, on a busy machine."""
 _START_RAY = 'start one (`ray start --head`), or serve with ray.address: "local"'
@@ -43,9 +53,8 @@ def connect(config: RayConfig) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     _mute_raylet()
     ensure_home()
-    # A busy machine is slow, not broken: Ray gives a node 30 s to start and Serve's proxy 3 x 5 s.
-    for name in ("RAY_raylet_start_wait_time_s", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"):
-        os.environ.setdefault(name, "120")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     common = {"namespace": config.namespace, "log_to_driver": False, "logging_level": logging.ERROR}
     if config.address == "local":
         os.environ.update(_serve_ports() | _serve_files())

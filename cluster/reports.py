@@ -71,12 +71,14 @@ class RouterStats:
 class RouterMetrics:
     """engine: None while the model is being loaded. down: names of shards without a working link.
 
-    losses: links lost since the start, by kind.
+    losses: links lost since the start, by kind. missing_experts: (layer, expert) pairs that no living
+    shard holds now.
     """
 
     engine: EngineSnapshot | None
     down: tuple[str, ...]
     losses: dict[str, int]
+    missing_experts: int
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
 
@@ -50,6 +50,7 @@ class RayRouterConnection:
         self._broken: asyncio.Future[tuple[str, str]] | None = None
         """While the router is reached, or about to be: why it no longer is."""
         self._down_detail = f"{name} is not reached yet"
+        self._last_error = ""
         self._router: ray.actor.ActorHandle | None = None
         self._finding: asyncio.Future[ray.actor.ActorHandle] | None = None
         # Threads of its own: a look-up may block for as long as Ray's head is away. One is made at a time, and the
@@ -61,10 +62,11 @@ class RayRouterConnection:
         self._keeper = asyncio.create_task(self._keep())
 
     async def readiness(self) -> Readiness:
-        if self._broken is None or self._router is None:
+        broken = self._broken
+        if broken is None or self._router is None:
             return Readiness(False, self._down_detail)
         try:
-            return await self._answer(self._router.readiness.remote())
+            return await self._answer(self._router.readiness.remote(), broken)
         except Exception as error:
             return Readiness(False, self._detail_of(error))
 
@@ -121,7 +123,7 @@ class RayRouterConnection:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_set, broken, (cause, self._detail(cause)))
 
-        self._broken = broken
+        self._broken, self._last_error = broken, ""
         # Its waits are bounded. So nothing is left behind for long should this task end meanwhile.
         line = await loop.run_in_executor(self._threads, LifeLine, address, secret, self._silence_s, on_beat, on_end)
         try:
@@ -209,15 +211,23 @@ class RayRouterConnection:
     def _look_up(self) -> ray.actor.ActorHandle:
         return ray.get_actor(self.name, namespace=self._namespace)
 
-    async def _answer(self, call: Awaitable[_Answer]) -> _Answer:
-        """The answer to a call. Raises Unavailable if it takes too long, or whatever the call raised."""
+    async def _answer(
+        self, call: Awaitable[_Answer], broken: "asyncio.Future[tuple[str, str]] | None" = None
+    ) -> _Answer:
+        """The answer to a call, unless the life line breaks before: see `_broken`.
+
+        Raises Unavailable if there is none in time, or whatever the call raised.
+        """
         answer = asyncio.ensure_future(call)
         try:
-            await asyncio.wait([answer], timeout=CALL_TIMEOUT_S)
+            ends: list[asyncio.Future[Any]] = [answer] if broken is None else [answer, broken]
+            await asyncio.wait(ends, timeout=CALL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
         finally:
             answer.cancel()
+        if broken is not None and broken.done():
+            raise Unavailable(broken.result()[1])
         raise Unavailable(f"{self.name} did not answer within {CALL_TIMEOUT_S:g} s")
 
     def _detail_of(self, error: Exception) -> str:
@@ -227,7 +237,9 @@ class RayRouterConnection:
         if not isinstance(error, ray.exceptions.RayError | ConnectionError):
             logger.error("talking to %s failed", self.name, exc_info=error)
         self._router = None
-        logger.warning("%s: %s", self.name, error)
+        if str(error) != self._last_error:  # else it is down still
+            self._last_error = str(error)
+            logger.warning("%s: %s", self.name, error)
         return self._detail(LOST)
 
     def _detail(self, cause: str) -> str:

@@ -1,23 +1,34 @@
 """What is drained in a deployment, kept by Ray's head: it lives as long as Ray's own records of the actors."""
 
 import json
-from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 
 from ray.experimental import internal_kv
 
 from cluster.names import app_name
 
 
-def read_drains(namespace: str) -> tuple[dict[str, float], dict[str, float]]:
-    """grace_s of drained parts and of cleared nodes; see cluster/policy/wanted.py."""
+@dataclass(frozen=True)
+class StoredDrains:
+    """drained, cleared: parts and ids of nodes, with grace_s (cluster/policy/wanted.py).
+
+    moved: parts that were created outside their bundle of the placement group.
+    """
+
+    drained: dict[str, float] = field(default_factory=dict)
+    cleared: dict[str, float] = field(default_factory=dict)
+    moved: list[str] = field(default_factory=list)
+
+
+def read_drains(namespace: str) -> StoredDrains:
+    """What was stored last."""
     stored = internal_kv._internal_kv_get(_key(namespace))
-    drained, cleared = json.loads(stored) if stored else ({}, {})
-    return drained, cleared
+    return StoredDrains(**json.loads(stored)) if stored else StoredDrains()
 
 
-def write_drains(namespace: str, drained: Mapping[str, float], cleared: Mapping[str, float]) -> None:
+def write_drains(namespace: str, drains: StoredDrains) -> None:
     """Replace what was stored."""
-    internal_kv._internal_kv_put(_key(namespace), json.dumps([dict(drained), dict(cleared)]))
+    internal_kv._internal_kv_put(_key(namespace), json.dumps(asdict(drains)))
 
 
 def forget_drains(namespace: str) -> None:

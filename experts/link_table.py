@@ -37,7 +37,8 @@ class LinkTable:
         self._changing = threading.Lock()
         self._links: Mapping[int, Link] = {}
         self._reasons: dict[int, str] = {}
-        self._draining: frozenset[int] = frozenset()
+        self.draining: frozenset[int] = frozenset()
+        """The shards that are to go soon, or have gone for good."""
         self.use_of: Mapping[int, Use] = {}
         """The shards that can be asked, and how gladly; the same object until that changes."""
         self.losses: Counter[str] = Counter()
@@ -79,7 +80,7 @@ class LinkTable:
     def drain(self, shards: Iterable[int]) -> None:
         """Ask these shards, and only these, for nothing that others hold, too."""
         with self._changing:
-            self._draining = frozenset(shards)
+            self.draining = frozenset(shards)
             self._set(self._links)
 
     def look_again(self) -> None:
@@ -97,4 +98,4 @@ class LinkTable:
     def _use(self, shard: int, link: Link) -> Use:
         if not link.is_loaded:
             return Use.LOADING
-        return Use.DRAINING if shard in self._draining else Use.READY
+        return Use.DRAINING if shard in self.draining else Use.READY

@@ -163,8 +163,8 @@ class ShardServer:
     def _answer_all(self, batch: Sequence[_Request]) -> None:
         inline = {endpoint: endpoint.wire.rows_inline for endpoint, _ in batch}
         if len(batch) > 1:
-            merged = Merged([request for _, request in batch])
             try:
+                merged = Merged([request for _, request in batch])
                 y_ND = self._computed(merged)
             except Exception as error:  # of one of them, perhaps: computed apart, each gets its own answer
                 logger.debug("%d merged requests failed: %r", len(batch), error)

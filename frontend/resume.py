@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from frontend.answer_params import AnswerParams
+from router.counts.requests import RESUMED
 from router.errors import InvalidArgument
 from router.request import GenerationRequest, RequestLimits, SamplingParams, check_made, check_token_ids
 
@@ -61,7 +62,7 @@ class Resume:
         continued = []
         for index, request in enumerate(requests):
             made = self.received[index] if index < len(self.received) else ()
-            continued.append(replace(request, request_id=f"{self.attempt_id}-{index}", made=made))
+            continued.append(replace(request, request_id=f"{self.attempt_id}-{index}", made=made, replayed=RESUMED))
             try:
                 check_token_ids("made", made, limits.vocab_size)
                 if not is_complete(continued[-1], limits):

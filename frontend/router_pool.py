@@ -9,6 +9,7 @@ compute, or until a router is there, at most heal_s.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 
 from frontend.delta_stream import DeltaStream, DeltaStreams
@@ -86,11 +87,13 @@ class RouterPool:
         """Ready as soon as one router says that it is; `degraded` names those that are down. If none does, what each
         is missing."""
         details = []
-        async for readiness in _as_they_come([router.connection for router in self._routers.values()]):
-            if readiness.ready:
-                missing = [router.detail for router in self._routers.values() if not router.up]
-                return replace(readiness, degraded="; ".join(filter(None, [*missing, readiness.degraded])))
-            details.append(readiness.detail)
+        connections = [router.connection for router in self._routers.values()]
+        async with aclosing(_as_they_come(connections)) as answers:
+            async for readiness in answers:
+                if readiness.ready:
+                    missing = [router.detail for router in self._routers.values() if not router.up]
+                    return replace(readiness, degraded="; ".join(filter(None, [*missing, readiness.degraded])))
+                details.append(readiness.detail)
         return Readiness(False, "; ".join(sorted(details)))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
@@ -135,6 +138,8 @@ class RouterPool:
         if not state.up:
             return
         state.up = False
+        if state.draining and cause == LOST:
+            cause = UNAVAILABLE  # whoever drains a router ends it at last; it did not die of a request
         stranded = [running for running in self._running.values() if running.router == router]
         logger.warning("%s; %d requests are sent again", detail, len(stranded))
         for running in stranded:

@@ -32,7 +32,7 @@ class RunningRequest:
     @staticmethod
     def of(request: GenerationRequest, now_s: float) -> "RunningRequest":
         deadline_s = None if request.timeout_s is None else now_s + request.timeout_s
-        return RunningRequest(request, deadline_s, list(request.made))
+        return RunningRequest(request, deadline_s, list(request.made), replayed=request.replayed)
 
     def is_late(self, now_s: float) -> bool:
         """Whether its client's deadline has passed."""

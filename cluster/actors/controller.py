@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import ray
 
@@ -19,7 +20,7 @@ from cluster.policy.reconcile import Action, Create, Kill, Tell, going, reconcil
 from cluster.policy.wanted import Found, Wanted, leaving
 from cluster.reports import ActorState, ControllerStats, DrainProgress, Phase
 from cluster.running import Running, free_by_node, nodes
-from cluster.stored_drains import read_drains, write_drains
+from cluster.stored_drains import StoredDrains, read_drains, write_drains
 from experts.placement import Placement, Slot
 
 logger = logging.getLogger(__name__)
@@ -54,13 +55,14 @@ class ControllerActor:
     def __init__(self, spec: ControllerSpec) -> None:
         self._spec = spec
         self._blueprints = {blueprint.name: blueprint for blueprint in spec.blueprints}
-        drained, cleared = read_drains(spec.namespace)
+        stored = read_drains(spec.namespace)
+        self._moved = set(stored.moved)
         self._wanted = Wanted(
             routers=tuple(blueprint.name for blueprint in spec.blueprints if not blueprint.is_shard),
             shards=tuple(blueprint.name for blueprint in spec.blueprints if blueprint.is_shard),
             placement=spec.placement,
-            drained=drained,
-            cleared=cleared,
+            drained=stored.drained,
+            cleared=stored.cleared,
         )
         self._running = Running(spec.namespace, self._wanted.routers, self._wanted.shards)
         self._view = _View(self._wanted)
@@ -180,9 +182,13 @@ class ControllerActor:
         return next(iter(matching_nodes(target, cleared)), None)
 
     def _want(self, wanted: Wanted) -> None:
-        write_drains(self._spec.namespace, wanted.drained, wanted.cleared)
+        self._store(wanted)
         self._wanted = wanted
         self._wake.set()
+
+    def _store(self, wanted: Wanted) -> None:
+        drains = StoredDrains(dict(wanted.drained), dict(wanted.cleared), sorted(self._moved))
+        write_drains(self._spec.namespace, drains)
 
     def _watch(self) -> None:
         while True:
@@ -197,6 +203,7 @@ class ControllerActor:
     def _look_and_act(self) -> bool:
         """Whether anything was done, so that there may be more to do at once."""
         wanted, found = self._wanted, self._running.look()
+        found |= {name: replace(found[name], can_go_home=True) for name in self._homeless(wanted, found)}
         problems = {}
         actions = reconcile(wanted, found)
         for action in actions:
@@ -223,11 +230,30 @@ class ControllerActor:
         """In the part's own bundle; if that is on a cleared node, on another node with room."""
         blueprint = self._blueprints[part]
         group = ray.util.get_placement_group(app_name(self._spec.namespace))
-        home = ray.util.placement_group_table(group)["bundles_to_node_id"].get(blueprint.bundle)
         node = None
-        if home in wanted.cleared:
+        if self._home(group, part) in wanted.cleared:
             node = new_nodes({part: blueprint.needs}, free_by_node(wanted.cleared))[part]
         blueprint.create(group, node)
+        if (node is not None) != (part in self._moved):
+            with self._lock:
+                self._moved ^= {part}
+                self._store(self._wanted)
+
+    def _home(self, group: Any, part: str) -> str | None:
+        """The node of the part's bundle, as Ray has it."""
+        home: str | None = ray.util.placement_group_table(group)["bundles_to_node_id"].get(
+            self._blueprints[part].bundle
+        )
+        return home
+
+    def _homeless(self, wanted: Wanted, found: Mapping[str, Found]) -> list[str]:
+        """Moved parts for which Ray finds no node, though that of their bundle may be used."""
+        lost = [name for name in self._moved if name in found and found[name].node is None]
+        if not lost:
+            return []
+        group = ray.util.get_placement_group(app_name(self._spec.namespace))
+        usable = {node["id"] for node in nodes()} - wanted.cleared.keys()
+        return [name for name in lost if self._home(group, name) in usable]
 
 
 def _without(mapping: Mapping[str, float], key: str) -> dict[str, float]:

@@ -59,20 +59,28 @@ class LinkKeeper:
         self._shards = frozenset(range(len(shard_names)))
         self._were_linked: set[int] = set()
         self._were_loaded: set[int] = set()
+        self._began = False
         for shard, name in enumerate(shard_names):
             threading.Thread(target=self._keep, args=(shard, name), name=f"keep {name}", daemon=True).start()
 
     @property
     def never_linked(self) -> frozenset[int]:
-        """The shards that have not been linked so far."""
-        return self._shards - self._were_linked
+        """The shards that have not been linked so far; empty for good once it was.
+
+        Nobody waits for those that are drained.
+        """
+        if not self._began:
+            missing = self._shards - self._were_linked - self._links.draining
+            self._began = not missing
+            return missing
+        return frozenset()
 
     def wait_until_all_were_loaded(self) -> None:
-        """Return once each shard has had all that it should hold, at least once."""
+        """Return once each shard that is not drained has had all that it should hold, at least once."""
         bell = self._links.bell
         while True:
             seen = bell.rings
-            if self._shards == self._were_loaded:
+            if self._shards <= self._were_loaded | self._links.draining:
                 return
             bell.wait(seen, JOIN_TIMEOUT_S)
 

@@ -98,7 +98,10 @@ class RemoteController:
 
     def __init__(self, spec: "ControllerSpec") -> None:
         from cluster.actors.controller import ControllerActor
+        from cluster.actors.failpoints import of_actor
+        from cluster.names import CONTROLLER
 
+        of_actor(CONTROLLER)
         self._controller = ControllerActor(spec)
 
     def state(self) -> ActorState:

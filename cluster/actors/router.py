@@ -132,10 +132,10 @@ class RouterActor:
         After that requests are taken, and wait if they must: until some expert has been away for
         heal_s. Meanwhile `degraded` says what is missing.
         """
-        if self._engine is None or self._keeper is None:
-            return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
         if self._orders.is_stopping or self._orders.is_draining:
             return Readiness(False, f"{self._spec.name} is {'stopping' if self._orders.is_stopping else 'draining'}")
+        if self._engine is None or self._keeper is None:
+            return Readiness(False, f"{self._spec.name} is {self._progress.state().summary}")
         unlinked = self._unlinked()
         missing_s = self._missing_s()
         is_ready = not self._keeper.never_linked and (missing_s is None or missing_s < self._spec.heal_s)
@@ -167,7 +167,8 @@ class RouterActor:
     async def metrics(self) -> RouterMetrics:
         """What was counted, in full, for the metrics page."""
         engine = self._engine.snapshot if self._engine else None
-        return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses))
+        missing = self._dispatcher.missing_experts()
+        return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses), missing)
 
     async def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold, as this router routes: for one that finds no controller."""

@@ -54,7 +54,9 @@ def reconcile(wanted: Wanted, found: Mapping[str, Found]) -> list[Action]:
         return part.is_idle or part.draining_s >= leaves[name] or _is_alone(name, wanted)
 
     missing = (name for name in wanted.parts if name not in found and name not in wanted.drained)
-    return [*(Create(name) for name in missing), *tells, *(Kill(name) for name in goes if may_go(name))]
+    homeless = (name for name, part in found.items() if part.can_go_home and name not in goes)
+    kills = (*homeless, *(name for name in goes if may_go(name)))
+    return [*(Create(name) for name in missing), *tells, *(Kill(name) for name in kills)]
 
 
 def going(wanted: Wanted, found: Mapping[str, Found]) -> list[str]:

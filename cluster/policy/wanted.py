@@ -47,6 +47,8 @@ class Found:
     request or row is under way, as far as can be known: also when it does not answer.
     orders: those that a router follows; None for shards, and if it does not answer.
     draining_s: for how long a router has drained. open_requests: of a router that answers.
+    can_go_home: it was moved out of its bundle of the placement group, Ray finds no node for it now,
+    and the bundle is on a node that may be used.
     """
 
     node: str | None
@@ -55,6 +57,7 @@ class Found:
     orders: Orders | None = None
     draining_s: float = 0.0
     open_requests: int = 0
+    can_go_home: bool = False
 
 
 def leaving(wanted: Wanted, found: Mapping[str, Found]) -> dict[str, float]:

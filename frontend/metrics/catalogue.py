@@ -15,13 +15,15 @@ from router.counts.requests import EngineSnapshot, Histogram
 @dataclass(frozen=True)
 class RouterReport:
     """snapshot: None if the router did not answer, or has not loaded its model. shard_names: by shard number.
-    down: those that it has no working link to. losses: links lost so far, by kind."""
+    down: those that it has no working link to. losses: links lost so far, by kind.
+    missing_experts: (layer, expert) pairs that no living shard holds."""
 
     name: str
     snapshot: EngineSnapshot | None
     shard_names: Sequence[str]
     down: frozenset[str] = frozenset()
     losses: Mapping[str, int] = field(default_factory=dict)
+    missing_experts: int = 0
 
 
 Samples = Iterable[tuple[Sequence[str], float]]
@@ -91,6 +93,12 @@ GAUGES = (
         lambda report, _: [((name,), float(name not in report.down)) for name in report.shard_names],
     ),
     Family(
+        "drover_missing_experts",
+        "(layer, expert) pairs that no living shard holds. Above 0, the router's streams wait, for heal_s at most.",
+        (),
+        lambda report, _: [((), report.missing_experts)],
+    ),
+    Family(
         "drover_shard_slowness",
         "How many times as long as the fastest a slow shard takes for the same work, as the router has measured. "
         "Shards that are not slow are not named. A slow shard gets only what no other holds.",
@@ -156,7 +164,7 @@ COUNTERS = (
         "drover_requests_replayed",
         "Requests that this router took over and that another one, or an earlier process, had begun. lost: its process "
         "ended; silent: it was silent for longer than links.dead_after_ms allows; unavailable: it said that it cannot "
-        "go on. Clients notice a pause at most.",
+        "go on; resumed: the client had lost its connection and came back. Clients notice a pause at most.",
         ("reason",),
         lambda _, snapshot: [((reason,), count) for reason, count in snapshot.requests.replayed.items()],
     ),

@@ -16,9 +16,9 @@ CANCELLED = "cancelled"
 MOVED = "moved"  # to another router
 ENDINGS = ("stop", "length", CANCELLED, MOVED, "deadline", "refused", "error")
 # Why a frontend sends a request again: its router's process ended, was silent for too long, or said
-# that it cannot go on.
-LOST, SILENT, UNAVAILABLE = "lost", "silent", "unavailable"
-REPLAY_REASONS = (LOST, SILENT, UNAVAILABLE)
+# that it cannot go on; or its client came back, after it had lost the connection.
+LOST, SILENT, UNAVAILABLE, RESUMED = "lost", "silent", "unavailable", "resumed"
+REPLAY_REASONS = (LOST, SILENT, UNAVAILABLE, RESUMED)
 
 # Upper bounds of buckets, in seconds. A token takes from below a millisecond (a tiny model) to
 # seconds (a large one beside long prompts). A request takes from one such step to many minutes.

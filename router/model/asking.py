@@ -191,7 +191,7 @@ class Asker:
             return ()
         self.retries[part.loss_kind] += 1
         count_of = {group: part.message.counts[group] for group, shards in enumerate(holders) if shards}
-        chosen = choose_replicas(count_of, dict(enumerate(holders)), self.speeds.slowness(now_s))
+        chosen = choose_replicas(count_of, holders, self.speeds.slowness(now_s))
         pieces = []
         for shard in [*sorted(set(chosen.values())), None]:
             groups = [group for group in range(len(holders)) if chosen.get(group) == shard]

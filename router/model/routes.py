@@ -4,7 +4,8 @@ Legend: E experts. A rank is an expert's position in that order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ class ShardRoutes(NamedTuple):
 class LayerRoutes(NamedTuple):
     """The experts of one layer, ranked by (shard, expert): rows in that order are contiguous for shard and expert.
 
-    rank_E: each expert's rank, on the device. expert_of_rank: on the host.
+    Experts without rows may have no rank. rank_E: each expert's rank, on the device.
+    expert_of_rank: on the host.
     shards: in ascending order of their ranks.
     """
 
@@ -62,12 +64,12 @@ class Routes:
             for layer, by_expert in placement.shards_of.items()
         }
         settled = {
-            layer: [holders[0] for holders in by_expert]
+            layer: {expert: holders[0] for expert, holders in enumerate(by_expert)}
             for layer, by_expert in self._holders_of.items()
             if all(len(holders) == 1 for holders in by_expert)
         }
-        ranked = [_ranked(shard_of_expert, placement.versions_of[layer]) for layer, shard_of_expert in settled.items()]
-        ranks = upload([_inverse(expert_of_rank) for expert_of_rank, _ in ranked], device)
+        ranked = [_ranked(shard_of, placement.versions_of[layer]) for layer, shard_of in settled.items()]
+        ranks = upload([_ranks(expert_of_rank, len(expert_of_rank)) for expert_of_rank, _ in ranked], device)
         self._settled = {
             layer: LayerRoutes(rank_E, *of_layer)
             for layer, rank_E, of_layer in zip(settled, ranks, ranked, strict=True)
@@ -78,12 +80,12 @@ class Routes:
         settled = self._settled.get(layer)
         if settled is not None:
             return settled
-        holders_of = self._holders_of[layer]
-        active = {int(expert): int(count_E[expert]) for expert in count_E.nonzero()[0]}
-        chosen = choose_replicas(active, dict(enumerate(holders_of)), slowness())
-        shard_of_expert = [chosen.get(expert, holders[0]) for expert, holders in enumerate(holders_of)]
-        expert_of_rank, shards = _ranked(shard_of_expert, self._versions_of[layer])
-        return LayerRoutes(upload([_inverse(expert_of_rank)], self._device)[0], expert_of_rank, shards)
+        active_E = count_E.nonzero()[0]
+        active = dict(zip(active_E.tolist(), count_E[active_E].tolist(), strict=True))
+        chosen = choose_replicas(active, self._holders_of[layer], slowness())
+        expert_of_rank, shards = _ranked(chosen, self._versions_of[layer])
+        rank_E = upload([_ranks(expert_of_rank, len(count_E))], self._device)[0]
+        return LayerRoutes(rank_E, expert_of_rank, shards)
 
 
 def best_holders(shards: Sequence[int], use_of: Mapping[int, Use]) -> Sequence[int]:
@@ -95,22 +97,20 @@ def best_holders(shards: Sequence[int], use_of: Mapping[int, Use]) -> Sequence[i
     return [shard for shard in shards if use_of.get(shard) == best and best is not None]
 
 
-def _ranked(shard_of_expert: Sequence[int], version_of_expert: Sequence[int]) -> tuple[Counts, list[ShardRoutes]]:
-    """(expert_of_rank, shards) of a LayerRoutes."""
-    shard_E = np.asarray(shard_of_expert)
-    expert_of_rank = np.argsort(shard_E, kind="stable")
-    ordered = shard_E[expert_of_rank]
-    firsts = [0, *(np.flatnonzero(np.diff(ordered)) + 1).tolist(), len(ordered)]
-    found = []
-    for first, end in pairwise(firsts):
-        experts: list[int] = expert_of_rank[first:end].tolist()
+def _ranked(shard_of: Mapping[int, int], version_of_expert: Sequence[int]) -> tuple[Counts, list[ShardRoutes]]:
+    """(expert_of_rank, shards) of a LayerRoutes for these experts, each with its shard."""
+    ordered = sorted((shard, expert) for expert, shard in shard_of.items())
+    found, first = [], 0
+    for shard, group in groupby(ordered, key=itemgetter(0)):
+        experts = [expert for _, expert in group]
         versions = [version_of_expert[expert] for expert in experts]
-        found.append(ShardRoutes(int(ordered[first]), slice(first, end), experts, versions))
-    return expert_of_rank, found
+        found.append(ShardRoutes(shard, slice(first, first + len(experts)), experts, versions))
+        first += len(experts)
+    return np.array([expert for _, expert in ordered], np.int64), found
 
 
-def _inverse(order: Counts) -> Counts:
-    """rank_E from expert_of_rank, and the other way round."""
-    inverse = np.empty_like(order)
-    inverse[order] = np.arange(len(order))
-    return inverse
+def _ranks(expert_of_rank: Counts, num_experts: int) -> Counts:
+    """rank_E; 0 for experts that have none."""
+    rank_E = np.zeros(num_experts, np.int64)
+    rank_E[expert_of_rank] = np.arange(len(expert_of_rank))
+    return rank_E

@@ -243,7 +243,7 @@ def test_a_new_call_waits_for_a_server_that_was_there_before() -> None:
 
 
 def test_the_example_for_clients_with_the_stubs_alone_does_what_it_says(client: Client, router: FakeRouter) -> None:
-    page = (ROOT / "docs" / "how-it-works.md").read_text()
+    page = (ROOT / "docs" / "healing.md").read_text()
     [example] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {"grpc": grpc, "time": time}
     exec(example, names)

@@ -1,5 +1,6 @@
 """The thread that keeps a link is supervised: whatever goes wrong in it, the shard is linked again."""
 
+import threading
 from typing import Any
 
 import torch
@@ -58,3 +59,28 @@ def test_link_names_never_repeat_not_even_when_the_router_has_started_anew() -> 
     keepers = [Keeper(LinkTable()) for _ in range(2)]
     wait_until(lambda: all(keeper.names for keeper in keepers))
     assert len({keeper.names[0] for keeper in keepers}) == 2
+
+
+class Nowhere(LinkKeeper):
+    """Its one shard is gone for good."""
+
+    def __init__(self, table: LinkTable) -> None:
+        super().__init__(table, ["shard"], self._find, SETTINGS, "router", torch.device("cpu"))
+
+    def _find(self, name: str) -> Any:
+        raise ValueError(name)
+
+
+def test_a_router_that_starts_does_not_wait_for_a_drained_shard() -> None:
+    table = LinkTable()
+    keeper = Nowhere(table)
+    waiting = threading.Thread(target=keeper.wait_until_all_were_loaded, daemon=True)
+    waiting.start()
+    assert keeper.never_linked == {0}
+    assert waiting.is_alive()
+    table.drain([0])
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive()
+    assert not keeper.never_linked
+    table.drain([])  # wanted again: it may take its time
+    assert not keeper.never_linked

@@ -1,12 +1,9 @@
 """Who owns a request's id at a router: the actor and its clients in this process, over a real engine, without Ray."""
 
 import asyncio
-import itertools
-import threading
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,54 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checkpoint.tensors import Checkpoint
-from cluster.actors.router import RouterActor, RouterSpec
+from cluster.actors.router import RouterSpec
 from cluster.actors.specs import router_specs
-from cluster.reports import Phase
-from cluster.router_client import RayRouterConnection
 from frontend.delta_stream import DeltaStream
-from frontend.router_pool import RouterPool
 from router.counts.requests import CANCELLED
-from router.engine_thread import EngineThread
 from router.errors import AlreadyExists
 from router.model.llama4 import Model
-from router.request import GenerationRequest, TokenDelta, request_limits
+from router.request import GenerationRequest, TokenDelta
 from tests.cluster.deployment import deployment_config
+from tests.cluster.local_routers import LocalRouter, Reader, client_of
 from tests.local_model import load_model
 from tests.reference import make_reference, prompt
-from tests.router.engines import alone, greedy, make_engine, tokens_of
+from tests.router.engines import alone, greedy, tokens_of
 
 PATIENCE_S = 60.0
 ENDLESS = 400  # tokens, which take far longer than any test
-_frontends = itertools.count()
-
-
-class LocalRouter(RouterActor):
-    """A RouterActor that holds all experts itself. `last_posted`: the engine has posted a last delta to the loop."""
-
-    def __init__(self, spec: RouterSpec, model: Model) -> None:
-        self.model = model
-        self.last_posted = threading.Event()
-        super().__init__(spec)
-
-    def _load(self) -> None:
-        self._engine = EngineThread(make_engine(self.model), self._deliver)
-
-    def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
-        super()._deliver(deltas)
-        if any(delta.is_last for delta in deltas):
-            self.last_posted.set()
-
-    async def wait_until_ready(self) -> None:
-        while (await self.state()).phase is not Phase.READY:
-            await asyncio.sleep(0.01)
-
-    async def wait_until_free(self, request_id: str) -> None:
-        while request_id in self._frontend_of:
-            await asyncio.sleep(0.01)
-
-    def close(self) -> None:
-        assert self._engine is not None
-        assert self._engine.stop(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -98,65 +62,8 @@ def with_router(spec: RouterSpec, model: Model) -> "With":
 With = Callable[[Callable[[LocalRouter], Awaitable[None]]], None]
 
 
-class Remotely:
-    """A method as Ray offers it: the call runs by itself, and its answer is awaited."""
-
-    def __init__(self, method: Callable[..., Coroutine[Any, Any, Any]]) -> None:
-        self._method = method
-
-    def remote(self, *args: Any) -> "asyncio.Task[Any]":
-        return asyncio.create_task(self._method(*args))
-
-
-class Directly(RayRouterConnection):
-    """A connection to a router in this process."""
-
-    def __init__(self, router: LocalRouter, frontend_id: str) -> None:
-        super().__init__("router-0", "namespace", frontend_id, silence_s=PATIENCE_S)
-        self._to_find = router
-
-    def _look_up(self) -> Any:
-        names = ("expect_frontend", "readiness", "submit", "cancel", "release", "pull")
-        return SimpleNamespace(**{name: Remotely(getattr(self._to_find, name)) for name in names})
-
-
-def client_of(router: LocalRouter) -> RouterPool:
-    """A frontend of its own."""
-    limits = request_limits(router.model.config)
-    return RouterPool([Directly(router, f"frontend-{next(_frontends)}")], limits, heal_s=PATIENCE_S)
-
-
 async def read_all(stream: DeltaStream) -> list[TokenDelta]:
     return [delta async for delta in stream]
-
-
-class Reader:
-    """Pulls a frontend's deltas by hand."""
-
-    def __init__(self, router: LocalRouter, frontend_id: str) -> None:
-        self._router, self._frontend_id = router, frontend_id
-        self.receipts = [-1]
-
-    async def read_to_end(self) -> list[TokenDelta]:
-        """The deltas up to a batch that ends a request."""
-        deltas: list[TokenDelta] = []
-        while not (deltas and deltas[-1].is_last):
-            deltas += await self.read()
-        return deltas
-
-    async def read_to_end_of(self, request_id: str) -> list[TokenDelta]:
-        deltas: list[TokenDelta] = []
-        while not any(delta.request_id == request_id and delta.is_last for delta in deltas):
-            deltas += await self.read()
-        return deltas
-
-    async def read(self) -> list[TokenDelta]:
-        """What the next pull brings, if it is new."""
-        batch = await self._router.pull(self._frontend_id, self.receipts[-1])
-        if batch.number == self.receipts[-1]:
-            return []
-        self.receipts.append(batch.number)
-        return batch.deltas
 
 
 def test_a_frontend_that_is_refused_an_id_leaves_the_owners_request_alone(with_router: With, model: Model) -> None:
@@ -180,22 +87,21 @@ def test_a_resumed_call_goes_on_at_another_frontend_and_the_broken_one_ends(
 ) -> None:
     async def test(router: LocalRouter) -> None:
         broken = greedy("call", prompt(9), ENDLESS)
+        expected = alone(model, greedy("whole", prompt(9), 20))
         old, new = Reader(router, "old"), client_of(router)
+        await read_all(new.generate([greedy("first", prompt(5), 1)]))  # from now on its mail goes at once
         await router.submit("old", [broken, replace(broken, request_id="call-1")])
-        made: list[int] = []
-        while len(made) < 3:
-            made += tokens_of(await old.read(), "call")
         if not frontend_lives:
             del router._outboxes["old"]
         new.release("call", keep="call+1")
-        again = replace(greedy("call+1-0", prompt(9), 20), made=tuple(made[:3]))
-        deltas = await read_all(new.generate([again]))
-        assert made[:3] + tokens_of(deltas, "call+1-0") == alone(model, greedy("whole", prompt(9), 20))
+        again = replace(greedy("call+1-0", prompt(9), 20), made=tuple(expected[:3]))
+        assert expected[:3] + tokens_of(await read_all(new.generate([again])), "call+1-0") == expected
         await router.wait_until_free("call")
         await router.wait_until_free("call-1")
-        ends: set[str] = set()
+        ends: list[TokenDelta] = []
         while frontend_lives and len(ends) < 2:
-            ends |= {delta.request_id for delta in await old.read() if isinstance(delta.error, AlreadyExists)}
+            ends += [delta for delta in await old.read() if delta.is_last]
+        assert all(isinstance(delta.error, AlreadyExists) for delta in ends)
         stats = (await router.stats()).engine
         assert stats is not None
         assert (stats.running, stats.waiting) == (0, 0)

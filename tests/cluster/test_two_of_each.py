@@ -6,12 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import ray
 
-from client import Client, ServerUnavailable
+from client import Client, Sampling, ServerUnavailable
 from cluster.launch import Deployment
+from cluster.local_rays import haproxy_folder
 from cluster.reports import RouterStats
 from tests.cluster.deployment import MAVERICK, TWO_OF_EACH, SharedRay, actor, http_get, pid_of, replica_pids
 from tests.processes import PATIENCE_S, wait_until
@@ -98,6 +102,79 @@ def test_a_killed_replica_ends_its_own_streams_only(client: Client, reference: R
     assert survivors == [reference.greedy(TOKENS, LENGTH)[0]] * len(survivors)
     # The routers have noticed who is gone.
     wait_until(lambda: running("router-0") == running("router-1") == 0)
+
+
+def haproxy_pids() -> list[int]:
+    """The process of HAProxy on this process's Ray, and those that a reload has replaced."""
+    folder = str(haproxy_folder(os.getpid())).encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # gone
+            command = entry.read_bytes().split(b"\0")
+            if b"haproxy" in command[0] and any(folder in word for word in command):
+                found.append(int(entry.parent.name))
+    return found
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a client has read of a stream, and for how long its connection was lost, each time."""
+
+    text: str
+    token_ids: list[int]
+    completion_tokens: int
+    gaps_s: list[float]
+
+
+@pytest.mark.parametrize("victim", ["replica", "HAProxy"])
+def test_streams_go_on_whatever_dies_between_client_and_router(
+    victim: str, client: Client, reference: Reference
+) -> None:
+    """Greedy, drawn, with penalties and with stop strings; whichever replica they were at."""
+    kinds: list[Sampling] = [
+        {"temperature": 0},
+        {"temperature": 0.8, "seed": 5},
+        {"temperature": 0.8, "seed": 6, "frequency_penalty": 0.5},
+        {"temperature": 0, "stop": ["never", "ab"], "ignore_eos": True},
+    ]
+
+    def read(sampling: Sampling, began: Callable[[], object] = lambda: None) -> Read:
+        stream = client.generate(TOKENS, max_tokens=LENGTH, timeout_s=PATIENCE_S, **sampling)
+        deltas = [next(stream)]
+        began()
+        deltas += stream
+        assert deltas[-1].usage is not None
+        token_ids = [token_id for delta in deltas for token_id in delta.token_ids]
+        assert len({delta.request_id for delta in deltas}) == 1
+        text = "".join(delta.text for delta in deltas)
+        return Read(text, token_ids, deltas[-1].usage.completion_tokens, stream.gaps_s)
+
+    expected = [read(sampling) for sampling in kinds]
+    assert expected[0].token_ids == reference.greedy(TOKENS, LENGTH)[0]
+    all_began = threading.Barrier(STREAMS + 1)
+    with ThreadPoolExecutor(STREAMS) as threads:
+        reading = [
+            threads.submit(read, kinds[number % len(kinds)], lambda: all_began.wait(PATIENCE_S))
+            for number in range(STREAMS)
+        ]
+        all_began.wait(PATIENCE_S)
+        for pid in replica_pids()[:1] if victim == "replica" else haproxy_pids():
+            os.kill(pid, signal.SIGKILL)
+        outcomes = [future.result(PATIENCE_S) for future in reading]
+    for number, outcome in enumerate(outcomes):
+        assert replace(outcome, gaps_s=[]) == expected[number % len(kinds)]
+    assert any(outcome.gaps_s for outcome in outcomes)
+    # Nothing of the broken calls goes on.
+    wait_until(lambda: running("router-0") == running("router-1") == 0)
+
+
+def test_a_client_that_does_not_resume_is_told_at_once(client: Client) -> None:
+    stream = client.generate(TOKENS, max_tokens=400, temperature=0, timeout_s=PATIENCE_S, resume_s=0)
+    next(stream)
+    for pid in haproxy_pids():
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(ServerUnavailable):
+        list(stream)
 
 
 def test_both_replicas_serve_and_cancel_and_show_the_same_counts(client: Client, deployment: Deployment) -> None:

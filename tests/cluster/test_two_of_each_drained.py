@@ -63,14 +63,21 @@ def stats_of(name: str) -> RouterStats:
     return stats
 
 
+def is_ready(name: str) -> bool:
+    try:
+        ready: bool = ray.get(actor(name).readiness.remote(), timeout=PATIENCE_S).ready
+    except ray.exceptions.RayError:
+        return False
+    return ready
+
+
 def is_well(name: str) -> bool:
     """Whether the router is ready, linked to all shards, and both frontends know it."""
     try:
-        ready: bool = ray.get(actor(name).readiness.remote(), timeout=PATIENCE_S).ready
         stats = stats_of(name)
     except ray.exceptions.RayError:
         return False
-    return ready and (stats.down, stats.drained, stats.life_lines) == ({}, (), 2)
+    return is_ready(name) and (stats.down, stats.drained, stats.life_lines) == ({}, (), 2)
 
 
 def begin(client: Client) -> Callable[[], list[int]]:
@@ -107,7 +114,9 @@ def test_a_drained_shard_goes_amid_streams_stays_away_and_comes_back(
     assert "shard-0 is the only shard that serves experts 0-127 of layer " in refusal(
         lambda: controller.drain("shard-0", 1.0)
     )
-    os.kill(pid_of(CONTROLLER), signal.SIGKILL)  # it is not forgotten
+    for name in (CONTROLLER, "router-1"):  # the drain is not forgotten, and nobody waits for the shard
+        os.kill(pid_of(name), signal.SIGKILL)
+    wait_until(lambda: is_ready("router-1"), RESTART_S)
     assert controller.stats().drained == {"shard-1": 1.0}
     status = as_json(read_status(NAMESPACE), read_wanted(NAMESPACE))
     assert {shard["name"]: shard["phase"] for shard in status["shards"]} == {"shard-0": "ready", "shard-1": "drained"}
@@ -122,18 +131,25 @@ def test_a_drained_router_goes_and_its_streams_do_not_notice(
     grace_s: float, client: Client, controller: ControllerClient, reference: Reference
 ) -> None:
     """They finish there, or go on at the other one."""
+    taken_over = replayed("router-0")
     streams = [begin(client) for _ in range(6)]
     assert all(stats_of(name).open_requests for name in ROUTERS)
     controller.drain("router-1", grace_s)
-    wait_until(lambda: controller.drain_progress("router-1").is_done)
-    assert [read_rest() for read_rest in streams] == [reference.greedy(TOKENS, MANY)[0]] * len(streams)
-    assert "router-1" not in part_names(NAMESPACE)
-    engine = stats_of("router-0").engine
+    try:
+        wait_until(lambda: controller.drain_progress("router-1").is_done)
+        assert [read_rest() for read_rest in streams] == [reference.greedy(TOKENS, MANY)[0]] * len(streams)
+        assert "router-1" not in part_names(NAMESPACE)
+        assert (replayed("router-0") > taken_over) == (grace_s == 0.0)
+        assert "router-0 is the last router that serves; " in refusal(lambda: controller.drain("router-0", 1.0))
+        assert begin(client)() == reference.greedy(TOKENS, MANY)[0]
+    finally:
+        controller.undo_drain("router-1")
+
+
+def replayed(name: str) -> int:
+    engine = stats_of(name).engine
     assert engine is not None
-    assert bool(engine.replayed) == (grace_s == 0.0)
-    assert "router-0 is the last router that serves; " in refusal(lambda: controller.drain("router-0", 1.0))
-    assert begin(client)() == reference.greedy(TOKENS, MANY)[0]
-    controller.undo_drain("router-1")
+    return engine.replayed
 
 
 def test_streams_do_not_notice_the_controllers_death(

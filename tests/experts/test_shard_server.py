@@ -15,7 +15,7 @@ from experts.bell import ThreadBell
 from experts.endpoint import Endpoint, Liveness
 from experts.errors import LinkDown, RefusalCode
 from experts.group_link import GroupLink
-from experts.link import ExpertRows
+from experts.link import ExpertRows, Reply
 from experts.shard import ExpertShard
 from experts.shard_server import ShardServer
 from experts.slots import Slots
@@ -157,8 +157,9 @@ def test_requests_of_a_router_that_is_gone_are_not_computed() -> None:
     server.serve(good_shard_end, WIRE, LIVENESS, "good")
     gone = GroupLink(gone_end, WIRE, LIVENESS, ThreadBell(), CPU, "gone")
     good = GroupLink(good_end, WIRE, LIVENESS, ThreadBell(), CPU, "good")
-    replies = [gone.request(asked(torch.full((1, 8), float(n)))) for n in range(3)]
+    replies = [gone.request(asked(torch.full((1, 8), 0.0)))]
     assert shard.began.wait(PATIENCE_S)
+    replies += [gone.request(asked(torch.full((1, 8), float(n)))) for n in (1, 2)]
     wait_until(lambda: server._requests.qsize() == len(replies) - 1)
     gone.close()
     wait_until(lambda: server.link_names == ("good",))
@@ -198,3 +199,84 @@ def test_a_link_whose_sending_thread_ends_is_down_at_both_ends() -> None:
     for end in ends:
         assert end.down_reason is not None
         end.close()
+
+
+class CountingShard(HeldShard):
+    """Remembers how many rows each computation had; the one of layer 9 fails if it has several requests' rows."""
+
+    def compute(
+        self, layer: int, experts: Sequence[int], versions: Sequence[int], counts: Sequence[int], x_ND: torch.Tensor
+    ) -> torch.Tensor:
+        y_ND = super().compute(layer, experts, versions, counts, x_ND)
+        if layer == 9 and len(x_ND) > 1:
+            raise MemoryError("too many")
+        return y_ND
+
+
+@pytest.mark.parametrize(("layer", "computed"), [(3, [0.0, 1.0]), (9, [0.0, 1.0, 1.0, 2.0, 3.0])])
+def test_what_waits_for_one_layer_is_computed_in_one_go_or_apart_if_that_fails(
+    layer: int, computed: list[float]
+) -> None:
+    shard = CountingShard()
+    server = ShardServer(shard, CPU)
+    links = []
+    for name in ("a", "b"):
+        router_end, shard_end = join_both()
+        server.serve(shard_end, WIRE, LIVENESS, name)
+        links.append(GroupLink(router_end, WIRE, LIVENESS, ThreadBell(), CPU, name))
+
+    def ask(link: GroupLink, value: float) -> Reply:
+        return link.request(ExpertRows(layer, [0], [1], [1], torch.full((1, 8), value)))
+
+    replies = [ask(links[0], 0.0)]
+    assert shard.began.wait(PATIENCE_S)
+    replies.append(ask(links[1], 1.0))
+    wait_until(lambda: server._requests.qsize() == 1)
+    replies.append(ask(links[0], 2.0))
+    wait_until(lambda: server._requests.qsize() == 2)
+    replies.append(ask(links[1], 3.0))
+    wait_until(lambda: server._requests.qsize() == 3)
+    shard.go.set()
+    assert [taken(reply)[0, 0].item() for reply in replies] == [0.0, 1.0, 2.0, 3.0]
+    assert shard.computed == computed
+    for link in links:
+        link.close()
+    server.close()
+
+
+def test_a_shard_whose_computation_hangs_ends_itself_and_one_that_idles_does_not() -> None:
+    stuck, idle = HeldShard(), HeldShard()
+    crashed = {stuck: threading.Event(), idle: threading.Event()}
+    servers = [ShardServer(s, CPU, on_crash=crashed[s].set, stuck_after_s=0.2) for s in (stuck, idle)]
+    router_end, shard_end = join_both()
+    servers[0].serve(shard_end, WIRE, LIVENESS, "stuck")
+    link = GroupLink(router_end, WIRE, LIVENESS, ThreadBell(), CPU, "stuck")
+    reply = link.request(ExpertRows(1, [0], [1], [1], torch.zeros(1, 8)))
+    assert crashed[stuck].wait(PATIENCE_S)
+    with pytest.raises(LinkDown, match="lost"):
+        taken(reply)
+    assert not crashed[idle].is_set()
+    stuck.go.set()
+    link.close()
+    for server in servers:
+        server.close()
+
+
+def test_routers_hear_once_the_shard_has_loaded_whenever_they_came() -> None:
+    server = ShardServer(EchoingShard(Slots(), KERNELS), CPU, is_loaded=False)
+    heard = [threading.Event(), threading.Event()]
+    links = []
+    for nth in range(2):
+        router_end, shard_end = join_both()
+        server.serve(shard_end, WIRE, LIVENESS, str(nth))
+        bell = ThreadBell()
+        links.append(GroupLink(router_end, WIRE, LIVENESS, bell, CPU, str(nth), on_loaded=heard[nth].set))
+        if nth == 0:
+            assert taken(links[0].request(ExpertRows(1, [0], [1], [1], torch.zeros(1, 8)))) is not None
+            assert not links[0].is_loaded  # it serves before
+            server.loaded()
+    assert all(each.wait(PATIENCE_S) for each in heard)
+    assert all(link.is_loaded for link in links)
+    for link in links:
+        link.close()
+    server.close()

@@ -15,6 +15,7 @@ from frontend.answer_params import AnswerParams
 from frontend.generation import Generation, TextPrompt
 from frontend.resume import Resume
 from frontend.stop_strings import StopStrings
+from router.counts.requests import RESUMED
 from router.errors import AlreadyExists, InvalidArgument
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta, TokenLogprobs
 from router.sampling.noise import derived_seed
@@ -127,6 +128,7 @@ def test_the_router_is_told_what_was_made_and_the_client_gets_the_rest() -> None
     deltas = answered(router, params, Resume(CALL, [tuple(b"Hel"), tuple(b"H")]))
     assert [request.made for request in router.requests] == [tuple(b"Hel"), tuple(b"H")]
     assert [request.sampling.seed for request in router.requests] == [5, derived_seed(5, 1)]
+    assert {request.replayed for request in router.requests} == {RESUMED}
     assert {delta.request_id for delta in deltas} == {CALL}
     assert (text_of(deltas, 0), text_of(deltas, 1)) == ("lo!", "ello!")
     usage = Usage(prompt_tokens=3, completion_tokens=7, cached_tokens=0)

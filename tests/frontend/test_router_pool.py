@@ -7,7 +7,7 @@ import pytest
 
 from frontend import router_pool
 from frontend.router_pool import MAX_LOSSES
-from router.counts.requests import CANCELLED, LOST, SILENT, UNAVAILABLE
+from router.counts.requests import CANCELLED, LOST, RESUMED, SILENT, UNAVAILABLE
 from router.errors import DeadlineExceeded, Internal, RequestError, ResourceExhausted, Resumed, Unavailable
 from router.model.llama4 import Model
 from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, pool_of, turn
@@ -80,7 +80,7 @@ def test_the_only_router_gets_its_requests_back_once_it_has_restarted(play: Call
         router.answer()
         await played.until_over(*readings, late)
         assert played.tokens("a") == played.tokens("b") == played.tokens("late") == alone(model)
-        assert router.engine.snapshot.requests.replayed == {LOST: 2, SILENT: 0, UNAVAILABLE: 0}
+        assert router.engine.snapshot.requests.replayed == {LOST: 2, SILENT: 0, UNAVAILABLE: 0, RESUMED: 0}
 
     play(test, count=1)
 
@@ -258,6 +258,24 @@ def test_nothing_new_goes_to_a_router_that_drains(play: Callable[..., None]) -> 
         readings = [await played.begin(f"{n}", 2) for n in range(4)]
         await played.until_over(*readings)
         assert (len(draining.requests), len(other.requests)) == (0, 4)
+
+    play(test)
+
+
+def test_a_router_that_has_drained_did_not_die_of_its_requests(play: Callable[..., None], model: Model) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a")
+        for _ in range(MAX_LOSSES + 1):
+            busy = next(router for router in played.routers if router.is_busy)
+            busy.draining = True
+            busy.beat()
+            busy.die()
+            busy.draining = False
+            busy.answer()
+            await turn()
+        await played.until_over(reading)
+        assert played.tokens("a") == alone(model)
+        assert sum(router.engine.snapshot.requests.replayed[UNAVAILABLE] for router in played.routers) == 1
 
     play(test)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from router.counts.requests import LOST, SILENT, UNAVAILABLE
+from router.counts.requests import LOST, RESUMED, SILENT, UNAVAILABLE
 from router.model.llama4 import Model
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta, TokenLogprobs
 from router.sampling.noise import derived_seed
@@ -155,7 +155,7 @@ def test_requests_that_come_again_are_counted_by_reason(model: Model) -> None:
     for reason in (LOST, LOST, SILENT):
         engine.submit(replace(drawn(f"{reason} {engine.stats.replayed}", PROMPT, 1), replayed=reason))
     assert engine.stats.replayed == 3
-    assert engine.snapshot.requests.replayed == {LOST: 2, SILENT: 1, UNAVAILABLE: 0}
+    assert engine.snapshot.requests.replayed == {LOST: 2, SILENT: 1, UNAVAILABLE: 0, RESUMED: 0}
 
 
 def test_what_was_made_takes_no_more_of_the_context_than_it_would_have(model: Model) -> None:

@@ -61,6 +61,14 @@ def test_a_router_without_another_moves_at_once_and_serves_until_then() -> None:
     assert reconcile(wanted, found) == [Kill("router-0")]
 
 
+def test_a_moved_part_that_lost_its_node_goes_home() -> None:
+    """Ray keeps its bundle reserved, so there may be no room for it anywhere else."""
+    found = running(TWO_SHARDS) | {"shard-1": Found(None, is_ready=False, is_idle=True, can_go_home=True)}
+    assert reconcile(TWO_SHARDS, found) == [Kill("shard-1")]
+    del found["shard-1"]
+    assert reconcile(TWO_SHARDS, found) == [Create("shard-1")]
+
+
 def test_replicas_on_a_cleared_node_move_one_after_the_other() -> None:
     wanted, found = replace(REPLICAS, cleared={"a": 30.0}), running(REPLICAS)
     assert going(wanted, found) == ["router-0", "shard-0"]

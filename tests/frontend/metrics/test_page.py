@@ -58,7 +58,7 @@ def load_of(layers: int, experts: int) -> ExpertLoadSummary:
 
 
 def page(of: EngineSnapshot | None, *shards: ShardReport, down: frozenset[str] = frozenset()) -> str:
-    report = RouterReport("router-0", of, SHARDS, down, losses={"silent": 2})
+    report = RouterReport("router-0", of, SHARDS, down, losses={"silent": 2}, missing_experts=6)
     return render("tiny", [report], shards).decode()
 
 
@@ -84,6 +84,7 @@ def test_every_number_is_told_under_its_name() -> None:
         "prompt_tokens_total": 100,
         "generation_tokens_total": 40,
         "num_preemptions_total": 1,
+        "missing_experts": 6,
         "prefix_cache_queries_total": 80,
         "prefix_cache_hits_total": 20,
         "time_to_first_token_seconds_count": 1,
@@ -129,7 +130,7 @@ def test_expert_load_is_a_few_names_and_a_distribution() -> None:
 def test_the_number_of_series_does_not_grow_with_the_experts() -> None:
     few, many = (samples(page(snapshot(load_of(layers, 128)))) for layers in (2, 48))
     assert len(few) == len(many) < 250
-    of_experts = [name for name, _ in many if "expert" in name and "step" not in name]
+    of_experts = [name for name, _ in many if "_expert_" in name and "step" not in name]
     assert len(of_experts) <= HOTTEST + 2 + len(RATIO_BOUNDS) + 1 + 2
 
 

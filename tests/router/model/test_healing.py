@@ -1,6 +1,6 @@
 """Shards that die, freeze, lag, refuse and fail amid a step: the same step goes on, with the same result."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -181,6 +181,29 @@ def test_what_a_shard_does_not_hold_is_asked_of_another_and_later_of_it_again() 
     alone = Faulty(replicas=1)
     alone.shards[1].refuse(NotHeld)
     assert 0.9 < alone.seconds() < 1.3
+
+
+def test_a_shard_that_comes_back_with_old_weights_computes_nothing() -> None:
+    faulty = Faulty()
+    old = make_shard(replace(faulty.placement, versions_of={LAYER: (0,) * EXPERTS, OTHER_LAYER: (0,) * EXPERTS}), 1)
+    faulty.shards[1].kill(0.1)
+    faulty.shards[1]._shard = old
+    faulty.time.pass_by(0.2)
+    faulty.seconds()
+    assert faulty.retries == {"not_held": 1}
+    assert old.rows_computed == 0
+
+
+def test_an_answer_that_comes_after_its_link_has_ended_is_not_taken() -> None:
+    """The shard died, in the router's eyes, while its answer was on the way; another one's counts."""
+    faulty = Faulty()
+    for _ in range(5):
+        faulty.seconds()
+    shard = faulty.shards[1]
+    shard.slowness = 3.0
+    faulty.time.after(2 * LATENCY_S, lambda: shard.kill(None))
+    assert faulty.seconds() < 4 * LATENCY_S
+    assert faulty.retries == {"lost": 1}
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
