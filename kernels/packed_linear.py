@@ -25,7 +25,7 @@ class OneDnnLinear:
 
     A row's fp32 result has the same bits whatever rows are beside it, and on any number of threads.
     From 2 rows on, oneDNN adds a row's products in one order. A single row has another order there,
-    so it is computed as two.
+    so it is computed as two, which takes 1.2 to 1.45 times as long.
 
     address: of the packed weight in memory, which lives as long as this. The caller's tensor is
     not kept.
