@@ -62,6 +62,9 @@ class AnswerDelta:
     seed: int | None = None
 
 
+SKIPPED_AT_ONCE = 256  # tokens; a completion may have millions
+
+
 class _HeldToken(NamedTuple):
     """A token that waits for its text.
 
@@ -99,12 +102,15 @@ class Answer:
 
         Finishes the answer if a stop string is complete in it. Before the first `take`.
         """
-        self.finished = self._append(TokenDelta(self._request_id, tuple(received))) is not None
-        if self._held:
-            self._sent_chars = self._held[-1].end
-        self._held.clear()
-        self._unsent = self._unsent[self._sent_chars :]
         self._prompt_logprobs_sent = prompt_logprobs
+        for first in range(0, len(received), SKIPPED_AT_ONCE):
+            piece = tuple(received[first : first + SKIPPED_AT_ONCE])
+            if self._append(TokenDelta(self._request_id, piece)) is not None:
+                self.finished = True
+                return
+            # What is decided ends before the last token does. So it was all sent.
+            self._sent_chars, self._unsent = self._held[-1].end, ""
+            self._held.clear()
 
     def take(self, delta: TokenDelta) -> AnswerDelta | None:
         """What the delta adds to the answer, if anything can be shown already.

@@ -232,16 +232,15 @@ async def _skip(
     answers: Mapping[str, Answer], requests: Sequence[GenerationRequest], resume: Resume, limits: RequestLimits
 ) -> list[GenerationRequest]:
     """Begin each answer behind what its client has. The requests of answers that are not complete."""
+    begun = [request for request in requests if not is_complete(request, limits)]
 
     def skip() -> None:
-        for request in requests:
+        for request in begun:
             answers[request.request_id].skip(request.made, resume.prompt_logprobs)
 
     # Text of so many bytes takes about as long.
-    await _in_thread_if_large(8 * sum(len(request.made) for request in requests), skip)
-    return [
-        request for request in requests if not (answers[request.request_id].finished or is_complete(request, limits))
-    ]
+    await _in_thread_if_large(8 * sum(len(request.made) for request in begun), skip)
+    return [request for request in begun if not answers[request.request_id].finished]
 
 
 def _check_fits(field: str, min_tokens: int, limits: RequestLimits) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from frontend.answer_params import AnswerParams
 from router.counts.requests import RESUMED
 from router.errors import InvalidArgument
-from router.request import GenerationRequest, RequestLimits, SamplingParams, check_made, check_token_ids
+from router.request import GenerationRequest, RequestLimits, SamplingParams, check_made
 
 _CALL_ID = re.compile("[0-9a-f]{32}")
 
@@ -61,15 +61,21 @@ class Resume:
         """
         continued = []
         for index, request in enumerate(requests):
-            made = self.received[index] if index < len(self.received) else ()
+            made, field_name = self.received[index] if index < len(self.received) else (), _field(index)
+            max_tokens = request.sampling.max_tokens
+            if len(made) > max_tokens:
+                raise InvalidArgument(field_name, f"has {len(made)} tokens; max_tokens is {max_tokens}")
             continued.append(replace(request, request_id=f"{self.attempt_id}-{index}", made=made, replayed=RESUMED))
             try:
-                check_token_ids("made", made, limits.vocab_size)
                 if not is_complete(continued[-1], limits):
                     check_made(continued[-1], limits)
             except InvalidArgument as error:
-                raise InvalidArgument(f"resume.received[{index}].token_ids", error.reason) from None
+                raise InvalidArgument(field_name, error.reason) from None
         return continued
+
+
+def _field(index: int) -> str:
+    return f"resume.received[{index}].token_ids"
 
 
 def is_complete(request: GenerationRequest, limits: RequestLimits) -> bool:

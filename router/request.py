@@ -147,7 +147,7 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
     sampling, prompt = request.sampling, request.prompt_token_ids
     if not prompt:
         raise InvalidArgument("prompt", "is empty; give at least one token of text or token_ids")
-    check_token_ids("token_ids", prompt, limits.vocab_size)
+    _check_token_ids("token_ids", prompt, limits.vocab_size)
     if len(prompt) >= limits.max_context_tokens:
         raise InvalidArgument(
             "prompt",
@@ -169,7 +169,7 @@ def check_request(request: GenerationRequest, limits: RequestLimits) -> None:
     if request.timeout_s is not None and not 0.0 < request.timeout_s < math.inf:
         raise InvalidArgument("timeout_s", f"is {request.timeout_s:g}; must be above 0 and finite")
     _check_choice(sampling, limits)
-    check_token_ids("stop_token_ids", tuple(sampling.stop_token_ids), limits.vocab_size)
+    _check_token_ids("stop_token_ids", tuple(sampling.stop_token_ids), limits.vocab_size)
     _check_count("logprobs", sampling.logprobs)
     _check_count("prompt_logprobs", sampling.prompt_logprobs)
     if sampling.prompt_logprobs is not None:
@@ -187,7 +187,7 @@ def check_made(request: GenerationRequest, limits: RequestLimits) -> None:
     """Raise InvalidArgument if what was made has ended already, as far as its tokens tell: a stop
     string may have ended it, too."""
     made, sampling = request.made, request.sampling
-    check_token_ids("made", made, limits.vocab_size)
+    _check_token_ids("made", made, limits.vocab_size)
     if len(made) >= sampling.max_tokens:
         raise InvalidArgument(
             "made", f"has {len(made)} tokens; max_tokens is {sampling.max_tokens}, so nothing is left to make"
@@ -224,7 +224,7 @@ def _check_choice(sampling: SamplingParams, limits: RequestLimits) -> None:
     biased = [token_id for token_id, _ in sampling.logit_bias]
     if len(biased) > MAX_BIASED_TOKENS:
         raise InvalidArgument("logit_bias", f"has {len(biased)} entries; at most {MAX_BIASED_TOKENS} are taken")
-    check_token_ids("logit_bias", tuple(biased), limits.vocab_size)
+    _check_token_ids("logit_bias", tuple(biased), limits.vocab_size)
     assert len(set(biased)) == len(biased)  # a map on the wire
     for token_id, bias in sampling.logit_bias:
         if not -MAX_BIAS <= bias <= MAX_BIAS:
@@ -239,8 +239,7 @@ def _check_count(field: str, count: int | None) -> None:
         raise InvalidArgument(field, f"is {count}; must be from 0 to {MAX_LOGPROBS}")
 
 
-def check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:
-    """Raise InvalidArgument, naming `field`, unless all are tokens."""
+def _check_token_ids(field: str, token_ids: tuple[int, ...], vocab_size: int) -> None:
     for token_id in token_ids:
         if not 0 <= token_id < vocab_size:
             raise InvalidArgument(field, f"contains {token_id}; token ids go from 0 to {vocab_size - 1}")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frontend import answer as answer_module
 from frontend.answer import Answer, AnswerDelta, Usage
 from frontend.answer_params import AnswerParams
 from frontend.generation import Generation, TextPrompt
@@ -67,7 +68,9 @@ def test_wherever_a_stream_breaks_what_follows_is_what_is_missing(
         before = whole[:broke]
         received = [token_id for message in before for token_id in message.token_ids]
         resumed = answer()
-        resumed.skip(received, 0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(answer_module, "SKIPPED_AT_ONCE", 3)
+            resumed.skip(received, 0)
         assert not resumed.finished
         both = before + messages_of(resumed, cut(raw[len(received) :], later_cuts), len(received), finish)
         for get in ("text", "token_ids", "logprobs"):
@@ -182,6 +185,7 @@ REFUSED: list[tuple[Resume, AnswerParams, str]] = [
     (Resume("mine"), GOOD, r"^resume.request_id: is 'mine'; give GenerateResponse.request_id"),
     (Resume(CALL + "0"), GOOD, "^resume.request_id: "),
     (Resume(CALL, [(), ()]), GOOD, "^resume.received: has 2 entries; n is 1"),
+    (Resume(CALL, [(65,) * 6]), GOOD, r"^resume.received\[0\].token_ids: has 6 tokens; max_tokens is 5$"),
     (Resume(CALL, [(9, 70000)]), GOOD, r"^resume.received\[0\].token_ids: contains 70000; token ids go"),
     (
         Resume(CALL, [(65,), (33, 66)]),
@@ -222,3 +226,26 @@ def test_whoever_still_reads_the_broken_stream_is_told() -> None:
         assert router.endings == ["cancelled"]
 
     run(scenario())
+
+
+def test_more_tokens_than_an_answer_can_have_cost_no_time() -> None:
+    """Any client may send as many as a request holds, and be told nothing for it."""
+    received = tuple(b"a") * 2_000_000
+    for params in (AnswerParams(seed=1, max_tokens=1), AnswerParams(seed=1, max_tokens=1, stop=("ab",))):
+        with pytest.raises(InvalidArgument, match="has 2000000 tokens"):
+            answered(FakeRouter(), params, Resume(CALL, [received]))
+
+
+def test_what_was_received_is_not_kept() -> None:
+    answer = Answer(
+        GenerationRequest("", (BOS,), SamplingParams(10**6)),
+        byte_tokenizer(),
+        StopStrings(["ab"]),
+        request_id="",
+        index=0,
+    )
+    answer.skip(b"aaa" * 1000, 0)
+    assert (answer._unsent, len(answer._held)) == ("", 0)
+    last = answer.take(TokenDelta("", tuple(b"c"), finish_reason=FinishReason.LENGTH, first=3000))
+    assert last is not None
+    assert (last.text, last.token_ids) == ("c", tuple(b"c"))
