@@ -33,7 +33,7 @@ class SteppedRouter:
         self.engine = self._new_engine()
         self.requests: list[GenerationRequest] = []
         self.released: list[tuple[str, str]] = []
-        self.draining = False
+        self.draining, self.missing_s = False, 0.0
         self.answers = True
         self._undelivered: list[TokenDelta] = []
         self._mail: list[tuple[str, GenerationRequest | str]] = []
@@ -82,7 +82,7 @@ class SteppedRouter:
 
     def beat(self) -> None:
         stats = self.engine.stats
-        self._listener.beat(self.name, Pulse(True, self.draining, stats.running + stats.waiting))
+        self._listener.beat(self.name, Pulse(True, self.draining, stats.running + stats.waiting, self.missing_s))
 
     def die(self) -> None:
         """Lose the process with all that it knew, also what it had made but not told."""

@@ -280,6 +280,51 @@ def test_a_router_that_has_drained_did_not_die_of_its_requests(play: Callable[..
     play(test)
 
 
+def test_requests_leave_a_router_that_misses_experts_for_one_that_misses_none(
+    play: Callable[..., None], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_pool, "WELL_S", 0.0)
+
+    async def test(played: Played) -> None:
+        reading = await played.begin("a", LONG)
+        await played.step(3)
+        cut_off, other = sorted(played.routers, key=lambda router: not router.is_busy)
+        for missing_s in (0.5, 1.5):
+            cut_off.missing_s = missing_s
+            cut_off.beat()
+            assert cut_off.is_busy  # it waits for the shard
+            await turn()
+            assert other.is_busy == (missing_s > 1)
+        new = await played.begin("b", 2)
+        await played.until_over(reading, new)
+        assert played.tokens("a") == alone(model, LONG)
+        assert {request.request_id for request in other.requests} == {"a", "b"}
+        assert not cut_off.engine.has_work
+
+    play(test)
+
+
+def test_requests_stay_where_they_are_while_no_router_reaches_a_shard(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a", LONG)
+        await played.step(3)
+        busy, other = sorted(played.routers, key=lambda router: not router.is_busy)
+        for router in (busy, other, busy, other):
+            router.missing_s = 1.5
+            router.beat()
+        other.missing_s = 0.0  # it is the first that reaches the shard again
+        other.beat()
+        busy.beat()
+        new = await played.begin("b", 2)
+        busy.missing_s = 0.0
+        busy.beat()
+        await played.until_over(reading, new)
+        assert [request.request_id for request in busy.requests] == ["a"]
+        assert [request.request_id for request in other.requests] == ["b"]
+
+    play(test)
+
+
 def test_answers_to_one_prompt_go_to_one_router(play: Callable[..., None]) -> None:
     async def test(played: Played) -> None:
         stream = played.pool.generate([greedy(f"a-{index}", PROMPT, 2) for index in range(4)])
