@@ -23,7 +23,6 @@ parts:
   prefix   Drover with prompts that share a long prefix: what a prefix cache saves
   shards   Drover with 1, 2, 4 and 8 expert shards, 32 streams
   long     a small model: a prompt of 100,000 tokens beside 8 chats, and how much slower these become
-  deaths   the embedded model: a shard, the router, the frontend killed or frozen; what clients notice (Linux)
 
 A run of some parts leaves the other parts' figures in the file, unless closed is among them.
 

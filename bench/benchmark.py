@@ -8,7 +8,6 @@ from typing import Any
 
 from bench import results
 from bench.closed import ClosedRun, closed_runs
-from bench.deaths import measure_deaths
 from bench.drover_server import ClusterShape
 from bench.errors import BenchError
 from bench.floor import model_bytes
@@ -64,9 +63,6 @@ def run(plan: Plan, config: ModelConfig, say: Say) -> dict[str, Any]:
         found["shards"] = _shards(plan, config, say)
     if "long" in plan.parts:
         found["long_prompt"] = _long(plan, say)
-    if "deaths" in plan.parts:
-        with alone(plan.lock):
-            found["deaths"] = measure_deaths(plan.setting.work, say)
     return found
 
 

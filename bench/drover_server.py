@@ -1,6 +1,5 @@
 """A real Drover deployment for the benchmark: `drover serve` on a generated file, with a Ray of its own."""
 
-import json
 import select
 import signal
 import subprocess
@@ -17,7 +16,6 @@ import yaml
 from bench.errors import BenchError
 from bench.process import ROOT, START_TIMEOUT_S, end, last_lines
 from cluster.free_ports import free_ports
-from cluster.names import app_name
 
 NAMESPACE = "drover-bench"
 # Eight shards share two cores in a benchmark: a heart may miss some beats.
@@ -43,7 +41,6 @@ def deployment(
     max_running: int,
     grpc_port: int,
     http_port: int,
-    dead_after_ms: int = PATIENT_MS,
 ) -> dict[str, Any]:
     """The deployment file's contents."""
     return {
@@ -51,23 +48,21 @@ def deployment(
         "ray": {"namespace": NAMESPACE, "num_cpus": 4},  # reservations, not cores
         "router": {"cpus": 0.5, "threads": shape.router_threads},
         "shards": {"count": shape.shards, "cpus": 0.1, "threads": shape.shard_threads},
-        "links": {"dead_after_ms": dead_after_ms},
+        "links": {"dead_after_ms": PATIENT_MS},
         "engine": {"max_running": max_running, "max_waiting": 4096},
         "frontend": {"grpc_port": grpc_port, "http_port": http_port},
     }
 
 
 @contextmanager
-def serving(
-    checkpoint: Path, shape: ClusterShape, max_running: int, work: Path, dead_after_ms: int = PATIENT_MS
-) -> Iterator[str]:
+def serving(checkpoint: Path, shape: ClusterShape, max_running: int, work: Path) -> Iterator[str]:
     """A server that answers; gives its address. It and its Ray have ended when the block is left. Raises BenchError.
 
-    max_running: requests computed at once. work: where its file and its log go. dead_after_ms: of a silent shard.
+    max_running: requests computed at once. work: where its file and its log go.
     """
     grpc_port, http_port = free_ports(2)
     file, log = work / "drover.yaml", work / "drover.log"
-    content = deployment(checkpoint, shape, max_running, grpc_port, http_port, dead_after_ms)
+    content = deployment(checkpoint, shape, max_running, grpc_port, http_port)
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     with log.open("wb") as stderr:
         process = subprocess.Popen(
@@ -98,22 +93,3 @@ def wait_until_served(process: subprocess.Popen[bytes], log: Path) -> None:
             raise BenchError(f"drover serve ended by itself; {last_lines(log)}")
         if b"is served on" in line:
             return
-
-
-def pid_of(part: str) -> int:
-    """The process of a router or shard of the server that runs, or of a frontend replica: "". Raises BenchError."""
-    if part:
-        command = [sys.executable, "-m", "cli.main", "status", "--namespace", NAMESPACE, "--json"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise BenchError(f"drover status failed: {done.stderr.strip()}")
-        parts = {entry["name"]: entry for kind in json.loads(done.stdout).values() for entry in kind}
-        return int(parts[part]["pid"])
-    for path in Path("/proc").glob("[0-9]*/cmdline"):  # Ray names a replica's process after the application
-        try:
-            title = path.read_bytes()
-        except OSError:
-            continue  # it ended meanwhile
-        if title.startswith(b"ray::ServeReplica:" + app_name(NAMESPACE).encode()):
-            return int(path.parent.name)
-    raise BenchError("no frontend replica was found in /proc")

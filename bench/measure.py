@@ -1,7 +1,7 @@
 """From the times at which tokens came to the figures of the table. Pure arithmetic, the same for every system."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
@@ -52,15 +52,6 @@ def percentile(values: Sequence[float], percent: float) -> float:
     low = math.floor(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
-
-def longest_gap_s(began_s: float, answered_s: Iterable[float]) -> float:
-    """The longest time without an answer after began_s; earlier answers do not count.
-
-    longest_gap_s(10, [9, 11, 15, 16]) is 4: from 11 to 15.
-    """
-    times = [began_s, *(at_s for at_s in answered_s if at_s > began_s)]
-    return max((after - before for before, after in pairwise(times)), default=0.0)
 
 
 def check_complete(system: str, requests: Sequence[Request], streams: Sequence[Stream]) -> None:

@@ -72,8 +72,6 @@ def show(results: Mapping[str, Any], console: Console) -> None:
         ]
         title = f"Shards, {results['shards'][0]['concurrency']} streams"
         tables.append(_table(title, ("shards", "decode tok/s", "ITL ms p50"), body))
-    if results.get("deaths"):
-        tables.append(_deaths_table(results))
     console.print(Group(*tables))
     if results.get("long_prompt"):
         long = results["long_prompt"]
@@ -127,20 +125,6 @@ def _open_table(objects: list[dict[str, Any]]) -> Table:
     title = f"Open loop, mixed lengths; targets: TTFT {targets['ttft_ms']:g} ms, mean ITL {targets['itl_ms']:g} ms"
     heads = ("req/s", "met targets", "goodput req/s", "goodput tok/s", "all tok/s", _COLUMNS[5], _COLUMNS[6])
     return _table(title, heads, body)
-
-
-def _deaths_table(results: Mapping[str, Any]) -> Table:
-    body = [
-        [
-            row["victim"],
-            *(f"{row[f'{name}_median']:.2f} / {row[f'{name}_worst']:.2f}" for name in ("streams_ended_s", "silent_s")),
-            ", ".join(row["statuses"]),
-        ]
-        for row in results["deaths"]
-    ]
-    repeats, ran = results["deaths"][0]["repeats"], results["parts"]["deaths"]
-    title = f"Deaths, median / worst of {repeats}, on {ran['cpu']}, {ran['date'][:10]}"
-    return _table(title, ("what died", "streams ended\nafter s", "longest\nsilence s", "streams' status"), body)
 
 
 def _table(title: str, heads: tuple[str, ...], body: list[list[str]]) -> Table:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bench.worker import Request
 
-PARTS = ("closed", "open", "prefix", "shards", "long", "deaths")
+PARTS = ("closed", "open", "prefix", "shards", "long")
 PROMPT_TOKENS = 128
 OUTPUT_TOKENS = 128
 

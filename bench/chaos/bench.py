@@ -1,7 +1,6 @@
 """The whole fault bench: layouts one after the other, in each its modes, and what is written after each mode."""
 
 import argparse
-import json
 import shutil
 import signal
 import subprocess
@@ -84,6 +83,10 @@ class Bench:
         work.mkdir(parents=True, exist_ok=True)
         self._work = work
         self._found: dict[str, Any] = {}
+        self._before: list[dict[str, Any]] = []
+        """What the file has of other runs."""
+        self._ran: set[tuple[str, str]] = set()
+        """(mode, target) of this one."""
 
     def run(self) -> dict[str, Any]:
         """Everything that the plan names; returns the file's contents. Raises BenchError."""
@@ -112,8 +115,9 @@ class Bench:
             "leaks": [],
             "timelines": [],
         }
-        if plan.out.exists():
-            self._found = results.with_modes_kept(_read(plan.out), self._found, wanted)
+        self._ran = {(mode, target) for mode in wanted for target in (self._targets(mode) or MODES[mode].targets)}
+        self._ran |= {(mode, "all") for mode in wanted}
+        self._before = results.read(plan.out) if plan.out.exists() else []
         for entry in left_out:
             self._say(f"left out: {entry['mode']}: {entry['why']}")
         self._say("computing what one process answers")
@@ -147,8 +151,8 @@ class Bench:
             before = leaks.look(system)
             for mode in modes:
                 faults = schedule(plan.seed, mode, self._targets(mode), plan.cycles, plan.points)
-                with self._progress(mode, len(faults)) as told:
-                    run = Run(system, injector, Pace(rate, plan.quiet_s), self._say, told)
+                with self._progress(mode, len(faults)) as tell:
+                    run = Run(system, injector, Pace(rate, plan.quiet_s), self._say, tell)
                     done = run.mode(faults, asked, judge, self._work)
                 rate = run.rate_per_s
                 self._keep(mode, layout, done, asked, rate, run.skipped)
@@ -191,7 +195,7 @@ class Bench:
         self._save()
 
     def _save(self) -> None:
-        files.write(self._plan.out, self._found)
+        files.write(self._plan.out, {"runs": results.replaced(self._before, self._found, self._ran)})
 
     def _rate(self, system: System, asked: Sequence[Ask]) -> float:
         speed = speed_tok_s(system.address, asked, STREAMS, SPEED_S)
@@ -225,11 +229,14 @@ class Bench:
         with bars:
             task = bars.add_task(mode, total=count, last="")
 
-            def told(fault: Happened) -> None:
+            def tell(fault: Happened) -> None:
                 took = "not well" if fault.recovered_s is None else f"well after {fault.recovered_s - fault.at_s:.1f} s"
-                bars.update(task, advance=1, last=f"{', '.join(fault.victims)} at {fault.point}: {took}")
+                told = f"{', '.join(fault.victims)} at {fault.point}: {took}"
+                bars.update(task, advance=1, last=told)
+                if not self._console.is_terminal:  # a log has no bars
+                    self._say(f"  {told}; {fault.note or ', '.join(fault.evidence)}")
 
-            yield told
+            yield tell
 
 
 def run(plan: Plan) -> int:
@@ -254,14 +261,6 @@ def is_good(found: dict[str, Any]) -> bool:
             for row in rows
         )
     )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return raw if isinstance(raw, dict) else {}
 
 
 def _needs_root(mode: str) -> bool:

@@ -1,14 +1,14 @@
-"""Draws tokens per second over time with every fault marked, one strip for each mode.
+"""Draws tokens per second over time with every fault marked, one strip for each mode of the file's first run.
 
 python -m bench.chaos.plot [CHAOS.json [OUT.png]]        # needs `pip install -e '.[bench]'`
 """
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.chaos.results import read
 from bench.errors import BenchError
 from checkpoint.errors import DroverError
 
@@ -64,25 +64,12 @@ def _letter(targets: list[str], target: str) -> str:
     return "ABCDEFGHIJKLMNOP"[targets.index(target)]
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The results in a file. Raises BenchError."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BenchError(f"{path} does not exist; `make chaos` writes it") from None
-    except (OSError, ValueError) as error:
-        raise BenchError(f"{path} cannot be read: {error}") from None
-    if not isinstance(raw, dict) or not isinstance(raw.get("timelines"), list):
-        raise BenchError(f"{path} holds no results of `make chaos`")
-    return raw
-
-
 def main() -> int:
     given = [Path(argument) for argument in sys.argv[1:]]
     source = given[0] if given else HERE / "chaos.json"
     target = given[1] if len(given) > 1 else source.with_suffix(".png")
     try:
-        draw(read(source), target)
+        draw(read(source)[0], target)
     except (DroverError, OSError) as error:
         print(f"bench.chaos.plot: error: {error}", file=sys.stderr)
         return 1

@@ -25,7 +25,7 @@ from bench.errors import BenchError
 from bench.process import ROOT
 from checkpoint.errors import DroverError
 
-COLUMNS, ROWS, SHELL_ROWS = 92, 26, 7
+COLUMNS, ROWS, SHELL_ROWS = 96, 36, 16
 FRAME_S, KEY_S = 0.1, 0.03
 ANSWER_S = 60.0
 QUESTION = "What is a transformer?"
@@ -137,7 +137,7 @@ def _play(terminal: Terminal, system: System) -> None:
     terminal.type(1, f"kill -9 {victim}    # shard-1")
     terminal.wait_for(lambda text: text.rstrip().endswith(">") or "tokens/s" in text, 0, "the end of the answer")
     terminal.type(1, f"drover status --namespace {system.namespace}")
-    terminal.wait_for(lambda text: "shard-2" in text, 1, "the status")
+    terminal.wait_for(lambda text: text.rstrip().endswith("\n$") and "shard-2" in text, 1, "the status")
     time.sleep(1.0)  # for whoever watches
 
 

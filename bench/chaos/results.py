@@ -1,14 +1,18 @@
 """bench/chaos.json: what it holds, and how rows are made of faults and streams."""
 
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from bench.chaos.asks import Ask
 from bench.chaos.gaps import changed_tokens, first_change, gap_figures, longest_gap_s, throughput_lost
 from bench.chaos.records import Stream
+from bench.errors import BenchError
 
 NO_COPY = "no healthy copy: requests fail if it lasts longer than heal_s"
 """The only reason for which requests may fail. Others explain a pause."""
@@ -172,15 +176,46 @@ def expected_reasons(replicas: int, routers: int, frontends: int) -> dict[tuple[
     return reasons
 
 
-def with_modes_kept(old: Mapping[str, Any], new: Mapping[str, Any], modes: Collection[str]) -> dict[str, Any]:
-    """`new`, with what `old` has of modes that are not run now, if it is of the same deployment."""
-    if any(old.get(key) != new[key] for key in ("model", "dtype", "shape")):
-        return dict(new)
+DEPLOYMENT = ("model", "dtype", "shape")
+
+
+def with_rows_kept(old: Mapping[str, Any], new: Mapping[str, Any], ran: AbstractSet[tuple[str, str]]) -> dict[str, Any]:
+    """`new`, with what `old`, a run of the same deployment, has of other (mode, target) than those that ran."""
     kept = {
-        key: [entry for entry in old.get(key, []) if entry["mode"] not in modes] + new[key]
-        for key in ("rows", "faults", "timelines", "left_out")
+        key: [entry for entry in old[key] if (entry["mode"], entry["target"]) not in ran] + new[key]
+        for key in ("rows", "faults", "left_out")
     }
-    return {**new, **kept}
+    lines = [line for line in old["timelines"] if not {(line["mode"], target) for target, _ in line["faults"]} & ran]
+    return {**new, **kept, "timelines": lines + new["timelines"]}
+
+
+def replaced(
+    runs: Sequence[Mapping[str, Any]], new: Mapping[str, Any], ran: AbstractSet[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """The file's runs, one for each deployment, with `new` in its place."""
+    of = [_deployment(run) for run in runs]
+    if _deployment(new) not in of:
+        return [*map(dict, runs), dict(new)]
+    place = of.index(_deployment(new))
+    return [with_rows_kept(run, new, ran) if index == place else dict(run) for index, run in enumerate(runs)]
+
+
+def _deployment(run: Mapping[str, Any]) -> list[Any]:
+    return [run[key] for key in DEPLOYMENT]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The runs in a file. Raises BenchError."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BenchError(f"{path} does not exist; `make chaos` writes it") from None
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} cannot be read: {error}") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("runs"), list) or not raw["runs"]:
+        raise BenchError(f"{path} holds no results of `make chaos`")
+    runs: list[dict[str, Any]] = raw["runs"]
+    return runs
 
 
 def rate_before(streams: Sequence[Stream], from_s: float, until_s: float) -> float:
@@ -195,8 +230,3 @@ def windows_end(faults: Sequence[Happened], end_s: float) -> None:
         fault.until_s = following.at_s
     if faults:
         faults[-1].until_s = end_s
-
-
-def greedy(asks: Sequence[Ask]) -> frozenset[int]:
-    """The numbers of those that a logit can judge."""
-    return frozenset(number for number, ask in enumerate(asks) if ask.is_greedy)

@@ -22,7 +22,7 @@ WELL_S = 180.0
 FLOWING_S = 0.6
 """A stream whose last token is older stands still."""
 RAISE, RAISE_S = 1.25, 6.0
-"""If so long after the start too few streams are active, the rate becomes so many times as high."""
+"""If too few streams are active for so long, the rate becomes at least so many times as high, at most twice."""
 LOOK_S = 0.05
 RESUMED = "the client resumed"
 RESTARTED_BY = {
@@ -30,7 +30,7 @@ RESTARTED_BY = {
     "shard": "Ray restarted a shard",
     "controller": "Ray restarted the controller",
     "frontend": "Ray Serve started a replica",
-    "haproxy": "Ray Serve started HAProxy",
+    "haproxy": "HAProxy was started again",
     "gcs_server": "the head was started again",
     "raylet": "a raylet was started again",
 }
@@ -166,7 +166,8 @@ class Run:
             if state.active >= FEWEST_ACTIVE and state.stalled_s < FLOWING_S and watch.well_s > now_s - 2.0:
                 return now_s
             if now_s > raise_s and not watch.unwell and state.active < FEWEST_ACTIVE:
-                self.rate_per_s, raise_s = RAISE * self.rate_per_s, now_s + RAISE_S
+                self.rate_per_s *= min(2.0, max(RAISE, (FEWEST_ACTIVE + 2) / (state.active + 1)))
+                raise_s = now_s + RAISE_S
                 load.set_rate(self.rate_per_s)
                 self._say(f"  {state.active} streams are too few: {self.rate_per_s:.2f} requests/s from now on")
             time.sleep(LOOK_S)  # nothing tells when a deployment is well

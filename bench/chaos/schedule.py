@@ -45,10 +45,12 @@ class Mode:
 
 
 CUT_S = 5.0
+STUCK_S = 12.0
+"""Longer than links.stuck_after_ms, after which a process ends itself."""
 MODES = {
     "crash": Mode("SIGKILL, at random or at a named point", (*SHARD_TARGETS, "router", "frontend", "haproxy")),
     "stop": Mode("SIGSTOP, and SIGCONT later", ("shard", "minority", "router"), 3.0),
-    "deadlock": Mode("the computing thread blocks; heartbeats go on", ("shard", "minority", "router"), CUT_S),
+    "deadlock": Mode("the computing thread blocks; heartbeats go on", ("shard", "minority", "router"), STUCK_S),
     "slow": Mode("a shard computes 100 times as long", SHARD_TARGETS, CUT_S),
     "blackhole": Mode("no packet to or from the node of a shard", SHARD_TARGETS, CUT_S, HOSTS),
     "blackhole-send": Mode("no packet from the node of a shard", SHARD_TARGETS, CUT_S, HOSTS),

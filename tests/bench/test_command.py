@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
             ["--systems", "drover,sglang"],
             "'sglang' is no system; known are drover, drover-one-process, llama.cpp, vllm",
         ),
-        (["--parts", "all"], "'all' is no part; known are closed, open, prefix, shards, long, deaths"),
+        (["--parts", "all"], "'all' is no part; known are closed, open, prefix, shards, long"),
         (["--concurrency", "8,x"], "'x' is no whole number from 1 to 1000"),
         (["--concurrency", "999"], "999 streams are more than 256"),
         (["--repeats", "0"], "'0' is no whole number from 1 to 1000"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.errors import BenchError
-from bench.measure import Round, check_complete, itl_ms, longest_gap_s, percentile, round_of, summary, ttft_ms
+from bench.measure import Round, check_complete, itl_ms, percentile, round_of, summary, ttft_ms
 from bench.worker import Request, Stream
 
 
@@ -44,15 +44,6 @@ def a_round(prefill_s: float, last_first_s: float = 1.0, total_s: float = 5.0) -
 def test_a_pause_in_one_prefill_does_not_flatter_decoding() -> None:
     assert summary([a_round(1.0), a_round(4.9), a_round(1.0)]).decode_tok_s_max == pytest.approx(2)
     assert summary([a_round(4.9)]).decode_tok_s == pytest.approx(2)
-
-
-@pytest.mark.parametrize(
-    ("answered_s", "gap_s"),
-    [([9, 11, 15, 16], 4), ([3, 9], 0), ([], 0), ([12.5], 2.5), ([11, 11.5, 12], 1)],
-    ids=["between answers", "only earlier ones", "none", "until the first", "before the first"],
-)
-def test_the_longest_gap_begins_at_the_death(answered_s: list[float], gap_s: float) -> None:
-    assert longest_gap_s(10, answered_s) == gap_s
 
 
 def test_streams_of_unequal_length_are_refused() -> None:

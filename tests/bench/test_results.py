@@ -10,7 +10,6 @@ from rich.console import Console
 
 from bench import benchmark, results, table
 from bench.closed import ClosedRun
-from bench.deaths import VICTIMS, Death, summary
 from bench.drover_server import ClusterShape, deployment
 from bench.errors import BenchError
 from bench.floor import model_bytes
@@ -45,9 +44,8 @@ def made() -> dict[str, Any]:
         "date": "2026-11-21T00:00:00+00:00",
         "parts": {
             part: {"date": "2026-11-21T00:00:00+00:00", "commit": "abc", "cpu": "a processor"}
-            for part in ("closed", "deaths")
+            for part in ("closed", "prefix")
         },
-        "deaths": [summary("shard killed", [Death(0.25, frozenset({"UNAVAILABLE"}), 1.5)])],
         "runs": results.closed_objects(runs),
         "floor": [results.floor_object(runs, CONFIG, sizes, 2, 40e9, 2)],
         "first_token_agreement": results.agreement(runs),
@@ -90,7 +88,7 @@ def test_a_run_of_some_parts_leaves_the_others(tmp_path: Path) -> None:
     kept = benchmark.with_parts_kept(file, later)
     assert (kept["date"], kept["shards"], len(kept["runs"])) == (made()["date"], [1], 3)
     dates = {part: ran["date"] for part, ran in kept["parts"].items()}
-    assert dates == {"closed": made()["date"], "deaths": made()["date"], "shards": "later"}
+    assert dates == {"closed": made()["date"], "prefix": made()["date"], "shards": "later"}
     assert benchmark.with_parts_kept(file, {"runs": []}) == {"runs": []}
     assert benchmark.with_parts_kept(tmp_path / "absent", later) == later
 
@@ -99,7 +97,6 @@ def test_the_tables_show_every_system() -> None:
     text = io.StringIO()
     table.show(made(), Console(file=text, width=200))
     assert all(name in text.getvalue() for name in ("drover", "drover-one-process", "vllm", "bandwidth floor"))
-    assert all(text.getvalue().count(cell) for cell in ("shard killed", "0.25 / 0.25", "1.50 / 1.50", "UNAVAILABLE"))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"runs": 1}'], ids=["absent", "cut", "list", "other"])
@@ -122,7 +119,6 @@ def test_the_shipped_results_are_complete() -> None:
     assert {run["system"] for run in shipped["runs"]} == set(NAMES)
     of_system = {name: [run["concurrency"] for run in shipped["runs"] if run["system"] == name] for name in NAMES}
     assert all(streams == [1, 8, 32, 64] for streams in of_system.values())
-    assert {row["victim"] for row in shipped["deaths"]} == set(VICTIMS)
     assert shipped["machine"]["cores"] >= 1
     assert datetime.fromisoformat(shipped["date"])
 
@@ -132,7 +128,3 @@ def test_the_readme_states_the_shipped_results() -> None:
     for streams in (1, 8, 32, 64):
         decode = {run["system"]: run["decode_tok_s"] for run in shipped["runs"] if run["concurrency"] == streams}
         assert f"| {streams} | {' | '.join(f'{decode[name]:.0f}' for name in NAMES)} |" in readme
-    for row in shipped["deaths"]:
-        for name in ("streams_ended_s", "silent_s"):
-            assert f"| {row[f'{name}_median']:.2f} / {row[f'{name}_worst']:.2f}" in readme
-        assert all(f"`{status}`" in readme for status in row["statuses"])

@@ -131,18 +131,25 @@ def test_a_drained_router_goes_and_its_streams_do_not_notice(
     grace_s: float, client: Client, controller: ControllerClient, reference: Reference
 ) -> None:
     """They finish there, or go on at the other one."""
+    taken_over = replayed("router-0")
     streams = [begin(client) for _ in range(6)]
     assert all(stats_of(name).open_requests for name in ROUTERS)
     controller.drain("router-1", grace_s)
-    wait_until(lambda: controller.drain_progress("router-1").is_done)
-    assert [read_rest() for read_rest in streams] == [reference.greedy(TOKENS, MANY)[0]] * len(streams)
-    assert "router-1" not in part_names(NAMESPACE)
-    engine = stats_of("router-0").engine
+    try:
+        wait_until(lambda: controller.drain_progress("router-1").is_done)
+        assert [read_rest() for read_rest in streams] == [reference.greedy(TOKENS, MANY)[0]] * len(streams)
+        assert "router-1" not in part_names(NAMESPACE)
+        assert (replayed("router-0") > taken_over) == (grace_s == 0.0)
+        assert "router-0 is the last router that serves; " in refusal(lambda: controller.drain("router-0", 1.0))
+        assert begin(client)() == reference.greedy(TOKENS, MANY)[0]
+    finally:
+        controller.undo_drain("router-1")
+
+
+def replayed(name: str) -> int:
+    engine = stats_of(name).engine
     assert engine is not None
-    assert bool(engine.replayed) == (grace_s == 0.0)
-    assert "router-0 is the last router that serves; " in refusal(lambda: controller.drain("router-0", 1.0))
-    assert begin(client)() == reference.greedy(TOKENS, MANY)[0]
-    controller.undo_drain("router-1")
+    return engine.replayed
 
 
 def test_streams_do_not_notice_the_controllers_death(

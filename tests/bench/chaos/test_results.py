@@ -1,5 +1,7 @@
 """From the times of tokens to rows: gaps, losses, who answers for what, and the fields of the file."""
 
+from pathlib import Path
+
 import pytest
 
 from bench.chaos.asks import asks
@@ -14,11 +16,14 @@ from bench.chaos.results import (
     ModeRun,
     changed_exactly,
     expected_reasons,
+    read,
+    replaced,
     rows,
     windows_end,
-    with_modes_kept,
+    with_rows_kept,
 )
 from bench.chaos.table import HEADS, cells, markdown
+from bench.errors import BenchError
 
 ISSUE = ["mode", "target", "faults", "requests_failed", "tokens_changed", "gap_ms_p50", "gap_ms_p99", "gap_ms_max",
          "throughput_lost", "recovered_by", "recovered_s", "expected"]  # fmt: skip
@@ -141,14 +146,34 @@ def test_losses_are_good_only_where_a_reason_is_given() -> None:
     assert not is_good({"rows": [], "leaks": []})
 
 
-def test_a_run_of_some_modes_keeps_the_others_of_the_same_deployment() -> None:
-    lists = {key: [{"mode": "crash"}, {"mode": "stop"}] for key in ("rows", "faults", "timelines", "left_out")}
-    old = {"model": "m", "dtype": "float32", "shape": {"shards": 5}, **lists}
-    new = {**old, **{key: [{"mode": "crash", "is_new": True}] for key in lists}, "seed": 7}
-    kept = with_modes_kept(old, new, ["crash"])
-    assert kept["rows"] == kept["faults"] == [{"mode": "stop"}, {"mode": "crash", "is_new": True}]
-    assert kept["seed"] == 7
-    assert with_modes_kept(old | {"dtype": "bfloat16"}, new, ["crash"])["rows"] == new["rows"]
+def test_a_run_keeps_the_rows_of_others_of_the_same_deployment() -> None:
+    entries = [{"mode": "crash", "target": target} for target in ("shard", "router")]
+    lists = dict.fromkeys(("rows", "faults", "left_out"), entries)
+    lines = [{"mode": "crash", "faults": [(target, 1.0)]} for target in ("shard", "router")]
+    old = {"model": "m", "dtype": "float32", "shape": {"shards": 5}, "timelines": lines, **lists}
+    added = {"mode": "crash", "target": "shard", "is_new": True}
+    new = {**old, **{key: [added] for key in lists}, "timelines": [], "seed": 7}
+    kept = with_rows_kept(old, new, {("crash", "shard")})
+    assert kept["rows"] == kept["faults"] == [entries[1], added]
+    assert (kept["timelines"], kept["seed"]) == ([lines[1]], 7)
+
+
+def test_the_file_has_one_run_for_each_deployment() -> None:
+    lists: dict[str, list[object]] = {key: [] for key in ("rows", "faults", "left_out", "timelines")}
+    runs = [{"model": "m", "dtype": dtype, "shape": {"shards": 5}, **lists} for dtype in ("float32", "bfloat16")]
+    again = {**runs[0], "seed": 7}
+    assert replaced(runs, again, set()) == [again, runs[1]]
+    other = {**runs[0], "shape": {"shards": 3}}
+    assert replaced(runs, other, set()) == [*runs, other]
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"runs": []}', '{"runs": 3}'])
+def test_a_file_that_holds_no_results_says_what_would_help(content: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "chaos.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(BenchError, match=r"chaos\.json (does not exist|cannot be read|holds no results)"):
+        read(file)
 
 
 def test_reasons_are_given_only_where_there_is_no_copy() -> None:
