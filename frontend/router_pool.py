@@ -22,6 +22,7 @@ from router.counts.requests import LOST, MOVED, UNAVAILABLE
 from router.errors import (
     AlreadyExists,
     DeadlineExceeded,
+    ExpertsAway,
     Internal,
     RequestError,
     ResourceExhausted,
@@ -181,6 +182,10 @@ class RouterPool:
             running.replayed = UNAVAILABLE
             self._leave_router(running, MOVED)
         elif isinstance(error, RouterUnavailable):
+            running.replayed = UNAVAILABLE
+        elif isinstance(error, ExpertsAway):
+            if not self._candidates(running.refused_by | {router}):
+                return False
             running.replayed = UNAVAILABLE
         elif isinstance(error, ResourceExhausted) and error.retry_after_s is not None:
             # A client whose request was accepted once must not hear that there is no room for it.

@@ -8,7 +8,8 @@ RequestError
 ├── ResourceExhausted    the queue is full, or the request can never fit
 ├── DeadlineExceeded     the client's deadline passed first
 ├── Unavailable          a router or an expert shard is down; try again
-│   └── RouterUnavailable    this router is loading or ending; another may answer
+│   ├── RouterUnavailable    this router is loading or ending; another may answer
+│   └── ExpertsAway          this router has reached no shard with its experts for too long
 └── Internal             computing this one request failed
 """
 
@@ -77,6 +78,10 @@ class DeadlineExceeded(RequestError):
 
 class Unavailable(RequestError):
     """A part that the request needs is down; the same request may work later."""
+
+
+class ExpertsAway(Unavailable):
+    """This router has reached no shard that holds some of the request's experts, for heal_s."""
 
 
 class RouterUnavailable(Unavailable):

@@ -8,13 +8,13 @@ import pytest
 from frontend import router_pool
 from frontend.router_pool import MAX_LOSSES
 from router.counts.requests import CANCELLED, LOST, RESUMED, SILENT, UNAVAILABLE
-from router.errors import DeadlineExceeded, Internal, RequestError, ResourceExhausted, Resumed, Unavailable
+from router.errors import DeadlineExceeded, ExpertsAway, Internal, ResourceExhausted, Resumed, Unavailable
 from router.model.llama4 import Model
-from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, pool_of, turn
+from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, alone, failure_of, pool_of, turn
 from tests.local_model import load_model
 from tests.processes import PATIENCE_S
 from tests.reference import make_reference
-from tests.router.engines import greedy, run_to_end, tokens_of
+from tests.router.engines import greedy, run_to_end
 
 Play = Callable[[Played], Awaitable[None]]
 LONG = 30  # tokens
@@ -38,18 +38,6 @@ def play(model: Model) -> Callable[..., None]:
         asyncio.run(bounded())
 
     return run_it
-
-
-def alone(model: Model, max_tokens: int = TOKENS) -> list[int]:
-    engine = SteppedRouter("alone", model).engine
-    engine.submit(greedy("a", PROMPT, max_tokens))
-    return tokens_of(run_to_end(engine), "a")
-
-
-async def failure_of(reading: "asyncio.Task[None]") -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        await asyncio.wait_for(reading, PATIENCE_S)
-    return caught.value
 
 
 def test_what_the_prefix_cache_held_is_told_once(play: Callable[..., None]) -> None:
@@ -300,6 +288,25 @@ def test_requests_leave_a_router_that_misses_experts_for_one_that_misses_none(
         assert played.tokens("a") == alone(model, LONG)
         assert {request.request_id for request in other.requests} == {"a", "b"}
         assert not cut_off.engine.has_work
+
+    play(test)
+
+
+def test_a_request_whose_experts_are_away_tries_each_router_once_and_then_hears_of_it(
+    play: Callable[..., None], model: Model
+) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a", LONG)
+        await played.step(3)
+        first, second = sorted(played.routers, key=lambda router: not router.is_busy)
+        for router in (first, second, first):  # it got on at the second before
+            router.fail(ExpertsAway("expert shard 1 is away"))
+            await played.step(3)
+            assert not reading.done()
+        for router in (second, first):
+            assert router.is_busy
+            router.fail(ExpertsAway("expert shard 1 is away"))
+        assert "expert shard 1 is away" in str(await failure_of(reading))
 
     play(test)
 
