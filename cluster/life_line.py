@@ -14,6 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import astuple
 
 from experts.connection import Connection, Listener, connect
 from frontend.router_connection import Pulse
@@ -24,7 +25,7 @@ JOIN_TIMEOUT_S = 5.0
 # A frontend that takes longer to answer a beat has gone without a word.
 GONE_S = 60.0
 _ANSWER = b"+"
-_PULSE = struct.Struct("<??I")  # serving, draining, load
+_PULSE = struct.Struct("<??If")  # the fields of Pulse
 
 
 class Heart:
@@ -71,7 +72,7 @@ class Heart:
         answer = memoryview(bytearray(len(_ANSWER)))
         while True:
             pulse = self._pulse()
-            connection.send([memoryview(_PULSE.pack(pulse.serving, pulse.draining, pulse.load))])
+            connection.send([memoryview(_PULSE.pack(*astuple(pulse)))])
             connection.read(answer)
             time.sleep(self._heartbeat_s)
 

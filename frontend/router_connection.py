@@ -17,12 +17,14 @@ class Pulse:
     """What a router tells of itself with each heartbeat.
 
     serving: its model is loaded. draining: it takes no new requests. load: requests that run or
-    wait there, of all frontends.
+    wait there, of all frontends. missing_s: for how long it has reached no shard with some expert;
+    0 while it reaches all.
     """
 
     serving: bool
     draining: bool
     load: int
+    missing_s: float = 0.0
 
 
 class RouterListener(Protocol):

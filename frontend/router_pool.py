@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from frontend.delta_stream import DeltaStream, DeltaStreams
+from frontend.known_router import KnownRouter
 from frontend.router_choice import choose_router
 from frontend.router_client import Readiness
 from frontend.router_connection import Pulse, RouterConnection
@@ -21,6 +22,7 @@ from router.counts.requests import LOST, MOVED, UNAVAILABLE
 from router.errors import (
     AlreadyExists,
     DeadlineExceeded,
+    ExpertsAway,
     Internal,
     RequestError,
     ResourceExhausted,
@@ -36,28 +38,9 @@ logger = logging.getLogger(__name__)
 RETRY_S = 0.25
 # A request that so many routers in a row died of is not sent to another one.
 MAX_LOSSES = 3
-
-
-class _Router:
-    """One router as the pool knows it.
-
-    up: it answers, and serves. own: requests of this pool that it has. others: those of other
-    frontends, at its last heartbeat. detail: why it is down; empty before it was heard of.
-    """
-
-    def __init__(self, connection: RouterConnection) -> None:
-        self.connection = connection
-        self.up = self.draining = False
-        self.own = self.others = 0
-        self.detail = ""
-
-    @property
-    def is_known(self) -> bool:
-        return self.up or self.detail != ""
-
-    @property
-    def load(self) -> int:
-        return self.own + self.others
+# A router that misses experts for so long loses its requests to one that has missed none for
+# WELL_S. A shard's death does not start this: routers notice it, and its return, almost together.
+MISSING_S, WELL_S = 1.0, 1.0
 
 
 class RouterPool:
@@ -70,7 +53,7 @@ class RouterPool:
     def __init__(self, connections: Sequence[RouterConnection], limits: RequestLimits, heal_s: float) -> None:
         """Must be called on the event loop that will use it. heal_s: how long a request waits for a router when
         none is there."""
-        self._routers = {connection.name: _Router(connection) for connection in connections}
+        self._routers = {connection.name: KnownRouter(connection) for connection in connections}
         self._limits, self._heal_s = limits, heal_s
         self._streams = DeltaStreams(self)
         self._running: dict[str, RunningRequest] = {}
@@ -125,11 +108,13 @@ class RouterPool:
             self.down(router, UNAVAILABLE, f"{router} is loading its model")
             return
         state = self._routers[router]
-        state.others, state.draining = max(0, pulse.load - state.own), pulse.draining
+        state.hear(pulse, self._now_s())
         if not state.up:
             state.up = True
             logger.info("%s answers", router)
             self._place(list(self._stranded.values()))
+        if pulse.missing_s >= MISSING_S and self._is_another_well(router):
+            self._move_away_from(router)
 
     def down(self, router: str, cause: str, detail: str) -> None:
         """A router cannot be reached. Its requests go to others, or wait."""
@@ -137,7 +122,7 @@ class RouterPool:
         state.detail = detail
         if not state.up:
             return
-        state.up = False
+        state.fall()
         if state.draining and cause == LOST:
             cause = UNAVAILABLE  # whoever drains a router ends it at last; it did not die of a request
         stranded = [running for running in self._running.values() if running.router == router]
@@ -148,6 +133,22 @@ class RouterPool:
             running.give_up_s = None
             self._strand(running)
         self._place(stranded)
+
+    def _is_another_well(self, router: str) -> bool:
+        latest_s = self._now_s() - WELL_S
+        others = [state for name, state in self._routers.items() if name != router]
+        return any(state.well_since_s <= latest_s and not state.draining for state in others)
+
+    def _move_away_from(self, router: str) -> None:
+        """Send a router's requests to others: it waits for experts that these can reach."""
+        moving = [running for running in self._running.values() if running.router == router]
+        if moving:
+            logger.warning("%s misses experts; %d requests are sent again", router, len(moving))
+        for running in moving:
+            running.replayed = UNAVAILABLE
+            self._leave_router(running, MOVED)
+            self._strand(running)
+        self._place(moving)
 
     def deliver(self, router: str, deltas: Sequence[TokenDelta]) -> None:
         """Hand on what is new in these. What an earlier router of a request still makes is not for anybody."""
@@ -181,6 +182,10 @@ class RouterPool:
             running.replayed = UNAVAILABLE
             self._leave_router(running, MOVED)
         elif isinstance(error, RouterUnavailable):
+            running.replayed = UNAVAILABLE
+        elif isinstance(error, ExpertsAway):
+            if not self._candidates(running.refused_by | {router}):
+                return False
             running.replayed = UNAVAILABLE
         elif isinstance(error, ResourceExhausted) and error.retry_after_s is not None:
             # A client whose request was accepted once must not hear that there is no room for it.
@@ -239,12 +244,14 @@ class RouterPool:
         return choose_router(candidates, running.request.prompt_token_ids)
 
     def _candidates(self, refused_by: set[str]) -> dict[str, int]:
-        """The routers that take new requests, with their loads."""
-        return {
-            name: router.load
+        """The routers that take new requests, with their loads: those that miss no expert, if there are any."""
+        takers = {
+            name: router
             for name, router in self._routers.items()
             if router.up and not router.draining and name not in refused_by
         }
+        well = {name: router for name, router in takers.items() if not router.missing_s}
+        return {name: router.load for name, router in (well or takers).items()}
 
     def _end_of(self, running: RunningRequest, router: str | None, now_s: float) -> TokenDelta | None:
         """The last delta of a stranded request, if it ends now. router: where it can go."""

@@ -15,7 +15,7 @@ class RunningRequest:
     router: who has it, or had it before going down; None: nobody.
     replayed: why it has to be sent again, one of REPLAY_REASONS; empty while it has not.
     give_up_s: until when it waits for a router; None while none is missing.
-    refused_by: routers that had no room for it, or could not take it, lately.
+    refused_by: routers that had no room for it, or could not go on with it, since the last word of its answer.
     losses: how many routers ended in a row that had it, without a word of its answer in between.
     """
 
@@ -76,4 +76,5 @@ class RunningRequest:
         self.made += delta.token_ids
         self.prompt_told += len(delta.prompt_logprobs)
         self.losses, self.give_up_s = 0, None
+        self.refused_by.clear()
         return delta

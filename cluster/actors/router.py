@@ -282,7 +282,8 @@ class RouterActor:
         if engine is None:
             return Pulse(serving=False, draining=False, load=0)
         stats = engine.stats
-        return Pulse(serving=True, draining=self._orders.is_draining, load=stats.running + stats.waiting)
+        load = stats.running + stats.waiting
+        return Pulse(serving=True, draining=self._orders.is_draining, load=load, missing_s=self._missing_s() or 0.0)
 
     def _down(self) -> dict[str, str]:
         reasons = self._dispatcher.down_reasons().items()

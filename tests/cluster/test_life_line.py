@@ -44,7 +44,7 @@ class Listener:
 
 
 def test_beats_tell_of_the_router_as_it_is_now() -> None:
-    pulses = [Pulse(False, False, 0), Pulse(True, False, 3), Pulse(True, True, 2**32 - 1)]
+    pulses = [Pulse(False, False, 0), Pulse(True, False, 3), Pulse(True, True, 2**32 - 1, 2.5)]
     left = iter(pulses)
     heart, secret, listener = Heart(BEAT_S, lambda: next(left, pulses[-1])), secrets.token_bytes(32), Listener()
     line = listener.listen(heart.expect(HOST, secret), secret)
@@ -58,7 +58,7 @@ def test_beats_end_when_the_frontend_answers_none() -> None:
     heart, secret = Heart(BEAT_S, lambda: Pulse(True, False, 0)), secrets.token_bytes(32)
     line = connect(heart.expect(HOST, secret), secret, PATIENCE_S)
     line.allow_silence(SILENCE_S)
-    beat = memoryview(bytearray(6))
+    beat = memoryview(bytearray(10))
     line.read(beat)
     with pytest.raises(ConnectionError, match="silent"):
         line.read(beat)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from frontend.router_client import Readiness
 from frontend.router_connection import Pulse, RouterListener
 from frontend.router_pool import RouterPool
@@ -13,8 +15,9 @@ from router.engine import Engine
 from router.errors import AlreadyExists, RequestError, ResourceExhausted, RouterUnavailable
 from router.model.llama4 import Model
 from router.request import GenerationRequest, TokenDelta
+from tests.processes import PATIENCE_S
 from tests.reference import prompt
-from tests.router.engines import greedy, make_engine, tokens_of
+from tests.router.engines import greedy, make_engine, run_to_end, tokens_of
 
 PROMPT = prompt(25)
 TOKENS = 8
@@ -33,7 +36,7 @@ class SteppedRouter:
         self.engine = self._new_engine()
         self.requests: list[GenerationRequest] = []
         self.released: list[tuple[str, str]] = []
-        self.draining = False
+        self.draining, self.missing_s = False, 0.0
         self.answers = True
         self._undelivered: list[TokenDelta] = []
         self._mail: list[tuple[str, GenerationRequest | str]] = []
@@ -64,13 +67,13 @@ class SteppedRouter:
     def step(self) -> None:
         """Read the mail, compute a step and tell what came of it, unless the router does not answer."""
         if self.answers:
-            for what, about in self._mail:
-                if isinstance(about, GenerationRequest):
-                    self._read(about)
-                else:
-                    self.engine.cancel(about, what)
-            self._mail.clear()
+            self._read_mail()
             self._deliver(self.engine.step())
+
+    def fail(self, error: RequestError) -> None:
+        """Read the mail, and end all that runs or waits, as an engine does whose step fails."""
+        self._read_mail()
+        self._deliver(self.engine.fail_all(error))
 
     def step_unheard(self) -> None:
         """Compute a step of which nobody hears before the router answers again."""
@@ -82,7 +85,7 @@ class SteppedRouter:
 
     def beat(self) -> None:
         stats = self.engine.stats
-        self._listener.beat(self.name, Pulse(True, self.draining, stats.running + stats.waiting))
+        self._listener.beat(self.name, Pulse(True, self.draining, stats.running + stats.waiting, self.missing_s))
 
     def die(self) -> None:
         """Lose the process with all that it knew, also what it had made but not told."""
@@ -100,13 +103,21 @@ class SteppedRouter:
         self._deliver([])
 
     def stop(self) -> None:
-        """End all that runs, as an engine does that stops; new requests are refused."""
-        self._deliver(self.engine.fail_all(RouterUnavailable(f"{self.name} is stopping")))
+        """End all that runs, as an engine does that stops."""
+        self.fail(RouterUnavailable(f"{self.name} is stopping"))
 
     def _lose(self, cause: str) -> None:
         self.answers = False
         self._mail = [entry for entry in self._mail if entry[0] != "submit"]
         self._listener.down(self.name, cause, f"{self.name} is down and being restarted")
+
+    def _read_mail(self) -> None:
+        mail, self._mail = self._mail, []
+        for what, about in mail:
+            if isinstance(about, GenerationRequest):
+                self._read(about)
+            else:
+                self.engine.cancel(about, what)
 
     def _read(self, request: GenerationRequest) -> None:
         self.requests.append(request)
@@ -183,3 +194,15 @@ class Played:
 
     def tokens(self, name: str) -> list[int]:
         return tokens_of(self.deltas, name)
+
+
+def alone(model: Model, max_tokens: int = TOKENS) -> list[int]:
+    engine = SteppedRouter("alone", model).engine
+    engine.submit(greedy("a", PROMPT, max_tokens))
+    return tokens_of(run_to_end(engine), "a")
+
+
+async def failure_of(reading: "asyncio.Task[None]") -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        await asyncio.wait_for(reading, PATIENCE_S)
+    return caught.value

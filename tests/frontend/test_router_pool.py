@@ -8,13 +8,13 @@ import pytest
 from frontend import router_pool
 from frontend.router_pool import MAX_LOSSES
 from router.counts.requests import CANCELLED, LOST, RESUMED, SILENT, UNAVAILABLE
-from router.errors import DeadlineExceeded, Internal, RequestError, ResourceExhausted, Resumed, Unavailable
+from router.errors import DeadlineExceeded, ExpertsAway, Internal, ResourceExhausted, Resumed, Unavailable
 from router.model.llama4 import Model
-from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, pool_of, turn
+from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, alone, failure_of, pool_of, turn
 from tests.local_model import load_model
 from tests.processes import PATIENCE_S
 from tests.reference import make_reference
-from tests.router.engines import greedy, run_to_end, tokens_of
+from tests.router.engines import greedy, run_to_end
 
 Play = Callable[[Played], Awaitable[None]]
 LONG = 30  # tokens
@@ -38,18 +38,6 @@ def play(model: Model) -> Callable[..., None]:
         asyncio.run(bounded())
 
     return run_it
-
-
-def alone(model: Model, max_tokens: int = TOKENS) -> list[int]:
-    engine = SteppedRouter("alone", model).engine
-    engine.submit(greedy("a", PROMPT, max_tokens))
-    return tokens_of(run_to_end(engine), "a")
-
-
-async def failure_of(reading: "asyncio.Task[None]") -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        await asyncio.wait_for(reading, PATIENCE_S)
-    return caught.value
 
 
 def test_what_the_prefix_cache_held_is_told_once(play: Callable[..., None]) -> None:
@@ -276,6 +264,70 @@ def test_a_router_that_has_drained_did_not_die_of_its_requests(play: Callable[..
         await played.until_over(reading)
         assert played.tokens("a") == alone(model)
         assert sum(router.engine.snapshot.requests.replayed[UNAVAILABLE] for router in played.routers) == 1
+
+    play(test)
+
+
+def test_requests_leave_a_router_that_misses_experts_for_one_that_misses_none(
+    play: Callable[..., None], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router_pool, "WELL_S", 0.0)
+
+    async def test(played: Played) -> None:
+        reading = await played.begin("a", LONG)
+        await played.step(3)
+        cut_off, other = sorted(played.routers, key=lambda router: not router.is_busy)
+        for missing_s in (0.5, 1.5):
+            cut_off.missing_s = missing_s
+            cut_off.beat()
+            assert cut_off.is_busy  # it waits for the shard
+            await turn()
+            assert other.is_busy == (missing_s > 1)
+        new = await played.begin("b", 2)
+        await played.until_over(reading, new)
+        assert played.tokens("a") == alone(model, LONG)
+        assert {request.request_id for request in other.requests} == {"a", "b"}
+        assert not cut_off.engine.has_work
+
+    play(test)
+
+
+def test_a_request_whose_experts_are_away_tries_each_router_once_and_then_hears_of_it(
+    play: Callable[..., None], model: Model
+) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a", LONG)
+        await played.step(3)
+        first, second = sorted(played.routers, key=lambda router: not router.is_busy)
+        for router in (first, second, first):  # it got on at the second before
+            router.fail(ExpertsAway("expert shard 1 is away"))
+            await played.step(3)
+            assert not reading.done()
+        for router in (second, first):
+            assert router.is_busy
+            router.fail(ExpertsAway("expert shard 1 is away"))
+        assert "expert shard 1 is away" in str(await failure_of(reading))
+
+    play(test)
+
+
+def test_requests_stay_where_they_are_while_no_router_reaches_a_shard(play: Callable[..., None]) -> None:
+    async def test(played: Played) -> None:
+        reading = await played.begin("a", LONG)
+        await played.step(3)
+        busy, other = sorted(played.routers, key=lambda router: not router.is_busy)
+        for router in (busy, other, busy, other):
+            router.missing_s = 1.5
+            router.beat()
+        other.missing_s = 0.0  # it is the first that reaches the shard again
+        other.beat()
+        busy.beat()
+        new = await played.begin("b", 2)
+        busy.missing_s = 0.0
+        busy.beat()
+        await played.until_over(reading, new)
+        assert [request.request_id for request in busy.requests] == ["a"]
+        assert [request.request_id for request in other.requests] == ["b"]
 
     play(test)
 
