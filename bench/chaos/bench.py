@@ -249,16 +249,17 @@ def run(plan: Plan) -> int:
 
 
 def is_good(found: dict[str, Any]) -> bool:
-    """Whether nothing was lost but where the row says why it may be, and every row's faults counted."""
-    rows = found["rows"]
+    """Whether nothing was lost but where the row says why it may be, every fault counted, and all was well again."""
     return (
-        bool(rows)
+        bool(found["rows"])
         and not found["leaks"]
+        and all(entry["target"] == "all" for entry in found["left_out"])
+        and all(fault["counts"] and not fault["restarted"] for fault in found["faults"])
         and all(
-            row["faults"] > 0
-            and row["tokens_changed"] == 0
+            row["tokens_changed"] == 0
+            and row["recovered_s"] is not None
             and (row["requests_failed"] == 0 or row["expected"] == results.NO_COPY)
-            for row in rows
+            for row in found["rows"]
         )
     )
 

@@ -29,7 +29,7 @@ _DISK_FILL = "filled-by-chaos"
 
 @dataclass
 class Injected:
-    """A fault that has come. at_s: when, by time.monotonic. heal: takes it away, and returns evidence of it."""
+    """A fault that has come. at_s: when, by time.monotonic. heal: takes it away, and returns proof of its harm."""
 
     victims: list[str]
     at_s: float
@@ -161,12 +161,12 @@ class Injector:
         return self._on_hosts(part, lambda host: self._network.cut(host, RECEIVE))
 
     def _delay(self, part: Part) -> Injected:
-        return self._on_hosts(part, lambda host: self._network.replace_cable(host, LATE), "TCP: frames late")
+        return self._on_hosts(part, lambda host: self._network.replace_cable(host, LATE), "frames late")
 
     def _drop(self, part: Part) -> Injected:
-        return self._on_hosts(part, lambda host: self._network.replace_cable(host, LOSSY), "TCP: frames lost")
+        return self._on_hosts(part, lambda host: self._network.replace_cable(host, LOSSY), "frames lost")
 
-    def _on_hosts(self, part: Part, harm: Callable[[int], None], evidence: str = "") -> Injected:
+    def _on_hosts(self, part: Part, harm: Callable[[int], None], harm_name: str = "") -> Injected:
         hosts = {host for pid in self._victims.of(part).values() if (host := self._network.host_of(pid))}
         if not hosts:
             raise BenchError(f"{part.target} is on no host but the router's")
@@ -176,7 +176,7 @@ class Injector:
 
         def heal() -> dict[str, float]:
             touched = sum([self._network.heal(host) for host in sorted(hosts)])
-            return {evidence: float(touched)} if evidence else {}
+            return {harm_name: float(touched)} if harm_name else {}
 
         return Injected([f"host {host}" for host in sorted(hosts)], at_s, heal=heal)
 
@@ -193,7 +193,7 @@ class Injector:
         def heal() -> dict[str, float]:
             self._network.heal(host)
             self._hosts.start_node(host)
-            return {"node started again": 1.0}
+            return {"node ended": 1.0}
 
         return Injected([f"host {host}"], at_s, gone=pids, heal=heal)
 
@@ -210,7 +210,7 @@ class Injector:
 
         def heal() -> dict[str, float]:
             restart()
-            return {"head started again": 1.0}
+            return {"head ended": 1.0}
 
         return Injected(list(victims), at_s, gone=[pid], heal=heal)
 
@@ -221,7 +221,7 @@ class Injector:
         def heal() -> dict[str, float]:
             self._network.kill_all(host)
             self._hosts.start_node(host)
-            return {"node started again": 1.0}
+            return {"node ended": 1.0}
 
         crashed.heal = heal
         return crashed
@@ -241,7 +241,7 @@ class Injector:
         def heal() -> dict[str, float]:
             free = os.statvfs(file).f_bavail
             file.unlink(missing_ok=True)
-            return {"writes refused; nothing else stopped": float(refused)} if free == 0 else {}
+            return {"writes refused": float(refused)} if free == 0 else {}
 
         return Injected([str(self._logs)], at_s, heal=heal)
 

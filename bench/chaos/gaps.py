@@ -12,15 +12,14 @@ MINUTE_S = 60.0
 def longest_gap_s(stream: Stream, from_s: float, until_s: float) -> float | None:
     """The longest time between two tokens of a stream of which some lies in [from_s, until_s].
 
-    None for a stream that had no token before from_s, or had ended. A failed stream's last gap ends
-    with its failure. What lies after until_s does not count: it is the next fault's. Tokens at 1, 2,
+    None for a stream that had no token before from_s, or had ended. The last gap ends with the stream,
+    or has no end. What lies after until_s does not count: it is the next fault's. Tokens at 1, 2,
     7, 8 and the interval [3, 9]: 5, from 2 to 7.
     """
     if not stream.is_active(from_s):
         return None
     times = stream.times
-    if stream.ended_s is not None:
-        times = [*times, stream.ended_s]
+    times.append(until_s if stream.ended_s is None else stream.ended_s)
     gaps = [min(after, until_s) - before for before, after in pairwise(times) if after > from_s and before < until_s]
     return max(gaps, default=None)
 

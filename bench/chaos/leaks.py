@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench.chaos.processes import processes
+from bench.chaos.processes import below
 from bench.chaos.system import System
 
 WAIT_S = 60.0
@@ -27,7 +27,7 @@ def look(system: System) -> dict[str, dict[str, int]]:
             held["descriptors"][name] = held["descriptors"].get(name, 0) + _count(f"/proc/{pid}/fd")
             held["ports"][name] = held["ports"].get(name, 0) + _listening(pid)
     held["shared memory"]["machine"] = _count("/dev/shm")
-    held["actors"]["all"] = sum(process.title.startswith("ray::") for process in processes())
+    held["actors"]["all"] = sum(process.title.startswith("ray::") for process in below(system.of_kind("raylet")))
     return held
 
 

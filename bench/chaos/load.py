@@ -13,6 +13,7 @@ import json
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,14 @@ from client import Client, ClientError
 STATE_S = 0.1
 DRAIN_S = 180.0
 NUM_CLIENTS = 4
+
+
+def hung(stream: Stream, now_s: float, timeout_s: float) -> Stream:
+    """The stream as it is now; failed if it has no end. A copy: its thread may still write to the other."""
+    if stream.ended_s is not None:
+        return stream
+    error = f"HUNG: no end within {timeout_s:.0f} s after the last request was sent"
+    return replace(stream, pieces=list(stream.pieces), ended_s=now_s, error=error)
 
 
 class Load:
@@ -60,10 +69,11 @@ class Load:
         }
 
     def wait(self, timeout_s: float) -> None:
-        """Until every stream has ended, or the time is over."""
+        """Until every stream has ended, or the time is over. A stream that has not ended by then has failed."""
         deadline_s = time.monotonic() + timeout_s
         for thread in self._threads:
             thread.join(max(0.0, deadline_s - time.monotonic()))
+        self.streams = [hung(stream, time.monotonic(), timeout_s) for stream in self.streams]
 
     def _run(self, number: int, stream: Stream) -> None:
         ask = self._asks[stream.ask]

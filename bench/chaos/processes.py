@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ class Process(NamedTuple):
     """title: its command line, which Ray's workers replace by what they are."""
 
     pid: int
+    parent: int
     command: str
     title: str
 
@@ -22,10 +23,19 @@ def processes() -> Iterator[Process]:
             try:
                 title = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 command = (entry / "comm").read_text().strip()
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
             except OSError:
                 continue  # it ended meanwhile
             if title:
-                yield Process(int(entry.name), command, title)
+                yield Process(int(entry.name), int(parent), command, title)
+
+
+def below(parents: Collection[int]) -> list[Process]:
+    """Everything that descends from these processes."""
+    everything, known = list(processes()), set(parents)
+    while found := {process.pid for process in everything if process.parent in known} - known:
+        known |= found
+    return [process for process in everything if process.pid in known - set(parents)]
 
 
 def has_mark(pid: int, mark: str) -> bool:

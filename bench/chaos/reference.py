@@ -62,10 +62,21 @@ def far_tokens(checkpoint: Path, asks: Sequence[Ask], streams: Sequence[Stream])
     found = {}
     for number, stream in enumerate(streams):
         far = [judged[stream.ask, tuple(ids)] for ids in stream.answers.values()]
-        if any(far):
-            when = [at_s for at_s, _, ids in stream.pieces for _ in ids]
-            found[number] = (min(when[places[0]] for places in far if places), sum(map(len, far)))
+        if (wrong := first_wrong(stream, far, asks[stream.ask].max_tokens)) is not None:
+            found[number] = wrong
     return found
+
+
+def first_wrong(stream: Stream, far: Sequence[Sequence[int]], max_tokens: int) -> tuple[float, int] | None:
+    """(when the first wrong token came, how many), from the places of far tokens; None if all is well.
+
+    No token ends a text here, so a stream that finished with fewer than max_tokens lacks some.
+    """
+    came = [at_s for at_s, _, ids in stream.pieces for _ in ids]
+    lacking = max_tokens - len(came) if stream.error is None and stream.ended_s is not None else 0
+    if any(far):
+        return min(came[places[0]] for places in far if places), sum(map(len, far)) + lacking
+    return (stream.ended_s or stream.sent_s, lacking) if lacking else None
 
 
 def _answer(client: Client, ask: Ask) -> dict[int, list[int]]:

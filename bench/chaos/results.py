@@ -12,11 +12,19 @@ from typing import Any
 from bench.chaos.asks import Ask
 from bench.chaos.gaps import changed_tokens, first_change, gap_figures, longest_gap_s, throughput_lost
 from bench.chaos.records import Stream
+from bench.chaos.schedule import SHARD_TARGETS
 from bench.errors import BenchError
 
 NO_COPY = "no healthy copy: requests fail if it lasts longer than heal_s"
 """The only reason for which requests may fail. Others explain a pause."""
 UNCOVERED = "no living copy of some experts: streams wait for a restarted shard"
+HARMLESS = {
+    ("disk-full", "logs"): "nothing has to recover: logs are lost, streams go on",
+    ("head-loss", "gcs"): "nothing has to recover: no token passes Ray's head",
+    **{("delay", target): "TCP waits; nothing else has to recover" for target in SHARD_TARGETS},
+    **{("drop", target): "TCP sends again; nothing else has to recover" for target in SHARD_TARGETS},
+}
+"""(mode, target) that may leave no counter risen. Their faults count if there is proof of the harm."""
 MOST_CHANGES = 20
 FIELDS = (
     "mode",
@@ -40,8 +48,10 @@ class Happened:
 
     point: where it struck. victims: names. healed_s: when the bench took it away; None where there
     is nothing to take away. recovered_s: when every part was back and every stream had a token;
-    None if that did not happen in time. evidence: what rose because of it, by name. until_s: the
-    end of its window. uncovered: experts that had no living shard meanwhile.
+    None if that did not happen in time. evidence: what rose because the system recovered, by name.
+    harm: proof that the fault was there, such as lost packets. until_s: the end of its window.
+    uncovered: experts that had no living shard meanwhile. restarted: all had ended, and the bench
+    has started it again.
     """
 
     mode: str
@@ -55,12 +65,14 @@ class Happened:
     until_s: float = 0.0
     uncovered: int = 0
     evidence: dict[str, float] = field(default_factory=dict)
+    harm: dict[str, float] = field(default_factory=dict)
+    restarted: bool = False
     note: str = ""
 
     @property
     def counts(self) -> bool:
-        """Only a fault that something has recovered from shows anything."""
-        return bool(self.evidence)
+        """Only a fault that something has recovered from shows anything, or one that nothing has to recover from."""
+        return bool(self.evidence) or ((self.mode, self.target) in HARMLESS and bool(self.harm))
 
 
 @dataclass(frozen=True)
@@ -115,7 +127,9 @@ def rows(run: ModeRun, expected: Mapping[tuple[str, str], str]) -> list[dict[str
             "throughput_lost": round(fmean(lost), 4),
             "recovered_by": ", ".join(sorted({name for fault in faults for name in fault.evidence})),
             "recovered_s": round(max(recovered), 2) if len(recovered) == len(faults) else None,
-            "expected": expected.get((mode, target), "") or (UNCOVERED if any(f.uncovered for f in faults) else ""),
+            "expected": expected.get((mode, target))
+            or HARMLESS.get((mode, target))
+            or (UNCOVERED if any(fault.uncovered for fault in faults) else ""),
         }
         assert tuple(row) == FIELDS
         made.append(row)

@@ -31,8 +31,6 @@ RESTARTED_BY = {
     "controller": "Ray restarted the controller",
     "frontend": "Ray Serve started a replica",
     "haproxy": "HAProxy was started again",
-    "gcs_server": "the head was started again",
-    "raylet": "a raylet was started again",
 }
 
 Say = Callable[[str], None]
@@ -123,8 +121,8 @@ class Run:
             note="; ".join(dict.fromkeys(one.note for one in injected if one.note)),
         )
         self._wait_until_recovered(done, injected, before, load, watch)
-        done.evidence = {name: amount for one in healed for name, amount in one.items() if amount}
-        done.evidence |= self._risen(rises, watch.rises() | {RESUMED: float(load.state.resumed)}) | self._restarted(
+        done.harm = {name: amount for one in healed for name, amount in one.items() if amount}
+        done.evidence = self._risen(rises, watch.rises() | {RESUMED: float(load.state.resumed)}) | self._restarted(
             before
         )
         self._pause(load, self._pace.settle_s)
@@ -144,7 +142,7 @@ class Run:
         while time.monotonic() < since_s + WELL_S:
             load.check()
             if self._system.restart_if_ended():
-                done.note = "the whole deployment ended; the bench started it again"
+                done.restarted, done.note = True, "the whole deployment ended; the bench started it again"
             is_complete = all(
                 len(pids) >= len(before[name]) for name, pids in self._system.everything().items() if name in before
             )
@@ -186,8 +184,8 @@ class Run:
         found: dict[str, float] = {}
         for name, pids in self._system.everything().items():
             new = set(pids) - set(before.get(name, []))
-            if new and before.get(name):
-                by = RESTARTED_BY[name.split("-")[0]]
+            by = RESTARTED_BY.get(name.split("-")[0])  # what the bench starts again shows nothing
+            if by and new and before.get(name):
                 found[by] = found.get(by, 0.0) + len(new)
         return found
 

@@ -7,7 +7,9 @@ import pytest
 from bench.chaos.asks import asks
 from bench.chaos.bench import is_good
 from bench.chaos.gaps import changed_tokens, first_change, gap_figures, longest_gap_s, throughput_lost, tokens_per_s
+from bench.chaos.load import hung
 from bench.chaos.records import Stream
+from bench.chaos.reference import first_wrong
 from bench.chaos.results import (
     FIELDS,
     NO_COPY,
@@ -89,6 +91,15 @@ def test_a_failed_stream_need_not_be_complete_but_must_be_right() -> None:
     assert changed_exactly([failed], [{0: [0, 7, 2, 3]}]) == {0: (2, 1)}
 
 
+def test_in_bf16_a_finished_stream_that_lacks_tokens_is_changed() -> None:
+    finished, failed = stream(1, 2, 3, ended_s=3.5), stream(1, 2, ended_s=3.5, error="UNAVAILABLE: gone")
+    assert first_wrong(finished, [[]], 3) is None
+    assert first_wrong(finished, [[]], 5) == (3.5, 2)
+    assert first_wrong(finished, [[1, 2]], 3) == (2, 2)
+    assert first_wrong(stream(ended_s=3.5), [], 4) == (3.5, 4)
+    assert first_wrong(failed, [[]], 5) is None
+
+
 def test_an_answer_that_came_twice_is_changed() -> None:
     twice = Stream(0, 0.0, [(1, 0, [5, 6]), (2, 0, [5, 6])], ended_s=2.1)
     assert changed_exactly([twice], [{0: [5, 6]}]) == {0: (2, 2)}
@@ -133,17 +144,44 @@ def test_windows_end_with_the_next_fault() -> None:
 
 def test_losses_are_good_only_where_a_reason_is_given() -> None:
     [row] = rows(ModeRun([happened(10)], [], 1.0, {}), {})
-    for failed, expected, changed, leaks, good in (
-        (0, "", 0, [], True),
-        (1, "", 0, [], False),
-        (1, NO_COPY, 0, [], True),
-        (1, UNCOVERED, 0, [], False),
-        (0, "", 3, [], False),
-        (0, "", 0, ["threads"], False),
+    fault = {"counts": True, "restarted": False}
+    found = {"rows": [row], "leaks": [], "left_out": [], "faults": [fault]}
+    assert is_good(found)
+    assert is_good(found | {"rows": [row | {"requests_failed": 1, "expected": NO_COPY}]})
+    assert is_good(found | {"left_out": [{"mode": "drop", "target": "all", "why": "needs root"}]})
+    for bad in (
+        {"rows": []},
+        {"rows": [row | {"requests_failed": 1}]},
+        {"rows": [row | {"requests_failed": 1, "expected": UNCOVERED}]},
+        {"rows": [row | {"tokens_changed": 3}]},
+        {"rows": [row | {"recovered_s": None}]},
+        {"leaks": ["threads"]},
+        {"left_out": [{"mode": "crash", "target": "controller", "why": "it does not run"}]},
+        {"faults": [fault, fault | {"counts": False}]},
+        {"faults": [fault | {"restarted": True}]},
     ):
-        made = row | {"requests_failed": failed, "expected": expected, "tokens_changed": changed}
-        assert is_good({"rows": [made], "leaks": leaks}) is good
-    assert not is_good({"rows": [], "leaks": []})
+        assert not is_good(found | bad), bad
+
+
+def test_what_the_bench_does_itself_is_no_recovery() -> None:
+    harmed = {"evidence": {}, "harm": {"node ended": 1.0}}
+    for mode, target, counts in (("node-loss", "node", False), ("drop", "shard", True), ("head-loss", "gcs", True)):
+        fault = Happened(mode, target, "random", ["host 1"], 1.0, 8, **harmed)  # type: ignore[arg-type]
+        assert fault.counts is counts
+    assert not Happened("drop", "shard", "random", ["host 1"], 1.0, 8).counts
+
+
+def test_a_stream_that_hangs_has_failed_and_its_gap_has_no_end() -> None:
+    hanging = stream(1, 2, 3)
+    assert longest_gap_s(hanging, 3.5, 60) == 57
+    failed = hung(hanging, 200.0, 180.0)
+    assert (failed.ended_s, failed.error) == (200.0, "HUNG: no end within 180 s after the last request was sent")
+    assert hanging.error is None  # its thread still has it
+    never = hung(Stream(0, 1.0), 200.0, 180.0)
+    [row] = rows(ModeRun([happened(3.5, until_s=60.0)], [failed, never], 1.0, {}), {})
+    assert (row["requests_failed"], row["gap_ms_max"]) == (2, 57_000.0)
+    ended = stream(1, 2, ended_s=2.5)
+    assert hung(ended, 200.0, 180.0) is ended
 
 
 def test_a_run_keeps_the_rows_of_others_of_the_same_deployment() -> None:
