@@ -6,6 +6,7 @@ prompt, the parameters, the seed, and the tokens before. So it does not matter w
 
 import re
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,13 +23,15 @@ class Resume:
     """Fields mean what inference.proto says of those of the same name.
 
     received: the tokens of each answer, by index; answers may be missing at the end.
-    attempt: tells this attempt's requests at a router from those of the broken call.
+    attempt: tells this attempt's requests at a router from those of the broken call, and from
+    older and newer attempts: later ones come later in the order of text. Hosts' clocks may differ
+    by less than a client pauses between two attempts.
     """
 
     request_id: str
     received: Sequence[tuple[int, ...]] = ()
     prompt_logprobs: int = 0
-    attempt: str = field(default_factory=lambda: secrets.token_hex(4))
+    attempt: str = field(default_factory=lambda: f"{time.time_ns() // 10**6:012x}{secrets.token_hex(2)}")
 
     @property
     def attempt_id(self) -> str:
