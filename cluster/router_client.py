@@ -26,6 +26,8 @@ CALL_TIMEOUT_S = 5.0
 FIND_TIMEOUT_S = 5.0
 _Answer = TypeVar("_Answer")
 
+MAX_RELEASES = 1024  # kept for a router that is down
+
 
 class RayRouterConnection:
     """A RouterConnection over Ray.
@@ -86,6 +88,8 @@ class RayRouterConnection:
 
     def release(self, call_id: str, keep: str) -> None:
         self._to_release[call_id] = keep
+        if len(self._to_release) > MAX_RELEASES:  # the oldest; what it should end goes on for frontend.grace_s
+            del self._to_release[next(iter(self._to_release))]
         self._mail()
 
     async def _keep(self) -> None:

@@ -72,16 +72,24 @@ class ChatTemplate:
             raise CheckpointError(f"{path}: {where}: {error}; download the file again") from None
         return cls(source, {key: name for key, name in names.items() if name is not None})
 
-    def encode(self, messages: Sequence[Message], tokenizer: Tokenizer, most_tokens: int = 2**24) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Message],
+        tokenizer: Tokenizer,
+        most_tokens: int = 2**24,
+        *,
+        now_s: float | None = None,
+    ) -> list[int]:
         """The prompt that lets the model answer a conversation, whose oldest message is first.
 
-        most_tokens: a text that must have more than these is refused before it is encoded.
+        most_tokens: a text that must have more than these is refused before it is encoded. now_s:
+        seconds since the epoch, for templates that write the date; None: now.
 
         Raises InvalidArgument when there is no message, a role is unknown or the template refuses
         the conversation; Unavailable when this machine keeps it from being rendered.
         """
         _check(messages)
-        now_s = time.time()  # one instant for both renderings
+        now_s = time.time() if now_s is None else now_s  # one instant for both renderings
         text = self._render(messages, tokenizer, now_s, most_tokens)
         name_starts = [tokenizer.special_starts(content) for _, content in messages]
         if not any(name_starts):

@@ -10,7 +10,7 @@ stream with most unread ends, and its requests with it.
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,9 +26,20 @@ LOGPROBS_BYTES = 200  # of one position
 ALTERNATIVE_BYTES = 120
 
 
-def released(request_ids: Iterable[str], call_id: str, keep: str) -> list[str]:
-    """Those of `request_ids` that `RouterClient.release` ends."""
-    return [name for name in request_ids if name.startswith(call_id) and not name.startswith(keep)]
+def released(request_ids: Iterable[str], keep_of: Mapping[str, str]) -> list[str]:
+    """Those of `request_ids` that belong to older attempts than the one to keep.
+
+    keep_of: by call id, the id of an attempt. A request's id is CALL, CALL-1, ... at first, and
+    CALL+ATTEMPT-0, CALL+ATTEMPT-1, ... once the call is resumed; attempts are in the order of their
+    text. Newer attempts go on, too: a release may be late.
+    """
+    found = []
+    for request_id in request_ids:
+        first, _, attempt = request_id.partition("+")
+        keep = keep_of.get(first.partition("-")[0])
+        if keep is not None and attempt < keep.partition("+")[2]:
+            found.append(request_id)
+    return found
 
 
 def bytes_of(delta: TokenDelta) -> int:
@@ -224,7 +235,7 @@ class DeltaStreams:
 
     def release(self, call_id: str, keep: str) -> None:
         """End the requests of a call that is resumed: see `RouterClient.release`."""
-        for request_id in released(self._stream_of, call_id, keep):
+        for request_id in released(self._stream_of, {call_id: keep}):
             self._sink.cancel(request_id, CANCELLED)
             self.deliver([TokenDelta(request_id, error=Resumed())])
 

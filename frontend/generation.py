@@ -6,7 +6,6 @@ share is here. Errors are those of router/errors.py. They name bare fields: "max
 """
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from frontend.answer import Answer, AnswerDelta
 from frontend.answer_params import AnswerParams
 from frontend.chat_template import ChatTemplate, Message
 from frontend.model_card import ModelCard
-from frontend.resume import Resume, is_complete
+from frontend.resume import Resume, began_s, is_complete, new_call_id
 from frontend.router_client import RouterClient
 from frontend.stop_strings import StopStrings
 from router.counts.requests import CANCELLED
@@ -122,14 +121,14 @@ class Generation:
         n = params.num_answers()  # what needs no prompt is checked before the prompt takes time
         params.check_lists()
         limits = await self._router.limits()
-        token_ids = tuple(await self._token_ids(prompt, limits))
+        call_id = new_call_id() if resume is None else resume.call_id()
+        token_ids = tuple(await self._token_ids(prompt, limits, began_s(call_id)))
         params = self._with_stop_tokens(params, prompt)
-        requests = self._requests(token_ids, n, params, limits)
-        call_id = requests[0].request_id
+        requests = self._requests(call_id, token_ids, n, params, limits)
         told_seed: int | None = requests[0].sampling.seed
         if resume is not None:
             resume.check(params, n, requests[0].sampling)
-            call_id, requests = resume.request_id, resume.requests(requests, limits)
+            requests = resume.requests(requests, limits)
         stops = StopStrings(params.stop)
         answers = {
             request.request_id: Answer(request, self._tokenizer, stops, request_id=call_id, index=index)
@@ -166,14 +165,13 @@ class Generation:
         return replace(params, stop_token_ids=stop_token_ids.union(params.stop_token_ids or ()))
 
     def _requests(
-        self, token_ids: tuple[int, ...], n: int, params: AnswerParams, limits: RequestLimits
+        self, call_id: str, token_ids: tuple[int, ...], n: int, params: AnswerParams, limits: RequestLimits
     ) -> list[GenerationRequest]:
         """One request for each of the n answers, the first one's id being the call's.
 
         Raises InvalidArgument.
         """
         sampling = params.sampling(self.card.default_sampling, limits.max_context_tokens - len(token_ids))
-        call_id = uuid.uuid4().hex
         first = GenerationRequest(call_id, token_ids, sampling, params.timeout_s)
         check_request(first, limits)
         others = [
@@ -182,8 +180,8 @@ class Generation:
         ]
         return [first, *others]
 
-    async def _token_ids(self, prompt: Prompt, limits: RequestLimits) -> Sequence[int]:
-        """The prompt as the model reads it.
+    async def _token_ids(self, prompt: Prompt, limits: RequestLimits, now_s: float) -> Sequence[int]:
+        """The prompt as the model reads it. now_s: when the call began, for chat templates.
 
         Refuses what cannot fit before it takes the time to tokenize it.
         """
@@ -197,9 +195,9 @@ class Generation:
                 self._check_text_fits("text", text, limits)
                 return await self.tokenize(text, add_bos=True)
             case ChatPrompt(messages):
-                return await self._chat_token_ids(messages, limits)
+                return await self._chat_token_ids(messages, limits, now_s)
 
-    async def _chat_token_ids(self, messages: Sequence[Message], limits: RequestLimits) -> Sequence[int]:
+    async def _chat_token_ids(self, messages: Sequence[Message], limits: RequestLimits, now_s: float) -> Sequence[int]:
         template = self._chat_template
         assert template is not None, "whoever sends messages must look at has_chat_template first"
         content_bytes = sum(
@@ -209,7 +207,7 @@ class Generation:
         # A template writes at least one token for each message, even if its content is empty.
         _check_fits("messages", max(len(messages), content_bytes // self._tokenizer.max_token_bytes), limits)
         # Always in a thread: the checkpoint's template may take as long as it is allowed to.
-        encode = partial(template.encode, messages, self._tokenizer, limits.max_context_tokens)
+        encode = partial(template.encode, messages, self._tokenizer, limits.max_context_tokens, now_s=now_s)
         return await asyncio.get_running_loop().run_in_executor(self._chat_threads, encode)
 
     def _check_text_fits(self, field: str, text: str, limits: RequestLimits) -> int:

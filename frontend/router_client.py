@@ -43,7 +43,8 @@ class RouterClient(Protocol):
     def release(self, call_id: str, keep: str) -> None:
         """End what still runs of a call that is resumed, at whichever frontend and router.
 
-        Its requests' ids begin with `call_id`. Those that begin with `keep` go on. A stream that
-        reads the others gets AlreadyExists. Does not wait; `generate` comes behind it.
+        keep: the id of the attempt that goes on. Requests of the call and of its older attempts end:
+        see `frontend/delta_stream.py:released`. A stream that reads them gets AlreadyExists. Does
+        not wait; `generate` comes behind it.
         """
         ...

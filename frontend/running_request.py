@@ -32,7 +32,7 @@ class RunningRequest:
     @staticmethod
     def of(request: GenerationRequest, now_s: float) -> "RunningRequest":
         deadline_s = None if request.timeout_s is None else now_s + request.timeout_s
-        return RunningRequest(request, deadline_s, list(request.made), replayed=request.replayed)
+        return RunningRequest(request, deadline_s, list(request.made))
 
     def is_late(self, now_s: float) -> bool:
         """Whether its client's deadline has passed."""
@@ -41,7 +41,9 @@ class RunningRequest:
     def rest(self, now_s: float) -> GenerationRequest:
         """What a router has left to do, if it is not late."""
         left_s = None if self.deadline_s is None else self.deadline_s - now_s
-        return replace(self.request, made=tuple(self.made), timeout_s=left_s, replayed=self.replayed)
+        return replace(
+            self.request, made=tuple(self.made), timeout_s=left_s, replayed=self.replayed or self.request.replayed
+        )
 
     def finish(self, eos_token_ids: Iterable[int]) -> FinishReason | None:
         """Why nothing is left to do, if what was made ended the completion.

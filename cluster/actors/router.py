@@ -215,12 +215,11 @@ class RouterActor:
 
         keep_of: by call id.
         """
-        for call_id, keep in keep_of.items():
-            for request_id in released(self._frontend_of, call_id, keep):
-                owner = self._frontend_of[request_id]
-                if owner is not None:
-                    await self.cancel(owner, {request_id: CANCELLED})
-                    self._tell(owner, TokenDelta(request_id, error=Resumed()))
+        for request_id in released(self._frontend_of, keep_of):
+            owner = self._frontend_of[request_id]
+            if owner is not None:
+                await self.cancel(owner, {request_id: CANCELLED})
+                self._tell(owner, TokenDelta(request_id, error=Resumed()))
 
     async def expect_frontend(self, secret: bytes) -> tuple[str, int]:
         """Beat for the frontend that knows the secret. Returns where it has to connect."""

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from cluster import router_client
-from cluster.router_client import RayRouterConnection
+from cluster.router_client import MAX_RELEASES, RayRouterConnection
 from frontend.router_client import Readiness
 from frontend.router_pool import RouterPool
 from router.errors import Unavailable
@@ -131,3 +131,10 @@ def test_while_ray_does_not_say_where_the_router_is_the_event_loop_goes_on(waiti
         waiting.over.set()
 
     run(scenario())
+
+
+def test_a_router_that_never_comes_back_costs_bounded_memory() -> None:
+    connection = RayRouterConnection("router-0", "nowhere", "frontend", 1.0)
+    for number in range(2 * MAX_RELEASES):
+        connection.release(f"{number:032x}", keep=f"{number:032x}+1")
+    assert list(connection._to_release) == [f"{number:032x}" for number in range(MAX_RELEASES, 2 * MAX_RELEASES)]

@@ -109,6 +109,7 @@ class CountingLink:
     """A link that counts the rows for each layer and expert."""
 
     down_reason = None
+    is_loaded = True
 
     def __init__(self, link: LocalLink) -> None:
         self._link = link

@@ -1,6 +1,7 @@
 """Streams of deltas: sorted by request, and whatever ends them early reaches the router with its reason."""
 
 import asyncio
+import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -8,7 +9,8 @@ from weakref import WeakSet
 
 import pytest
 
-from frontend.delta_stream import DeltaStream, DeltaStreams, bytes_of
+from frontend.delta_stream import DeltaStream, DeltaStreams, bytes_of, released
+from frontend.resume import Resume
 from router.counts.requests import CANCELLED
 from router.errors import AlreadyExists, ResourceExhausted, Unavailable
 from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta, TokenLogprobs
@@ -296,3 +298,18 @@ def test_what_an_answer_left_unread_at_its_stop_string_ends_nobody_else() -> Non
         assert sink.cancelled == {"stopped": "stop", "behind": CANCELLED}
 
     asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
+
+
+def test_a_release_ends_the_call_and_its_older_attempts_alone() -> None:
+    ids = ["c", "c-1", "c+1-0", "c+1-1", "c+2-0", "c+2-10", "c+3-0", "another", "another+1-0"]
+    assert released(ids, {"c": "c+2"}) == ["c", "c-1", "c+1-0", "c+1-1"]
+    assert released(ids, {"c": "c+1", "another": "another+9"}) == ["c", "c-1", "another", "another+1-0"]
+
+
+def test_attempts_are_in_the_order_of_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = []
+    for now_ns in (0, 10**18, 10**18 + 10**6, 4 * 10**18):
+        monkeypatch.setattr(time, "time_ns", lambda now_ns=now_ns: now_ns)
+        ids.append(Resume("c").attempt_id)
+    assert ids == sorted(ids)
+    assert len({len(attempt) for attempt in ids}) == 1

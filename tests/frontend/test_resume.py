@@ -1,6 +1,7 @@
 """A call whose stream broke goes on where its client stopped reading: same tokens, same text, nothing twice."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from frontend import answer as answer_module
 from frontend.answer import Answer, AnswerDelta, Usage
 from frontend.answer_params import AnswerParams
-from frontend.generation import Generation, TextPrompt
+from frontend.chat_template import ChatTemplate
+from frontend.generation import ChatPrompt, Generation, TextPrompt
 from frontend.resume import Resume
 from frontend.stop_strings import StopStrings
 from router.errors import AlreadyExists, InvalidArgument
@@ -183,6 +185,7 @@ GOOD = AnswerParams(seed=1, max_tokens=5)
 REFUSED: list[tuple[Resume, AnswerParams, str]] = [
     (Resume("mine"), GOOD, r"^resume.request_id: is 'mine'; give GenerateResponse.request_id"),
     (Resume(CALL + "0"), GOOD, "^resume.request_id: "),
+    (Resume("f" * 32), GOOD, "^resume.request_id: "),
     (Resume(CALL, [(), ()]), GOOD, "^resume.received: has 2 entries; n is 1"),
     (Resume(CALL, [(65,) * 6]), GOOD, r"^resume.received\[0\].token_ids: has 6 tokens; max_tokens is 5$"),
     (Resume(CALL, [(9, 70000)]), GOOD, r"^resume.received\[0\].token_ids: contains 70000; token ids go"),
@@ -248,3 +251,19 @@ def test_what_was_received_is_not_kept() -> None:
     last = answer.take(TokenDelta("", tuple(b"c"), finish_reason=FinishReason.LENGTH, first=3000))
     assert last is not None
     assert (last.text, last.token_ids) == ("c", tuple(b"c"))
+
+
+def test_a_resumed_chat_has_the_date_on_which_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    dated = ChatTemplate("{{ bos_token }}{{ strftime_now('%H:%M:%S') }}", {"bos_token": "<|begin|>"})
+    router = FakeRouter(says("Hello!"))
+
+    async def answer(resume: Resume | None) -> AnswerDelta:
+        generation = Generation(CARD, byte_tokenizer(), dated, router)
+        prompt = ChatPrompt([("user", "Hi")])
+        deltas = [delta async for delta in generation.answer(prompt, AnswerParams(seed=1), resume)]
+        return deltas[0]
+
+    first = run(answer(None))
+    monkeypatch.setattr(time, "time", lambda: time.time_ns() / 1e9 + 5000)
+    run(answer(Resume(first.request_id, [tuple(b"H")])))
+    assert router.requests[0].prompt_token_ids == router.requests[1].prompt_token_ids

@@ -7,10 +7,11 @@ import pytest
 
 from frontend import router_pool
 from frontend.router_pool import MAX_LOSSES
+from frontend.running_request import RunningRequest
 from router.counts.requests import CANCELLED
 from router.errors import DeadlineExceeded, ExpertsAway, Internal, ResourceExhausted, Resumed, Unavailable
 from router.model.llama4 import Model
-from router.request import LOST, RESUMED, SILENT, UNAVAILABLE
+from router.request import LOST, RESUMED, SILENT, UNAVAILABLE, GenerationRequest, SamplingParams
 from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, alone, failure_of, pool_of, turn
 from tests.local_model import load_model
 from tests.processes import PATIENCE_S
@@ -388,3 +389,11 @@ def test_what_another_frontend_has_resumed_is_not_sent_again(play: Callable[...,
         assert isinstance(await failure_of(reading), Resumed)
 
     play(test)
+
+
+def test_what_a_client_says_to_resume_is_counted_but_let_in_like_any_new_request() -> None:
+    """Its client tries again. Anybody can say it."""
+    running = RunningRequest.of(GenerationRequest("a", (1,), SamplingParams(9), made=(5,), replayed=RESUMED), 0.0)
+    assert (running.replayed, running.rest(0.0).replayed) == ("", RESUMED)
+    running.replayed = LOST
+    assert running.rest(0.0).replayed == LOST
