@@ -111,7 +111,7 @@ class LinksConfig(_Section):
     backend: "tcp" sends rows through host memory, "nccl" between GPUs.
     heartbeat_ms: time between heartbeats, which also flow while a shard computes.
     dead_after_ms: a shard or router that is silent for this long counts as dead.
-    stuck_after_ms: a shard that takes longer over one message ends itself, and is started again. So does a router
+    stuck_after_ms: a shard that hangs in one message for longer ends itself, and is started again. So does a router
     that computes a layer for longer.
     """
 

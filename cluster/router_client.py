@@ -13,9 +13,8 @@ import ray
 from cluster.life_line import LifeLine
 from frontend.router_client import Readiness
 from frontend.router_connection import Pulse, RouterListener
-from router.counts.requests import LOST, SILENT
 from router.errors import Unavailable
-from router.request import GenerationRequest
+from router.request import LOST, SILENT, GenerationRequest
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,11 @@ from experts.errors import LinkDown, RefusalCode, ShardRefused
 from experts.groups.row_channel import RowChannel
 from experts.merged import Merged, can_join, is_sound
 from experts.shard import ExpertShard
+from experts.stuck_watch import StuckWatch
 from experts.wire import Kind, Message, WireFormat
 from kernels.cores import set_compute_threads
 
 logger = logging.getLogger(__name__)
-
-_LOOKS = 4  # of the watch in each stuck_after_s
 
 _Request = tuple[Endpoint, Message]
 
@@ -45,26 +44,28 @@ class ShardServer:
         on_crash: Callable[[], None] = lambda: None,
         *,
         is_loaded: bool = True,
+        prepare: Callable[[], None] = lambda: None,
         stuck_after_s: float | None = None,
     ) -> None:
         """is_loaded: whether the shard holds all that it should; else `loaded` is to be called.
 
-        stuck_after_s: how long one computation may take; None: for ever.
+        prepare: called in the computing thread before the first request. stuck_after_s: how long a
+        computation may hang; None: for ever.
         """
         self.shard = shard
         self._device = device
-        self._on_crash = on_crash
+        self._on_crash, self._prepare = on_crash, prepare
         self._requests: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
         self._endpoints: set[Endpoint] = set()
         self._endpoints_lock = threading.Lock()
         self._is_loaded = is_loaded
         self._computations = 0
         self._is_computing = False
-        self._ended = threading.Event()
+        self._watched, self._prepared = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
-        if stuck_after_s is not None:
-            threading.Thread(target=self._watch, args=(stuck_after_s,), name="watch", daemon=True).start()
+        self._watch = StuckWatch(self._thread, self._progress, stuck_after_s, self._stuck)
+        self._watched.set()
 
     @property
     def link_names(self) -> tuple[str, ...]:
@@ -99,7 +100,8 @@ class ShardServer:
         created.set()
 
     def loaded(self) -> None:
-        """Tell every router, now and later, that the shard holds all that it should."""
+        """Tell every router, now and later, that the shard holds all that it should, once it is prepared, too."""
+        self._prepared.wait()
         with self._endpoints_lock:
             self._is_loaded = True
             for endpoint in self._endpoints:
@@ -124,7 +126,8 @@ class ShardServer:
             logger.exception("the shard broke")
             self._crash()
         finally:
-            self._ended.set()
+            self._watched.wait()
+            self._watch.close()
 
     def _crash(self) -> None:
         try:
@@ -132,20 +135,17 @@ class ShardServer:
         finally:
             self._close_links()
 
-    def _watch(self, stuck_after_s: float) -> None:
-        """Counts looks, not seconds: while the whole process is stopped, nobody looks."""
-        seen, looks = None, 0
-        while not self._ended.wait(stuck_after_s / _LOOKS):
-            now = (self._computations, len(self.shard.slots))  # an expert that is read in between is progress, too
-            looks = looks + 1 if self._is_computing and now == seen else 0
-            seen = now
-            if looks > _LOOKS:
-                logger.error("one computation takes more than %g s: this shard is stuck", stuck_after_s)
-                self._crash()
-                return
+    def _progress(self) -> object:
+        return (self._computations, len(self.shard.slots)) if self._is_computing else None
+
+    def _stuck(self) -> None:
+        logger.error("a computation hangs: this shard ends itself")
+        self._crash()
 
     def _compute(self) -> None:
         set_compute_threads(self.shard.kernels.cores.threads)
+        self._prepare()
+        self._prepared.set()
         backlog: deque[_Request] = deque()
         while True:
             while not backlog or not self._requests.empty():

@@ -18,7 +18,7 @@ class SlotLoader:
 
     def __init__(self, slots: Slots, wanted: Mapping[Slot, int], read: Callable[[Slot], Expert]) -> None:
         """wanted: the version of each slot that is to be held. read: an expert's weights; may raise anything."""
-        self._slots, self._wanted, self._read = slots, wanted, read
+        self._slots, self.wanted, self._read = slots, wanted, read
         self._reading = threading.Lock()  # one expert at a time: two would share the disk's speed
         self._nobody_waits = threading.Event()
         self._nobody_waits.set()
@@ -26,7 +26,7 @@ class SlotLoader:
     def load_all(self) -> None:
         """Fill every slot. Those that cannot be read do not keep others empty; raises what the first one raised."""
         first_error: Exception | None = None
-        for slot in self._wanted:
+        for slot in self.wanted:
             self._nobody_waits.wait()
             try:
                 self._fill(slot)
@@ -37,7 +37,7 @@ class SlotLoader:
 
     def load_now(self, layer: int, experts: Sequence[int]) -> None:
         """Fill these experts' slots, as far as they are to be held. Raises NotHeld if one cannot be read."""
-        empty = [(layer, expert) for expert in experts if (layer, expert) in self._wanted]
+        empty = [(layer, expert) for expert in experts if (layer, expert) in self.wanted]
         empty = [slot for slot in empty if not self._slots.holds(slot)]
         if not empty:
             return
@@ -53,4 +53,4 @@ class SlotLoader:
     def _fill(self, slot: Slot) -> None:
         with self._reading:
             if not self._slots.holds(slot):
-                self._slots.change({slot: HeldExpert(self._wanted[slot], self._read(slot))})
+                self._slots.change({slot: HeldExpert(self.wanted[slot], self._read(slot))})

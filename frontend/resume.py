@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from frontend.answer_params import AnswerParams
-from router.counts.requests import RESUMED
 from router.errors import InvalidArgument
-from router.request import GenerationRequest, RequestLimits, SamplingParams, check_made
+from router.request import RESUMED, GenerationRequest, RequestLimits, SamplingParams, check_made
 
 _CALL_ID = re.compile("[0-9a-f]{32}")
 MAX_SKEW_S = 86_400.0  # between the clocks of hosts

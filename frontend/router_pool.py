@@ -18,7 +18,7 @@ from frontend.router_choice import choose_router
 from frontend.router_client import Readiness
 from frontend.router_connection import Pulse, RouterConnection
 from frontend.running_request import RunningRequest
-from router.counts.requests import LOST, MOVED, UNAVAILABLE
+from router.counts.requests import MOVED
 from router.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -30,7 +30,7 @@ from router.errors import (
     RouterUnavailable,
     Unavailable,
 )
-from router.request import GenerationRequest, RequestLimits, TokenDelta
+from router.request import LOST, UNAVAILABLE, GenerationRequest, RequestLimits, TokenDelta
 
 logger = logging.getLogger(__name__)
 

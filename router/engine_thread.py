@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from experts.stuck_watch import StuckWatch
 from kernels.cores import set_compute_threads
 from router.counts.requests import EngineSnapshot, EngineStats
 from router.engine import Engine
@@ -14,7 +15,6 @@ from router.request import GenerationRequest, TokenDelta
 
 logger = logging.getLogger(__name__)
 
-_LOOKS = 4  # of the watch in each stuck_after_s
 Deliver = Callable[[Sequence[TokenDelta]], None]
 
 
@@ -48,7 +48,7 @@ class EngineThread:
     deliver: called in the engine's thread with each step's deltas; it must not block.
     on_crash: called in the engine's thread when a defect has ended it, after every request was told.
     Also called in another thread, when the engine is stuck.
-    stuck_after_s: how long one layer of a step may compute; None: for ever. Waiting for shards does
+    stuck_after_s: how long one layer of a step may hang; None: for ever. Waiting for shards does
     not count.
     """
 
@@ -66,12 +66,12 @@ class EngineThread:
         self._mail: list[_Mail] = []
         self._stopping = False
         self._is_computing, self._looks_at_mail = False, 0
-        self._ended = threading.Event()
+        self._watched = threading.Event()
         engine.call_while_waiting(self._look_at_mail)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
-        if stuck_after_s is not None:
-            threading.Thread(target=self._watch, args=(stuck_after_s,), name="watch", daemon=True).start()
+        self._watch = StuckWatch(self._thread, self._progress, stuck_after_s, self._stuck)
+        self._watched.set()
 
     @property
     def stats(self) -> EngineStats:
@@ -137,19 +137,15 @@ class EngineThread:
         else:
             self._end("the router is stopping")
         finally:
-            self._ended.set()
+            self._watched.wait()
+            self._watch.close()
 
-    def _watch(self, stuck_after_s: float) -> None:
-        """Counts looks, not seconds: while the whole process is stopped, nobody looks."""
-        seen, looks = None, 0
-        while not self._ended.wait(stuck_after_s / _LOOKS):
-            now = (self._looks_at_mail, self._engine.progress)
-            looks = looks + 1 if self._is_computing and now == seen else 0
-            seen = now
-            if looks > _LOOKS:
-                logger.error("one layer takes more than %g s: this router is stuck", stuck_after_s)
-                self._on_crash()
-                return
+    def _progress(self) -> object:
+        return (self._looks_at_mail, self._engine.progress) if self._is_computing else None
+
+    def _stuck(self) -> None:
+        logger.error("a layer hangs: this router ends itself")
+        self._on_crash()
 
     def _end(self, reason: str) -> None:
         """Nobody may be left waiting, nor anything be accepted from now on."""

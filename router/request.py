@@ -21,6 +21,11 @@ MAX_BIASED_TOKENS = 1024
 MAX_PROMPT_LOGPROB_ENTRIES = 2**20
 DEFAULT_MAX_TOKENS = 256
 
+# Why a frontend sends a request again: its router's process ended, was silent for too long, or said
+# that it cannot go on; or its client came back, after it had lost the connection.
+LOST, SILENT, UNAVAILABLE, RESUMED = "lost", "silent", "unavailable", "resumed"
+REPLAY_REASONS = (LOST, SILENT, UNAVAILABLE, RESUMED)
+
 
 @dataclass(frozen=True)
 class SamplingParams:

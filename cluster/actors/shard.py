@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from cluster.actors.load_progress import LoadProgress
 from cluster.actors.wanted_slots import wanted_slots
 from cluster.reports import ActorState, ShardStats
 from experts.connection import Listener
+from experts.errors import NotHeld
 from experts.groups.nccl import SHARD_RANK
 from experts.placement import Slot
 from experts.shard import ExpertShard, shard_bytes, slot_loader
@@ -116,14 +118,25 @@ class ShardActor:
         self._progress.expect(shard_bytes(checkpoint, self._held))
         if self._server is None or self._loader is None:
             kernels, slots = choose_kernels(device, spec.dtype, self._threads), Slots()
-            self._loader = slot_loader(checkpoint, slots, self._held, kernels, self._progress.add_bytes)
+            loader = slot_loader(checkpoint, slots, self._held, kernels, self._progress.add_bytes)
+            shard = ExpertShard(slots, kernels, loader)
+            self._loader = loader
             # A shard that cannot compute is worth nothing; when its process ends, Ray starts a new one.
             self._server = ShardServer(
-                ExpertShard(slots, kernels, self._loader),
+                shard,
                 device,
                 on_crash=lambda: os._exit(1),
                 is_loaded=False,
+                prepare=lambda: _warm_up(shard, loader, checkpoint.config.hidden_size),
                 stuck_after_s=spec.stuck_after_s,
             )
         self._loader.load_all()
         self._server.loaded()
+
+
+def _warm_up(shard: ExpertShard, loader: SlotLoader, hidden_size: int) -> None:
+    """Compile what computes, before routers wait for it."""
+    layer, expert = next(iter(loader.wanted))
+    with suppress(NotHeld):  # it cannot be read; loading tells
+        loader.load_now(layer, [expert])
+        shard.warm_up(hidden_size)

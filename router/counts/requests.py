@@ -10,15 +10,12 @@ from dataclasses import dataclass, field, replace
 
 from router.counts.expert_load import ExpertLoadSummary
 from router.counts.step_clock import Phase
+from router.request import REPLAY_REASONS
 
 # How a request can end: the values of FinishReason, and the other ways.
 CANCELLED = "cancelled"
 MOVED = "moved"  # to another router
 ENDINGS = ("stop", "length", CANCELLED, MOVED, "deadline", "refused", "error")
-# Why a frontend sends a request again: its router's process ended, was silent for too long, or said
-# that it cannot go on; or its client came back, after it had lost the connection.
-LOST, SILENT, UNAVAILABLE, RESUMED = "lost", "silent", "unavailable", "resumed"
-REPLAY_REASONS = (LOST, SILENT, UNAVAILABLE, RESUMED)
 
 # Upper bounds of buckets, in seconds. A token takes from below a millisecond (a tiny model) to
 # seconds (a large one beside long prompts). A request takes from one such step to many minutes.

@@ -72,14 +72,12 @@ class ShardSpeeds:
 
     def slowness(self) -> Mapping[int, float]:
         """The slow shards: how many times as long as the fastest each takes."""
-        means_s = [speed.mean_s for speed in self._speeds.values() if speed.mean_s]
+        speeds = list(self._speeds.items())  # at once: other threads ask, too
+        means_s = [speed.mean_s for _, speed in speeds if speed.mean_s]
         if not means_s:
             return {}
         fastest_s = min(means_s)
-        times = {
-            shard: LATE if speed.late >= LATE_IN_A_ROW else speed.mean_s / fastest_s
-            for shard, speed in self._speeds.items()
-        }
+        times = {shard: LATE if speed.late >= LATE_IN_A_ROW else speed.mean_s / fastest_s for shard, speed in speeds}
         return {shard: ratio for shard, ratio in times.items() if ratio >= SLOW}
 
     def slowness_now(self, now_s: float) -> Mapping[int, float]:

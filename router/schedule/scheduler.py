@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from router.errors import AlreadyExists, ResourceExhausted
-from router.request import FinishReason, GenerationRequest
+from router.request import LOST, SILENT, UNAVAILABLE, FinishReason, GenerationRequest
 from router.schedule.block_table import BlockTable, PrefixKeys
 from router.schedule.blocks import BlockPool
 from router.schedule.end_rate import EndRate
@@ -95,7 +95,7 @@ class Scheduler:
         return self.pool.cached_units * self.layout.unit_bytes
 
     def enqueue(self, request: GenerationRequest) -> None:
-        """Queue a request.
+        """Queue a request. One that another router had before goes ahead of those that are new.
 
         Raises ResourceExhausted if the queue is full or the request can never fit, AlreadyExists if
         its id is in use.
@@ -111,7 +111,8 @@ class Scheduler:
                 "(engine.kv_bytes or engine.kv_share)"
             )
         now_s = self.clock()
-        if len(self._waiting) >= self.limits.max_waiting:
+        goes_on = request.replayed in (LOST, SILENT, UNAVAILABLE)  # its client was not refused before
+        if len(self._waiting) >= self.limits.max_waiting and not goes_on:
             raise ResourceExhausted(
                 f"{len(self._waiting)} requests are waiting already (engine.max_waiting)",
                 retry_after_s=self._ends.seconds_per_end(now_s),
@@ -124,7 +125,11 @@ class Scheduler:
         keys = PrefixKeys(self.layout.block_tokens)
         self._arrivals += 1
         token_ids = [*request.prompt_token_ids, *request.made]
-        self._waiting[request.request_id] = SequenceState(self._arrivals, request, token_ids, keys)
+        self._waiting[request.request_id] = SequenceState(self._arrivals, request, token_ids, keys, goes_on=goes_on)
+        if goes_on:
+            ahead = [name for name, sequence in self._waiting.items() if sequence.goes_on]
+            for name in reversed(ahead):
+                self._waiting.move_to_end(name, last=False)
 
     def remove(self, request_id: str, *, unpublish: bool = False) -> bool:
         """Drop a waiting or running request and free its memory. Returns False if it is unknown.

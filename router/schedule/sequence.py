@@ -18,6 +18,7 @@ class SequenceState:
     cached_tokens: prompt tokens found in the prefix cache when it first started; None before.
     awaited: key of a block that another sequence is computing. This one starts once that block is
     published.
+    goes_on: another router had it before.
     """
 
     number: int
@@ -29,6 +30,7 @@ class SequenceState:
     blocks: BlockTable | None = None
     cached_tokens: int | None = None
     awaited: bytes | None = None
+    goes_on: bool = False
 
     @property
     def generated(self) -> int:

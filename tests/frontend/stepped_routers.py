@@ -10,11 +10,11 @@ import pytest
 from frontend.router_client import Readiness
 from frontend.router_connection import Pulse, RouterListener
 from frontend.router_pool import RouterPool
-from router.counts.requests import CANCELLED, LOST, SILENT
+from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.errors import AlreadyExists, RequestError, ResourceExhausted, RouterUnavailable
 from router.model.llama4 import Model
-from router.request import GenerationRequest, TokenDelta
+from router.request import LOST, SILENT, GenerationRequest, TokenDelta
 from tests.processes import PATIENCE_S
 from tests.reference import prompt
 from tests.router.engines import greedy, make_engine, run_to_end, tokens_of

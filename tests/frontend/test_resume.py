@@ -18,9 +18,8 @@ from frontend.chat_template import ChatTemplate
 from frontend.generation import ChatPrompt, Generation, TextPrompt
 from frontend.resume import Resume
 from frontend.stop_strings import StopStrings
-from router.counts.requests import RESUMED
 from router.errors import AlreadyExists, InvalidArgument
-from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta, TokenLogprobs
+from router.request import RESUMED, FinishReason, GenerationRequest, SamplingParams, TokenDelta, TokenLogprobs
 from router.sampling.noise import derived_seed
 from tests.fake_router import BOS, EOS, LINE_TEMPLATE, FakeRouter, byte_tokenizer, says, says_then_waits
 from tests.frontend.test_answer import cut, stop_lists, texts

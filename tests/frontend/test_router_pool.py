@@ -8,10 +8,10 @@ import pytest
 from frontend import router_pool
 from frontend.router_pool import MAX_LOSSES
 from frontend.running_request import RunningRequest
-from router.counts.requests import CANCELLED, LOST, RESUMED, SILENT, UNAVAILABLE
+from router.counts.requests import CANCELLED
 from router.errors import DeadlineExceeded, ExpertsAway, Internal, ResourceExhausted, Resumed, Unavailable
 from router.model.llama4 import Model
-from router.request import GenerationRequest, SamplingParams
+from router.request import LOST, RESUMED, SILENT, UNAVAILABLE, GenerationRequest, SamplingParams
 from tests.frontend.stepped_routers import PROMPT, TOKENS, Played, SteppedRouter, alone, failure_of, pool_of, turn
 from tests.local_model import load_model
 from tests.processes import PATIENCE_S

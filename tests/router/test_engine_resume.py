@@ -6,9 +6,18 @@ from typing import Any
 
 import pytest
 
-from router.counts.requests import LOST, RESUMED, SILENT, UNAVAILABLE
 from router.model.llama4 import Model
-from router.request import FinishReason, GenerationRequest, SamplingParams, TokenDelta, TokenLogprobs
+from router.request import (
+    LOST,
+    RESUMED,
+    SILENT,
+    UNAVAILABLE,
+    FinishReason,
+    GenerationRequest,
+    SamplingParams,
+    TokenDelta,
+    TokenLogprobs,
+)
 from router.sampling.noise import derived_seed
 from router.sampling.state import SamplingState
 from tests.reference import prompt
