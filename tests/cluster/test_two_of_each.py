@@ -6,18 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import ray
 
 from client import Client, Sampling, ServerUnavailable
 from cluster.launch import Deployment
-from cluster.local_rays import haproxy_folder
 from cluster.reports import RouterStats
 from tests.cluster.deployment import MAVERICK, TWO_OF_EACH, SharedRay, actor, http_get, pid_of, replica_pids
+from tests.cluster.haproxy import haproxy_pids, replicas_it_calls
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
@@ -41,7 +39,11 @@ def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
 
 @pytest.fixture
 def client(deployment: Deployment) -> Iterator[Client]:
-    """A client of a server that is well; afterwards all replicas and routers must be there again."""
+    """A client of a server that is well; afterwards all replicas and routers must be there again.
+
+    A server is up as soon as HAProxy calls one of its replicas.
+    """
+    wait_until(lambda: replicas_it_calls() == 2)
     with Client(deployment.address) as client:
         yield client
         wait_until(lambda: len(replica_pids()) == 2 and client.health(INFERENCE) == "SERVING")
@@ -98,22 +100,10 @@ def test_a_killed_replica_ends_its_own_streams_only(client: Client, reference: R
     os.kill(replica_pids()[0], signal.SIGKILL)
     outcomes = streams.outcomes()
     survivors = [outcome for outcome in outcomes if not isinstance(outcome, ServerUnavailable)]
-    assert 0 < len(survivors) < STREAMS
+    assert 0 < len(survivors) < STREAMS, outcomes
     assert survivors == [reference.greedy(TOKENS, LENGTH)[0]] * len(survivors)
     # The routers have noticed who is gone.
     wait_until(lambda: running("router-0") == running("router-1") == 0)
-
-
-def haproxy_pids() -> list[int]:
-    """The process of HAProxy on this process's Ray, and those that a reload has replaced."""
-    folder = str(haproxy_folder(os.getpid())).encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):  # gone
-            command = entry.read_bytes().split(b"\0")
-            if b"haproxy" in command[0] and any(folder in word for word in command):
-                found.append(int(entry.parent.name))
-    return found
 
 
 @dataclass(frozen=True)
