@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from bench.chaos.schedule import CYCLES, HOSTS, MODES, TARGETS
+from bench.chaos.schedule import ALLOWED, CYCLES, HOSTS, MODES, TARGETS
 from bench.errors import BenchError
 from checkpoint.errors import DroverError
 
@@ -41,6 +41,9 @@ examples:
 """
 
 
+PAIRS = tuple(f"{mode}:{target}" for mode in MODES for target in ALLOWED[mode])
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="python -m bench.chaos",
@@ -50,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--seed", type=_count(0, 2**31), default=1, metavar="N", help="of the schedule; default: 1")
     made.add_argument("--modes", type=_names("mode", MODES), metavar="A,B", help="default: all that can run here")
-    made.add_argument("--targets", type=_names("target", TARGETS), metavar="A,B", help="default: each mode's own")
+    made.add_argument("--targets", type=_names("target", (*TARGETS, *PAIRS)), metavar="A,B",
+                      help="of all modes, or of one as in crash:router; default: each mode's own")  # fmt: skip
     made.add_argument("--cycles", type=_count(1, 1000), default=CYCLES, metavar="N",
                       help="through a mode's targets; default: 3, or more until there are 9 faults")  # fmt: skip
     made.add_argument("--no-points", action="store_true", help="faults at random only, at no named point")
@@ -107,7 +111,8 @@ def _names(kind: str, known: Collection[str]) -> Callable[[str], tuple[str, ...]
         names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
         for name in names:
             if name not in known:
-                raise argparse.ArgumentTypeError(f"{name!r} is no {kind}; known are {', '.join(known)}")
+                plain = ", ".join(name for name in known if ":" not in name)
+                raise argparse.ArgumentTypeError(f"{name!r} is no {kind}; known are {plain}")
         return names
 
     return parse

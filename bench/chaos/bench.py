@@ -218,7 +218,8 @@ class Bench:
 
     def _targets(self, mode: str) -> tuple[str, ...] | None:
         """The plan's, as far as the mode can hit them; else its own."""
-        return tuple(target for target in self._plan.targets or () if target in ALLOWED[mode]) or None
+        given = [target.removeprefix(f"{mode}:") for target in self._plan.targets or ()]
+        return tuple(target for target in given if target in ALLOWED[mode]) or None
 
     @contextmanager
     def _progress(self, mode: str, count: int) -> Iterator[Any]:

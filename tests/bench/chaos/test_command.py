@@ -21,6 +21,7 @@ def test_help_names_every_mode_and_target(capsys: pytest.CaptureFixture[str]) ->
     [
         (["--modes", "fire"], "'fire' is no mode; known are crash, stop"),
         (["--targets", "shard,moon"], "'moon' is no target; known are shard, minority"),
+        (["--targets", "slow:router"], "'slow:router' is no target; known are shard, minority"),
         (["--cycles", "0"], "'0' is no whole number from 1 to 1000"),
         (["--seed", "x"], "'x' is no whole number from 0 to"),
     ],
