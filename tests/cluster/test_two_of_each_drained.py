@@ -132,6 +132,7 @@ def test_a_drained_router_goes_and_its_streams_do_not_notice(
 ) -> None:
     """They finish there, or go on at the other one."""
     taken_over = replayed("router-0")
+    wait_until(lambda: all(stats_of(name).life_lines == 2 for name in ROUTERS))  # both frontends use both
     streams = [begin(client) for _ in range(6)]
     assert all(stats_of(name).open_requests for name in ROUTERS)
     controller.drain("router-1", grace_s)
