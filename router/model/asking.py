@@ -243,18 +243,21 @@ class Asker:
         if down_s is not None:
             return down_s
         refused_s, link = self._refusals.get((shard, layer, expert), (lost_s, None))
-        return refused_s if link is self._links.link(shard) else lost_s
+        return refused_s if link is not None and link is self._link(shard) else lost_s
 
     def _note_refusal(self, part: Part, now_s: float) -> None:
         [expert] = part.message.experts
-        slot = (part.shard, part.message.layer, expert)
-        try:
-            link = self._links.link(part.shard)
-        except LinkDown:
-            return
+        slot, link = (part.shard, part.message.layer, expert), self._link(part.shard)
         _, known = self._refusals.get(slot, (now_s, None))
-        if known is not link:
+        if link is not None and known is not link:
             self._refusals[slot] = now_s, link
+
+    def _link(self, shard: int) -> Link | None:
+        """The shard's link; None if it has just lost it."""
+        try:
+            return self._links.link(shard)
+        except LinkDown:
+            return None
 
 
 def _grouped(chosen: Mapping[int, int], groups: int, *, apart: bool) -> Sequence[tuple[int | None, list[int]]]:

@@ -151,6 +151,14 @@ def test_what_is_refused_for_heal_s_fails_alone_and_later_at_once() -> None:
     assert faulty.seconds() < 1.2
 
 
+def test_a_link_that_is_lost_amid_a_look_is_no_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table said a moment ago that the shard is linked."""
+    faulty = Faulty(replicas=1)
+    monkeypatch.setattr(faulty.table, "down_since_s", lambda shard: None)
+    faulty.shards[1].kill(1.0)
+    assert 0.9 < faulty.seconds() < 1.2
+
+
 class Enough(Exception):
     pass
 
