@@ -50,7 +50,7 @@ class LinkTable:
         self.use_of: Mapping[int, Use] = {}
         """The shards that can be asked, and how gladly; the same object until that changes."""
         self.losses: Counter[str] = Counter()
-        """How many links were lost, by kind (LinkDown.kind)."""
+        """How many links were lost, by kind (Endpoint.down_kind)."""
         with self._changing:
             self._set(dict(links or {}))
 

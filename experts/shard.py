@@ -34,6 +34,11 @@ class ExpertShard:
         self.rows_computed = 0
         """Rows (token, expert pairs) computed so far."""
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Changes whenever an expert is held, or a piece of one is read."""
+        return len(self.slots), 0 if self._loader is None else self._loader.bytes_read
+
     @torch.inference_mode()
     def compute(
         self,
@@ -81,12 +86,18 @@ def slot_loader(
     piece's size.
     """
 
+    def count(size: int) -> None:
+        loader.bytes_read += size
+        if on_bytes is not None:
+            on_bytes(size)
+
     def read(slot: Slot) -> Expert:
         layer, expert = slot
-        gate_up_F2D, down_DF = checkpoint.read_expert(layer, expert, kernels.dtype, on_bytes)
+        gate_up_F2D, down_DF = checkpoint.read_expert(layer, expert, kernels.dtype, count)
         return kernels.expert(gate_up_F2D.to(kernels.device), down_DF.to(kernels.device))
 
-    return SlotLoader(slots, versions, read)
+    loader = SlotLoader(slots, versions, read)
+    return loader
 
 
 def load_shard(

@@ -136,7 +136,7 @@ class ShardServer:
             self._close_links()
 
     def _progress(self) -> object:
-        return (self._computations, len(self.shard.slots)) if self._is_computing else None
+        return (self._computations, self.shard.progress) if self._is_computing else None
 
     def _stuck(self) -> None:
         logger.error("a computation hangs: this shard ends itself")
@@ -144,7 +144,9 @@ class ShardServer:
 
     def _compute(self) -> None:
         set_compute_threads(self.shard.kernels.cores.threads)
+        self._is_computing = True
         self._prepare()
+        self._is_computing = False
         self._prepared.set()
         backlog: deque[_Request] = deque()
         while True:

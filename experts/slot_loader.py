@@ -22,6 +22,8 @@ class SlotLoader:
         self._reading = threading.Lock()  # one expert at a time: two would share the disk's speed
         self._nobody_waits = threading.Event()
         self._nobody_waits.set()
+        self.bytes_read = 0
+        """So far; whoever reads adds to it, so that a watch sees that reading gets on."""
 
     def load_all(self) -> None:
         """Fill every slot. Those that cannot be read do not keep others empty; raises what the first one raised."""

@@ -215,11 +215,6 @@ class DeltaStreams:
         self._unread = Unread()
         self._stream_of: dict[str, DeltaStream] = {}
 
-    @property
-    def any_running(self) -> bool:
-        """Whether any stream still waits for deltas."""
-        return bool(self._stream_of)
-
     def new_stream(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
         return DeltaStream(requests, self._sink, self._stream_of, self._unread)
 

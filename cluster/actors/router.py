@@ -156,7 +156,8 @@ class RouterActor:
             down,
             dict(asker.retries),
             slow,
-            open_requests=len(self._frontend_of) + sum(len(outbox.deltas) for outbox in self._outboxes.values()),
+            open_requests=len(self._frontend_of)
+            + sum(delta.is_last for outbox in self._outboxes.values() for delta in outbox.deltas),
             draining_s=now - self._draining_since_s if orders.is_draining else None,
             drained=tuple(names[shard] for shard in sorted(orders.shards)),
             is_stopping=orders.is_stopping,
@@ -205,6 +206,9 @@ class RouterActor:
 
         ending_of: how each is counted, by its id.
         """
+        outbox = self._outboxes.get(frontend_id)
+        if outbox is not None:  # nobody reads what was made of them
+            outbox.deltas = [delta for delta in outbox.deltas if delta.request_id not in ending_of]
         for request_id, ending in ending_of.items():
             if self._engine is not None and self._frontend_of.get(request_id) == frontend_id:
                 self._frontend_of[request_id] = None

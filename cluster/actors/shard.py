@@ -136,7 +136,10 @@ class ShardActor:
 
 def _warm_up(shard: ExpertShard, loader: SlotLoader, hidden_size: int) -> None:
     """Compile what computes, before routers wait for it."""
-    layer, expert = next(iter(loader.wanted))
+    first = next(iter(loader.wanted), None)
+    if first is None:
+        return
+    layer, expert = first
     with suppress(NotHeld):  # it cannot be read; loading tells
         loader.load_now(layer, [expert])
         shard.warm_up(hidden_size)

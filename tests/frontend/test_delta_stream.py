@@ -71,7 +71,7 @@ def test_each_stream_gets_its_own_deltas_in_order() -> None:
         streams.deliver([tokens("c", 5, last=True)])
         assert made(await ab) == [("b", (1,)), ("a", (3,)), ("b", (4,))]
         assert made(await c) == [("c", (2,)), ("c", (5,))]
-        assert not streams.any_running
+        assert not streams._stream_of
         assert sink.cancelled == {}
 
     with_streams(test)
@@ -133,7 +133,7 @@ def test_nothing_is_submitted_before_the_first_delta_is_asked_for() -> None:
         stream = new(streams, "a")
         stream.close(CANCELLED)
         assert [delta async for delta in stream] == []
-        assert (sink.submitted, sink.cancelled, streams.any_running) == ([], {}, False)
+        assert (sink.submitted, sink.cancelled, streams._stream_of) == ([], {}, {})
 
     with_streams(test)
 
@@ -150,7 +150,7 @@ def test_closing_cancels_what_has_not_ended_and_says_why() -> None:
         stream.close(CANCELLED)
         stream.close("stop")
         assert sink.cancelled == {"stopped": "stop", "running": CANCELLED}
-        assert not streams.any_running
+        assert not streams._stream_of
 
     with_streams(test)
 
@@ -203,7 +203,7 @@ def test_an_id_that_the_router_refuses_is_not_cancelled_for_the_one_that_has_it(
             await reading
         stream.close(CANCELLED)
         assert sink.cancelled == {"b": CANCELLED}
-        assert not streams.any_running
+        assert not streams._stream_of
 
     with_streams(test)
 
@@ -247,7 +247,7 @@ def test_unread_memory_is_bounded_and_the_stream_with_most_of_it_ends() -> None:
             await anext(unread)
         streams.deliver([tokens("c", 2, last=True)])
         assert made([await anext(other)]) == [("c", (2,))]
-        assert not streams.any_running
+        assert not streams._stream_of
         assert streams.unread_bytes == 0
 
     asyncio.run(asyncio.wait_for(test(), PATIENCE_S))

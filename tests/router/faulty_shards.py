@@ -201,7 +201,5 @@ class FaultyShard:
         if self.is_frozen:
             self._held.append(reply)
         else:
-            self.time.after(
-                LATENCY_S * self.slowness, lambda: self._held.append(reply) if self.is_frozen else reply.arrive()
-            )
+            self.time.after(LATENCY_S * self.slowness, lambda: self._arrives(reply))
         return reply
