@@ -1,7 +1,9 @@
 """Looks at a deployment's parts as they are now, for the controller."""
 
 import threading
+import time
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -11,7 +13,7 @@ from cluster.policy.wanted import Found, Orders
 from cluster.reports import ActorState, Phase, RouterStats, ShardStats
 
 LOOK_TIMEOUT_S = 3.0
-"""For all parts together. Who does not answer by then is taken as doing nothing."""
+"""For all parts together."""
 
 
 class Running:
@@ -20,6 +22,7 @@ class Running:
     def __init__(self, namespace: str, routers: tuple[str, ...], shards: tuple[str, ...]) -> None:
         self._namespace, self._routers, self._shards = namespace, routers, shards
         self._rows_computed: dict[str, int] = {}
+        self._routers_last: dict[str, tuple[float, Found]] = {}  # when each router last answered, and what
         self._lock = threading.Lock()
 
     def actor(self, name: str) -> Any:
@@ -51,7 +54,7 @@ class Running:
         self, name: str, node: str | None, state: ActorState | None, stats: RouterStats | ShardStats | None
     ) -> Found:
         if state is None or stats is None:
-            return Found(node, is_ready=False, is_idle=True)
+            return self._without_answer(name, node)
         is_ready = state.phase is Phase.READY
         if isinstance(stats, ShardStats):
             is_idle = self._rows_computed.get(name) == stats.rows_computed
@@ -60,7 +63,18 @@ class Running:
         numbers = frozenset(self._shards.index(shard) for shard in stats.drained)
         orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping)
         open_requests = stats.open_requests
-        return Found(node, is_ready, open_requests == 0, orders, stats.draining_s or 0.0, open_requests)
+        found = Found(node, is_ready, open_requests == 0, orders, stats.draining_s or 0.0, open_requests)
+        self._routers_last[name] = time.monotonic(), found
+        return found
+
+    def _without_answer(self, name: str, node: str | None) -> Found:
+        """A router whose process lives does what it did when it last answered: it may be frozen, or busy."""
+        if node is None or name not in self._routers_last:
+            return Found(node, is_ready=False, is_idle=True)
+        seen_s, found = self._routers_last[name]
+        is_draining = found.orders is not None and found.orders.is_draining
+        ago_s = time.monotonic() - seen_s if is_draining else 0.0
+        return replace(found, node=node, is_ready=False, draining_s=found.draining_s + ago_s)
 
 
 def _ask(handles: Mapping[str, Any]) -> dict[str, tuple[ActorState, Any]]:

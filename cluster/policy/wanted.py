@@ -44,9 +44,10 @@ class Found:
     """A part that exists.
 
     node: the id of its node; None while Ray looks for one. is_ready: it has loaded. is_idle: no
-    request or row is under way, as far as can be known: also when it does not answer.
-    orders: those that a router follows; None for shards, and if it does not answer.
-    draining_s: for how long a router has drained. open_requests: of a router that answers.
+    request or row is under way, as far as can be known. What is told of a router that does not answer
+    is as it last answered.
+    orders: those that a router follows; None for shards, and if it has never answered.
+    draining_s: for how long a router has drained. open_requests: of a router.
     can_go_home: it was moved out of its bundle of the placement group, Ray finds no node for it now,
     and the bundle is on a node that may be used.
     """

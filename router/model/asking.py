@@ -181,7 +181,7 @@ class Asker:
                 raise RowsFailed(part.rows_N, f"expert shard {part.shard}: {error}", is_away=False) from error
         else:
             if reply.answered_s is not None:
-                self.speeds.answered(part.shard, part.work, reply.answered_s - part.asked_s, now_s)
+                self.speeds.answered(part.shard, part.work, max(0.0, reply.answered_s - part.asked_s), now_s)
             for slot in [slot for slot in self._refusals if slot[:2] == (part.shard, part.message.layer)]:
                 if slot[2] in part.message.experts:
                     del self._refusals[slot]
