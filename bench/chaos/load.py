@@ -65,7 +65,7 @@ class Load:
             "stalled_s": now_s - min(last_s, default=now_s),
             "failed": sum(stream.error is not None for stream in self.streams),
             "sent": len(self.streams),
-            "resumed": sum(stream.resumed for stream in self.streams),
+            "resumed": sum(len(stream.resumed_s) for stream in self.streams),
         }
 
     def wait(self, timeout_s: float) -> None:
@@ -82,7 +82,8 @@ class Load:
             deltas = client.generate(ask.token_ids, **ask.sampling)
             for delta in deltas:
                 now_s = time.monotonic()
-                stream.resumed = len(deltas.gaps_s)
+                if len(deltas.gaps_s) > len(stream.resumed_s):
+                    stream.resumed_s.append(now_s)
                 stream.pieces.append((now_s, delta.index, list(delta.token_ids)))
                 if delta.token_ids:
                     with self._lock:

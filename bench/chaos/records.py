@@ -11,8 +11,8 @@ class Stream:
     """One request and what came of it.
 
     ask: its number among the requests. pieces: (when, which answer, tokens) of each message.
-    error: the status and its message, if it failed; ended_s is then when it did. resumed: how often
-    the client continued it on another call.
+    error: the status and its message, if it failed; ended_s is then when it did. resumed_s: when it
+    went on after it had broken, and the client had called again.
     """
 
     ask: int
@@ -20,7 +20,7 @@ class Stream:
     pieces: list[tuple[float, int, list[int]]] = field(default_factory=list)
     ended_s: float | None = None
     error: str | None = None
-    resumed: int = 0
+    resumed_s: list[float] = field(default_factory=list)
 
     @property
     def times(self) -> list[float]:

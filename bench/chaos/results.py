@@ -25,6 +25,8 @@ HARMLESS = {
     **{("drop", target): "TCP sends again; nothing else has to recover" for target in SHARD_TARGETS},
 }
 """(mode, target) that may leave no counter risen. Their faults count if there is proof of the harm."""
+MAY_BREAK = ("frontend", "haproxy", "node", "raylet", "any")
+"""Targets whose faults may break clients' connections, which clients resume. "any" may be one of them."""
 MOST_CHANGES = 20
 FIELDS = (
     "mode",
@@ -104,9 +106,16 @@ def changed_exactly(
 def rows(run: ModeRun, expected: Mapping[tuple[str, str], str]) -> list[dict[str, Any]]:
     """One row per (mode, target), in the order in which they came. expected: reasons for losses, by row.
 
-    A stream that failed, or changed, belongs to the last fault before that moment.
+    A stream that failed, broke or changed belongs to the last fault before that moment. A stream that
+    broke has failed for most clients, although the load's own resumes it. Where a fault may break
+    connections, resuming is the recovery; elsewhere no stream may break.
     """
-    blamed_failed = _blame(run.faults, [s.ended_s or s.sent_s for s in run.streams if s.error is not None])
+    failed = _blame(run.faults, [s.ended_s or s.sent_s for s in run.streams if s.error is not None])
+    broken = _blame(run.faults, [at_s for stream in run.streams for at_s in stream.resumed_s])
+    blamed_failed = [
+        count + (0 if fault.target in MAY_BREAK else breaks)
+        for fault, count, breaks in zip(run.faults, failed, broken, strict=True)
+    ]
     blamed_changed = _blame(
         run.faults, [at_s for at_s, _ in run.changed.values()], [n for _, n in run.changed.values()]
     )
@@ -170,7 +179,7 @@ def changes(run: ModeRun, asks: Sequence[Ask], began_s: float) -> list[dict[str,
                 "ask": stream.ask,
                 "sampling": asks[stream.ask].sampling,
                 "sent_s": round(stream.sent_s - began_s, 3),
-                "resumed": stream.resumed,
+                "resumed": len(stream.resumed_s),
                 "error": stream.error,
             }
         )

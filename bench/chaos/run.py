@@ -11,7 +11,7 @@ from bench.chaos.faults import Injected, Injector
 from bench.chaos.load_process import LoadProcess
 from bench.chaos.processes import lives
 from bench.chaos.records import Stream
-from bench.chaos.results import Happened, ModeRun, rate_before, windows_end
+from bench.chaos.results import MAY_BREAK, Happened, ModeRun, rate_before, windows_end
 from bench.chaos.schedule import Fault
 from bench.chaos.system import System
 from bench.errors import BenchError
@@ -62,6 +62,7 @@ class Run:
         self._say, self._on_fault = say, on_fault
         self.rate_per_s = pace.rate_per_s
         """Raised where too few streams were active, because the machine turned out to be faster."""
+        self._last: Happened | None = None
         self.skipped: list[tuple[str, str, str]] = []
         """(mode, target, why) of faults that could not come."""
 
@@ -120,11 +121,11 @@ class Run:
             uncovered=sum(one.uncovered for one in injected),
             note="; ".join(dict.fromkeys(one.note for one in injected if one.note)),
         )
+        self._last = done
         self._wait_until_recovered(done, injected, before, load, watch)
         done.harm = {name: amount for one in healed for name, amount in one.items() if amount}
-        done.evidence = self._risen(rises, watch.rises() | {RESUMED: float(load.state.resumed)}) | self._restarted(
-            before
-        )
+        risen = watch.rises() | ({RESUMED: float(load.state.resumed)} if fault.target in MAY_BREAK else {})
+        done.evidence = self._risen(rises, risen) | self._restarted(before)
         self._pause(load, self._pace.settle_s)
         return done
 
@@ -159,7 +160,8 @@ class Run:
         raise_s = time.monotonic() + RAISE_S
         while time.monotonic() < deadline_s:
             load.check()
-            self._system.restart_if_ended()
+            if self._system.restart_if_ended() and self._last is not None:
+                self._last.restarted, self._last.note = True, "the whole deployment ended afterwards"
             state, now_s = load.state, time.monotonic()
             if state.active >= FEWEST_ACTIVE and state.stalled_s < FLOWING_S and watch.well_s > now_s - 2.0:
                 return now_s

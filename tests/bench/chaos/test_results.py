@@ -125,6 +125,14 @@ def test_a_loss_belongs_to_the_last_fault_before_it() -> None:
     assert (router["target"], router["requests_failed"], router["tokens_changed"]) == ("router", 1, 5)
 
 
+@pytest.mark.parametrize(("target", "failed"), [("shard", 2), ("router", 2), ("frontend", 0), ("haproxy", 0)])
+def test_a_stream_that_broke_has_failed_unless_the_fault_may_break_connections(target: str, failed: int) -> None:
+    resumed = stream(9, 11, 12)
+    resumed.resumed_s = [11.0, 12.0]
+    [row] = rows(ModeRun([happened(10, target)], [resumed], 1.0, {}), {})
+    assert row["requests_failed"] == failed
+
+
 def test_a_fault_counts_only_if_something_rose() -> None:
     [row] = rows(ModeRun([happened(10), happened(20, evidence={})], [], 1.0, {}), {})
     assert (row["faults"], row["recovered_by"]) == (1, "shard_down")
