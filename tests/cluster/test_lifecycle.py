@@ -138,6 +138,7 @@ def test_a_dead_raylet_ends_serve_with_one_line(deployment_file: Path, odd_envir
         assert_ended_by("raylet", process)
 
 
+@pytest.mark.slow
 def test_streams_go_on_without_rays_head_whose_death_ends_serve_with_one_line(
     deployment_file: Path, odd_environment: dict[str, str], reference: Reference
 ) -> None:
