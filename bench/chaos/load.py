@@ -25,6 +25,8 @@ from client import Client, ClientError
 STATE_S = 0.1
 DRAIN_S = 180.0
 NUM_CLIENTS = 4
+FIRST = 11
+"""Streams that begin at once, so that as many run from the start as later."""
 
 
 def hung(stream: Stream, now_s: float, timeout_s: float) -> Stream:
@@ -114,6 +116,8 @@ def main() -> None:
 
     for work in (tell, read):
         threading.Thread(target=work, daemon=True).start()
+    for ask in range(FIRST):
+        load.send(ask % len(asks))
     due_s = time.monotonic()
     for ask in itertools.cycle(range(len(asks))):
         if stopped.wait(max(0.0, due_s - time.monotonic())):

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from bench.chaos.hosts import ROUTER_CPUS, SHARD_CPUS, Hosts
-from bench.chaos.processes import has_mark, lives, processes, send
+from bench.chaos.processes import Process, has_mark, lives, processes, send
 from bench.drover_server import wait_until_served
 from bench.errors import BenchError
 from bench.process import ROOT, end
@@ -145,16 +145,22 @@ class System:
 
     def of_kind(self, kind: str) -> list[int]:
         """Process ids of all "frontend", "haproxy", "gcs_server" or "raylet" of this deployment."""
-        if kind == "frontend":
-            title = f"ray::ServeReplica:{app_name(self.namespace)}"
-            return [p.pid for p in processes() if p.title.startswith(title)]
-        mark = f"{VARIABLE}={self.folder}"
-        return [p.pid for p in processes() if p.command.startswith(kind) and has_mark(p.pid, mark)]
+        return self._of_kind(kind, list(processes()))
 
     def everything(self) -> dict[str, list[int]]:
         """Process ids of every part, by name; what there are several of has one name."""
         kinds = ("frontend", "haproxy", "gcs_server", "raylet")
-        return {name: [pid] for name, pid in self.actors().items()} | {kind: self.of_kind(kind) for kind in kinds}
+        running = list(processes())
+        return {name: [pid] for name, pid in self.actors().items()} | {
+            kind: self._of_kind(kind, running) for kind in kinds
+        }
+
+    def _of_kind(self, kind: str, running: Sequence[Process]) -> list[int]:
+        if kind == "frontend":
+            title = f"ray::ServeReplica:{app_name(self.namespace)}"
+            return [process.pid for process in running if process.title.startswith(title)]
+        mark = f"{VARIABLE}={self.folder}"
+        return [p.pid for p in running if p.command.startswith(kind) and has_mark(p.pid, mark)]
 
     def replicas_of(self) -> list[frozenset[int]]:
         """For each slot, the numbers of the shards that hold it."""

@@ -27,6 +27,9 @@ class Victims:
             names = [routers[int(part.draw * len(routers))]] if routers else ["router"]
         elif part.target == "controller":
             names = ["controller"]
+        elif part.target == "haproxy":  # with those before a reload, which still have connections
+            pids = self._system.of_kind("haproxy")
+            return {f"haproxy {pid}": pid for pid in pids}
         else:
             return {part.target: self._of_kind(part)}
         absent = [name for name in names if name not in actors]
