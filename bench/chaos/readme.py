@@ -74,7 +74,7 @@ def _cells(line: Line, runs: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | N
         for fault in run["faults"]
         if (fault["mode"], fault["target"]) == here and fault["gap_ms_max"] is not None
     ]
-    if row is None or not pauses:
+    if row is None or not row["faults"] or not pauses:
         return None
     pause = f"{median(pauses):.2f} / {max(pauses):.2f}"
     return line.label, pause, str(row["requests_failed"]), str(row["tokens_changed"]), line.then

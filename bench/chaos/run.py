@@ -145,11 +145,11 @@ class Run:
             load.check()
             if self._system.restart_if_ended():
                 done.restarted, done.note = True, "the whole deployment ended; the bench started it again"
+            now = self._system.everything()
             is_complete = all(
                 # HAProxy's processes before a reload stay until their connections end.
-                len(pids) >= (1 if name == "haproxy" else len(before[name]))
-                for name, pids in self._system.everything().items()
-                if name in before
+                len(now.get(name, [])) >= (1 if name == "haproxy" else len(pids))
+                for name, pids in before.items()
             )
             is_moving = load.state.stalled_s < FLOWING_S and load.state.active > 0 and load.state.at_s > since_s
             if is_complete and is_moving and watch.well_s > since_s and not any(map(lives, gone)):
