@@ -1,4 +1,4 @@
-"""Several nodes: the death of the head, with all of its processes, under streams of clients elsewhere."""
+"""Several nodes: the head's death, a drained node and a lost one, under streams of clients elsewhere."""
 
 import json
 import threading
@@ -130,3 +130,32 @@ def test_streams_go_on_without_the_head_which_finds_everything_again(hosts: Host
     refused = hosts.drover(0, "drain", "router-0", *FLAGS, hosts.ray_address)
     assert "router-0 is the last router that serves" in refused.stderr
     wait_until(lambda: accepts(hosts.grpc_address(0)))
+
+
+def test_a_drained_node_is_left_by_all_parts_and_its_loss_is_not_noticed(hosts: Hosts, reference: Reference) -> None:
+    drained_host, other = hosts_of_router(hosts)
+    target = hosts.address(drained_host)
+    with streams(hosts.grpc_address(0), reference.greedy(TOKENS, MANY)[0]) as wait_for_more:
+        drained = hosts.drover(0, "drain", target, "--grace-s", "2", *FLAGS, hosts.ray_address)
+        assert drained.stdout == f"{target} is drained\n", drained.stderr
+        assert {*nodes_of_parts(hosts).values()} == {hosts.address(other)}
+        wait_for_more()
+        hosts.kill(drained_host)
+        wait_for_more()
+        hosts.start(drained_host)
+
+
+def test_a_lost_nodes_parts_start_on_another_with_room(hosts: Hosts, reference: Reference) -> None:
+    """They were moved there, and Ray has reserved their own bundles on the other node."""
+    lost_host, other = hosts_of_router(hosts)
+    with streams(hosts.grpc_address(0), reference.greedy(TOKENS, MANY)[0]) as wait_for_more:
+        hosts.kill(lost_host)
+        wait_until(lambda: {*nodes_of_parts(hosts).values()} == {hosts.address(other)}, 2 * PATIENCE_S)
+        wait_for_more()
+
+
+def hosts_of_router(hosts: Hosts) -> tuple[int, int]:
+    """The worker that has the router, and the other one."""
+    address = nodes_of_parts(hosts)["router-0"]
+    host = next(host for host in (1, 2) if hosts.address(host) == address)
+    return host, 3 - host
