@@ -54,8 +54,9 @@ def _strip(axis: Any, timeline: Mapping[str, Any], targets: list[str]) -> None:
     for target, at_s in timeline["faults"]:
         colour = _COLOURS[targets.index(target) % len(_COLOURS)]
         axis.axvline(at_s, color=colour, linewidth=1.2)
-        axis.text(at_s, top * 1.02, _letter(targets, target), color=colour, ha="center", va="bottom", fontweight="bold")
-    axis.set_ylim(0, top * 1.18)
+        above = axis.get_xaxis_transform()
+        axis.text(at_s, 1.02, _letter(targets, target), transform=above, color=colour, ha="center", fontweight="bold")
+    axis.set_ylim(0, top * 1.05)
     axis.set_xlim(0, max(seconds))
     axis.set_ylabel(timeline["mode"], rotation=0, ha="right", va="center")
 
