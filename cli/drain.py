@@ -107,4 +107,4 @@ def _wait(controller: "ControllerClient", target: str) -> None:
             if not console.is_terminal and (without_seconds := re.sub(r"\d+ s ", "", left)) != told:
                 told = without_seconds
                 print(left, file=sys.stderr, flush=True)
-            time.sleep(LOOK_S)
+            time.sleep(LOOK_S)  # the controller answers questions, and calls nobody

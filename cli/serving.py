@@ -112,7 +112,7 @@ def _end_with(control: socket.socket, asked_to_finish: threading.Event, is_local
         forget_local_ray()
         os._exit(0)
     _thread.interrupt_main()  # removes from the cluster what was started there
-    time.sleep(GIVE_UP_S)
+    time.sleep(GIVE_UP_S)  # the main thread ends the process, unless it hangs in Ray
     os._exit(1)
 
 

@@ -107,7 +107,7 @@ def main() -> None:
     def tell() -> None:
         while True:
             print(json.dumps(load.state()), flush=True)
-            time.sleep(STATE_S)
+            time.sleep(STATE_S)  # so often it is told
 
     def read() -> None:
         for line in sys.stdin:

@@ -71,7 +71,7 @@ class Terminal:
         """Type a line, key by key, as a person does."""
         for key in text:
             self.tmux("send-keys", "-t", f"main.{pane}", "-l", key)
-            time.sleep(KEY_S)
+            time.sleep(KEY_S)  # the speed of a person who types
         self.tmux("send-keys", "-t", f"main.{pane}", "Enter")
 
     def screen(self, pane: int) -> list[str]:
@@ -138,7 +138,7 @@ def _play(terminal: Terminal, system: System) -> None:
     terminal.wait_for(lambda text: text.rstrip().endswith(">") or "tokens/s" in text, 0, "the end of the answer")
     terminal.type(1, f"drover status --namespace {system.namespace}")
     terminal.wait_for(lambda text: text.rstrip().endswith("\n$") and "shard-2" in text, 1, "the status")
-    time.sleep(1.0)  # for whoever watches
+    time.sleep(1.0)  # so long the recording shows its last screen
 
 
 def main() -> int:

@@ -186,7 +186,7 @@ class Run:
 
     def _pause(self, load: LoadProcess, seconds: float) -> None:
         """Part of the measurement: time in which streams run."""
-        time.sleep(max(0.0, seconds))
+        time.sleep(max(0.0, seconds))  # the interval that is measured
         load.check()
 
     def _restarted(self, before: Mapping[str, list[int]]) -> dict[str, float]:

@@ -51,9 +51,9 @@ class Part:
     rows_N: which of the step's sorted rows these are. reply: None if it was lost. late_s: when to
     ask others, too. pieces: the same rows, asked for elsewhere, each with its rows' places in this
     part. is_split: each expert is to be a piece of its own. loss: why the reply was lost, when, and
-    its kind, as it is counted. refused_until_s: shards that
-    do not hold an expert of it. failed: the shards whose computing failed, in turn. asked: shards
-    that may still be computing these rows.
+    its kind, as it is counted. refused_until_s: when to ask a shard again that does not hold an
+    expert of it. failed: the shards whose computing failed, in turn. asked: shards that may still
+    be computing these rows.
     """
 
     shard: int
@@ -243,7 +243,9 @@ class Asker:
         if down_s is not None:
             return down_s
         refused_s, link = self._refusals.get((shard, layer, expert), (lost_s, None))
-        return refused_s if link is not None and link is self._link(shard) else lost_s
+        if link is not None and link is self._link(shard):
+            return refused_s
+        return math.inf if self._links.down_reason(shard) is None else lost_s  # inf: it can be asked
 
     def _note_refusal(self, part: Part, now_s: float) -> None:
         [expert] = part.message.experts

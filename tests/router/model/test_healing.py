@@ -35,6 +35,7 @@ class Faulty:
 
     replicas: int = 2
     num_shards: int = 3
+    heal_s: float = HEAL_S
     placement: Placement = field(init=False)
 
     def __post_init__(self) -> None:
@@ -45,7 +46,7 @@ class Faulty:
             FaultyShard(number, make_shard(self.placement, number), self.table, self.time)
             for number in range(self.num_shards)
         ]
-        self.dispatcher = Dispatcher(self.placement, self.table, CPU, HEAL_S, self.time)
+        self.dispatcher = Dispatcher(self.placement, self.table, CPU, self.heal_s, self.time)
 
     def seconds(self, tokens: int = 30) -> float:
         """Run a step in which every shard is asked, check its result, and tell how long it took."""
@@ -119,6 +120,14 @@ def test_a_step_gives_up_after_heal_s_and_names_the_shard_and_why() -> None:
     assert HEAL_S <= faulty.time.now_s - began_s < HEAL_S + 0.2
     assert caught.value.is_away
     assert caught.value.tokens == faulty.tokens_on(1)
+
+
+def test_who_waits_for_nobody_still_asks_every_replica() -> None:
+    """Two shards die while they are asked, one after the other; the third one answers."""
+    faulty = Faulty(replicas=3, heal_s=0.0)
+    faulty.shards[0].arm(1, lambda: faulty.shards[0].kill(None))
+    faulty.shards[1].arm(2, lambda: faulty.shards[1].kill(None))
+    assert faulty.seconds() < 4 * LATENCY_S
 
 
 def test_what_has_been_away_for_heal_s_is_not_waited_for_again() -> None:
