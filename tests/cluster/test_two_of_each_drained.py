@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
@@ -23,6 +25,7 @@ from tests.reference import Reference, prompt
 INFERENCE = "drover.v1.Inference"
 TOKENS = list(prompt(9))
 MANY = 400
+STREAMS = 6
 ROUTERS = ("router-0", "router-1")
 PARTS = (*ROUTERS, "shard-0", "shard-1")
 RESTART_S = 120.0
@@ -87,6 +90,30 @@ def begin(client: Client) -> Callable[[], list[int]]:
     return lambda: token_ids + [token_id for delta in stream for token_id in delta.token_ids]
 
 
+class Load:
+    """Some streams at any time, each followed by the next, until the end of the block; then all their answers."""
+
+    def __init__(self, client: Client) -> None:
+        self.answers: list[list[int]] = []
+        self._client, self._is_over = client, threading.Event()
+
+    def __enter__(self) -> "Load":
+        self._threads = ThreadPoolExecutor(STREAMS)
+        self._reading = [self._threads.submit(self._read) for _ in range(STREAMS)]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        with self._threads:
+            self.answers = [answer for future in self._reading for answer in future.result(PATIENCE_S)]
+
+    def _read(self) -> list[list[int]]:
+        answers = []
+        while not self._is_over.is_set():
+            answers.append(begin(self._client)())
+        return answers
+
+
 def refusal(drain: Callable[[], None]) -> str:
     with pytest.raises(DroverError) as refused:
         drain()
@@ -133,12 +160,12 @@ def test_a_drained_router_goes_and_its_streams_do_not_notice(
     """They finish there, or go on at the other one."""
     taken_over = replayed("router-0")
     wait_until(lambda: all(stats_of(name).life_lines == 2 for name in ROUTERS))  # both frontends use both
-    streams = [begin(client) for _ in range(6)]
-    assert all(stats_of(name).open_requests for name in ROUTERS)
-    controller.drain("router-1", grace_s)
     try:
-        wait_until(lambda: controller.drain_progress("router-1").is_done)
-        assert [read_rest() for read_rest in streams] == [reference.greedy(TOKENS, MANY)[0]] * len(streams)
+        with Load(client) as load:
+            wait_until(lambda: all(stats_of(name).open_requests for name in ROUTERS))
+            controller.drain("router-1", grace_s)
+            wait_until(lambda: controller.drain_progress("router-1").is_done)
+        assert load.answers == [reference.greedy(TOKENS, MANY)[0]] * len(load.answers)
         assert "router-1" not in part_names(NAMESPACE)
         assert (replayed("router-0") > taken_over) == (grace_s == 0.0)
         assert "router-0 is the last router that serves; " in refusal(lambda: controller.drain("router-0", 1.0))
