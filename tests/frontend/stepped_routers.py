@@ -1,7 +1,7 @@
 """Routers whose engines a test steps by hand, behind a pool: faults land exactly where the test says."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from tests.router.engines import greedy, make_engine, run_to_end, tokens_of
 
 PROMPT = prompt(25)
 TOKENS = 8
+LONG = 30
 MANY_STEPS = 300
 
 
@@ -194,6 +195,24 @@ class Played:
 
     def tokens(self, name: str) -> list[int]:
         return tokens_of(self.deltas, name)
+
+
+Play = Callable[..., None]
+"""Runs a test of a Played; see `player`."""
+
+
+def player(model: Model) -> Play:
+    def run_it(test: Callable[[Played], Awaitable[None]], count: int = 2, heal_s: float = 60.0, **limits: int) -> None:
+        async def played() -> None:
+            routers = [SteppedRouter(f"router-{number}", model, **limits) for number in range(count)]
+            await test(Played(pool_of(model, *routers, heal_s=heal_s), *routers))
+
+        async def bounded() -> None:
+            await asyncio.wait_for(played(), PATIENCE_S)
+
+        asyncio.run(bounded())
+
+    return run_it
 
 
 def alone(model: Model, max_tokens: int = TOKENS) -> list[int]:
