@@ -37,7 +37,7 @@ from kernels.memory import free_bytes
 from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.engine_thread import EngineThread
-from router.errors import AlreadyExists, RequestError, Resumed, RouterUnavailable, Unavailable
+from router.errors import AlreadyExists, NotTaken, RequestError, Resumed, Unavailable
 from router.kv_budget import KvBudget
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -211,7 +211,7 @@ class RouterActor:
     def _refusal(self, frontend_id: str, request: GenerationRequest) -> RequestError | None:
         request_id = request.request_id
         if self._engine is None:
-            return RouterUnavailable(f"{self._spec.name} is {self._progress.state().summary}")
+            return NotTaken(f"{self._spec.name} is {self._progress.state().summary}")
         owner = self._outboxes.owner_of.get(request_id, frontend_id)
         if owner is None:
             return AlreadyExists(f"request {request_id} was cancelled and has not ended yet")
@@ -222,7 +222,7 @@ class RouterActor:
         if self._orders.is_stopping and not (request.made or request.replayed):  # else it had begun before
             return Unavailable("the server is stopping")
         if self._orders.is_draining:
-            return RouterUnavailable(f"{self._spec.name} is draining")
+            return NotTaken(f"{self._spec.name} is draining")
         return None
 
     def _pulse(self) -> Pulse:

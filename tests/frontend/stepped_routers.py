@@ -12,7 +12,7 @@ from frontend.router_connection import Pulse, RouterListener
 from frontend.router_pool import RouterPool
 from router.counts.requests import CANCELLED
 from router.engine import Engine
-from router.errors import AlreadyExists, RequestError, ResourceExhausted, RouterUnavailable
+from router.errors import AlreadyExists, NotTaken, RequestError, ResourceExhausted, RouterUnavailable
 from router.model.llama4 import Model
 from router.request import LOST, SILENT, GenerationRequest, TokenDelta
 from tests.processes import PATIENCE_S
@@ -28,7 +28,8 @@ MANY_STEPS = 300
 class SteppedRouter:
     """A RouterConnection to a real engine. Its process can die and come back, hang and thaw.
 
-    answers: whether it is there, as its listener was told.
+    answers: whether it is there, as its listener was told. loads: it takes no request, though its
+    heartbeat has not said so yet.
     """
 
     def __init__(self, name: str, model: Model, **limits: int) -> None:
@@ -38,6 +39,7 @@ class SteppedRouter:
         self.requests: list[GenerationRequest] = []
         self.released: list[tuple[str, str]] = []
         self.draining, self.missing_s = False, 0.0
+        self.loads = False
         self.answers = True
         self._undelivered: list[TokenDelta] = []
         self._mail: list[tuple[str, GenerationRequest | str]] = []
@@ -122,6 +124,9 @@ class SteppedRouter:
 
     def _read(self, request: GenerationRequest) -> None:
         self.requests.append(request)
+        if self.loads:
+            self._refuse(request, NotTaken(f"{self.name} is loading"))
+            return
         try:
             self.engine.submit(request)
         except AlreadyExists:

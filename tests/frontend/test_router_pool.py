@@ -52,6 +52,24 @@ def test_a_request_that_was_accepted_once_is_not_refused_for_a_full_queue(
     play(test, max_running=1, max_waiting=1)
 
 
+def test_a_request_that_a_loading_router_refused_waits_its_turn_at_another(play: Play) -> None:
+    async def test(played: Played) -> None:
+        loading, other = played.routers
+        loading.loads = True
+        readings = [await played.begin(f"{n}", 2) for n in range(4)]  # spread over both
+        assert {request.request_id for request in other.requests} == set()
+        await played.until_over(*readings)
+        refused = [request.request_id for request in loading.requests]
+        others = [request.request_id for request in other.requests]
+        assert len(refused) == 2
+        assert others[-2:] == refused  # they came last
+        assert [request.replayed for request in other.requests] == [""] * 4
+        ends = [delta.request_id for delta in played.deltas if delta.is_last]
+        assert ends == others
+
+    play(test, max_running=1)
+
+
 def test_nothing_new_goes_to_a_router_that_drains(play: Play) -> None:
     async def test(played: Played) -> None:
         draining, other = played.routers
