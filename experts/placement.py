@@ -21,8 +21,8 @@ class Placement:
 
     epoch: grows with every change; only a controller and its routers compare epochs, shards never
     see them.
-    num_shards: shards are numbered from 0. A number may have nothing.
-    shards_of: for each MoE layer, for each expert, the shards that hold it. Their order means nothing.
+    num_shards: shards are numbered below this; a number may have no shard.
+    shards_of: for each MoE layer, for each expert, the shards that hold it.
     versions_of: for each MoE layer, for each expert, the version of its weights.
     """
 
@@ -33,7 +33,7 @@ class Placement:
 
     @cached_property
     def used_shards(self) -> frozenset[int]:
-        """The shards that hold anything."""
+        """The shards that hold anything: one that is new, or about to leave, may hold nothing."""
         return frozenset(shard for by_expert in self.shards_of.values() for shards in by_expert for shard in shards)
 
     @property

@@ -17,6 +17,7 @@ from cluster.actors.creation import Blueprint
 from cluster.actors.desired import Desired, View
 from cluster.actors.drains import Drains
 from cluster.names import app_name
+from cluster.part_names import part_number
 from cluster.policy.drain import new_nodes
 from cluster.policy.reconcile import Action, Create, Kill, Tell, reconcile
 from cluster.policy.wanted import Found, Wanted
@@ -53,7 +54,7 @@ class ControllerActor:
             placement=spec.placement,
         )
         self._desired = Desired(spec.namespace, begun_with)
-        self._running = Running(spec.namespace, begun_with.routers, begun_with.shards)
+        self._running = Running(spec.namespace)
         self._drains = Drains(self._desired, self._running, self._blueprints)
         self._view = View(self._desired.wanted)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -70,8 +71,7 @@ class ControllerActor:
 
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold: the version of each slot's weights."""
-        wanted = self._desired.wanted
-        return wanted.placement.slots_of(wanted.shards.index(shard))
+        return self._desired.wanted.placement.slots_of(part_number(shard))
 
     def drain(self, target: str, grace_s: float) -> str:
         """Let a part, or all parts of a node, go; returns why not, or an empty string.
