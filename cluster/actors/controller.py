@@ -15,6 +15,7 @@ import ray
 
 from cluster.actors.creation import Blueprint
 from cluster.names import app_name
+from cluster.part_names import part_number
 from cluster.policy.drain import NoRoom, matching_nodes, new_nodes, objection
 from cluster.policy.reconcile import Action, Create, Kill, Tell, going, reconcile
 from cluster.policy.wanted import Found, Wanted, leaving
@@ -64,7 +65,7 @@ class ControllerActor:
             drained=stored.drained,
             cleared=stored.cleared,
         )
-        self._running = Running(spec.namespace, self._wanted.routers, self._wanted.shards)
+        self._running = Running(spec.namespace)
         self._view = _View(self._wanted)
         self._lock = threading.Lock()  # of decisions: one drain is judged and noted at a time
         self._wake = threading.Event()
@@ -82,7 +83,7 @@ class ControllerActor:
 
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold: the version of each slot's weights."""
-        return self._wanted.placement.slots_of(self._wanted.shards.index(shard))
+        return self._wanted.placement.slots_of(part_number(shard))
 
     def drain(self, target: str, grace_s: float) -> str:
         """Let a part, or all parts of a node, go; returns why not, or an empty string.

@@ -24,6 +24,7 @@ from cluster.actors.link_keeper import LinkKeeper, LinkSettings
 from cluster.actors.load_progress import LoadProgress
 from cluster.actors.outboxes import Outboxes
 from cluster.life_line import Heart
+from cluster.part_names import part_number, shard_name
 from cluster.policy.wanted import Orders
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
 from experts.link_table import LinkTable, Use
@@ -121,9 +122,9 @@ class RouterActor:
         engine = self._engine.stats if self._engine else None
         (first_s, first), (last_s, last) = self._generated[0], self._generated[-1]
         rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
-        asker, names = self._dispatcher.asker, self._spec.shard_names
+        asker = self._dispatcher.asker
         lines = self._heart.listeners
-        slow = {names[shard]: round(ratio, 1) for shard, ratio in asker.slowness().items()}
+        slow = {shard_name(shard): round(ratio, 1) for shard, ratio in asker.slowness().items()}
         orders, down, now = self._orders, self._down(), time.monotonic()
         return RouterStats(
             engine,
@@ -135,7 +136,7 @@ class RouterActor:
             slow,
             open_requests=self._outboxes.open_requests,
             draining_s=now - self._draining_since_s if orders.is_draining else None,
-            drained=tuple(names[shard] for shard in sorted(orders.shards)),
+            drained=tuple(map(shard_name, sorted(orders.shards))),
             is_stopping=orders.is_stopping,
             down_s={name: now - self._down_since_s.get(name, now) for name in down},
             degraded=self._degraded(),
@@ -150,7 +151,7 @@ class RouterActor:
 
     async def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold, as this router routes: for one that finds no controller."""
-        return self._spec.placement.slots_of(self._spec.shard_names.index(shard))
+        return self._spec.placement.slots_of(part_number(shard))
 
     async def drain(self, orders: Orders) -> None:
         """Follow these orders. Requests that the router has go on, whatever they are."""
@@ -236,7 +237,7 @@ class RouterActor:
 
     def _down(self) -> dict[str, str]:
         reasons = self._dispatcher.down_reasons().items()
-        return {self._spec.shard_names[shard]: reason for shard, reason in reasons if shard not in self._orders.shards}
+        return {shard_name(shard): reason for shard, reason in reasons if shard not in self._orders.shards}
 
     def _missing_s(self) -> float | None:
         """How long some expert has had no living shard; None: each has one. As `_look_around` last saw it."""
@@ -247,7 +248,7 @@ class RouterActor:
         reasons = self._down()
         for shard, use in self._links.use_of.items():
             if use is Use.LOADING and shard not in self._orders.shards:
-                reasons[self._spec.shard_names[shard]] = "has not read all of its experts yet"
+                reasons[shard_name(shard)] = "has not read all of its experts yet"
         told = [f"{name}: {reason}" for name, reason in reasons.items()]
         if count := self._dispatcher.missing_experts():
             told.append(f"no living shard has {count} of the experts")

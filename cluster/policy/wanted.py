@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
+from cluster.part_names import part_number
 from experts.placement import Placement
 
 
@@ -86,5 +87,5 @@ def can_stand_in(others: Set[str], name: str, wanted: Wanted) -> bool:
     """Whether the `others` can do all that the part does."""
     if name in wanted.routers:
         return bool({*wanted.routers} & others - {name})
-    numbers = {number for number, shard in enumerate(wanted.shards) if shard in others}
-    return not only_held_by(wanted.shards.index(name), wanted.placement, numbers)
+    numbers = {part_number(shard) for shard in wanted.shards if shard in others}
+    return not only_held_by(part_number(name), wanted.placement, numbers)
