@@ -65,7 +65,7 @@ def _calls(namespace: str) -> tuple[dict[str, list[Any]], dict[str, Any]]:
         try:
             actor = ray.get_actor(name, namespace=namespace)
             if name == CONTROLLER:
-                newest = actor.events.remote(0, EVENTS)
+                newest = actor.events_after.remote(0, EVENTS)
                 calls[name] = [actor.stats.remote(), actor.load.remote(), newest]
             else:
                 calls[name], actors[name] = [actor.state.remote(), actor.stats.remote()], actor
@@ -77,10 +77,12 @@ def _calls(namespace: str) -> tuple[dict[str, list[Any]], dict[str, Any]]:
 def _answers(calls: Mapping[str, Sequence[Any]]) -> dict[str, list[Any] | str]:
     """The answers of each part, or why there are none."""
     asked = [call for each in calls.values() for call in each]
-    ready = {*ray.wait(asked, num_returns=len(asked), timeout=TIMEOUT_S)[0]} if asked else set()
+    ready, late = ray.wait(asked, num_returns=len(asked), timeout=TIMEOUT_S) if asked else ([], [])
+    for call in late:
+        ray.cancel(call)
     answers: dict[str, list[Any] | str] = {}
     for name, each in calls.items():
-        if not {*each} <= ready:
+        if not {*each} <= {*ready}:
             answers[name] = f"did not answer within {TIMEOUT_S:g} s"
             continue
         try:
