@@ -1,7 +1,7 @@
 """What a deployment wants, and what of it was found: the controller's data, on which policies decide."""
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cluster.part_names import part_number
 from experts.placement import Placement
@@ -26,6 +26,10 @@ class Wanted:
     @property
     def parts(self) -> tuple[str, ...]:
         return (*self.routers, *self.shards)
+
+    def with_drains(self, drained: Mapping[str, float], cleared: Mapping[str, float]) -> "Wanted":
+        """The same, with these drains."""
+        return replace(self, drained=drained, cleared=cleared)
 
 
 @dataclass(frozen=True)
