@@ -16,13 +16,16 @@ import ray
 from cluster.actors.creation import Blueprint
 from cluster.actors.desired import Desired, View
 from cluster.actors.drains import Drains
-from cluster.names import app_name
+from cluster.events import Event, EventLog
+from cluster.names import CONTROLLER, app_name
 from cluster.part_names import part_number
 from cluster.policy.drain import new_nodes
+from cluster.policy.part_events import part_events
 from cluster.policy.reconcile import Action, Create, Kill, Tell, reconcile
 from cluster.policy.wanted import Found, Wanted
-from cluster.reports import ActorState, ControllerStats, DrainProgress, Phase
+from cluster.reports import ActorState, ControllerStats, DrainProgress, LoadView, OperationStatus, Phase
 from cluster.running import Running, free_by_node, nodes
+from cluster.stored_events import read_events, write_events
 from experts.placement import Placement, Slot
 
 logger = logging.getLogger(__name__)
@@ -56,6 +59,8 @@ class ControllerActor:
         self._desired = Desired(spec.namespace, begun_with)
         self._running = Running(spec.namespace)
         self._drains = Drains(self._desired, self._running, self._blueprints)
+        self.events = EventLog(read_events(spec.namespace))
+        self.events.add("part", CONTROLLER, "has started")
         self._view = View(self._desired.wanted)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
@@ -68,6 +73,23 @@ class ControllerActor:
         return ControllerStats(
             wanted.parts, dict(wanted.drained), dict(wanted.cleared), slots, dict(self._view.problems)
         )
+
+    def load(self) -> LoadView:
+        """The load of each expert as it was last measured, and on how many shards it is."""
+        placement = self._desired.wanted.placement
+        copies = {layer: [len(shards) for shards in experts] for layer, experts in placement.shards_of.items()}
+        return LoadView(None, {}, copies)
+
+    def events_after(self, number: int, limit: int) -> list[Event]:
+        """The newest `limit` events after this number, oldest first."""
+        return self.events.after(number, limit)
+
+    def operation(self, operation_id: str) -> OperationStatus | None:
+        """What is known of an operation that runs, or has ended not too long ago."""
+        running = self.stats().operation
+        if running is not None and running.operation_id == operation_id:
+            return running
+        return self.events.operation(operation_id)
 
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold: the version of each slot's weights."""
@@ -110,8 +132,17 @@ class ControllerActor:
                 acted = self._look_and_act()
             except Exception:
                 logger.exception("watching failed")
+            self._store_events()
             self._desired.changed.wait(SOON_S if acted else WATCH_S)
             self._desired.changed.clear()
+
+    def _store_events(self) -> None:
+        events = self.events.to_store()
+        if events is not None:
+            try:
+                write_events(self._spec.namespace, events)
+            except Exception:  # the next ones are stored with these
+                logger.exception("storing events failed")
 
     def _look_and_act(self) -> bool:
         """Whether anything was done, so that there may be more to do at once."""
@@ -126,6 +157,9 @@ class ControllerActor:
                 name = action.router if isinstance(action, Tell) else action.part
                 problems[name] = str(error)
                 logger.warning("%s: %s", action, error)
+        if self._view.found:  # else this is the first look
+            for part, text in part_events(self._view.found, found):
+                self.events.add("part", part, text)
         self._view = View(wanted, found, problems)
         return len(actions) > len(problems)
 

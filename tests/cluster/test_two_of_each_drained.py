@@ -15,7 +15,7 @@ from cluster.actors.wanted_slots import wanted_slots
 from cluster.controller_client import ControllerClient
 from cluster.launch import Deployment
 from cluster.names import CONTROLLER, part_names
-from cluster.status import as_json, read_status, read_wanted
+from cluster.status import as_json, read_status
 from tests.cluster.deployment import NAMESPACE, actor, pid_of
 from tests.cluster.two_of_each import RESTART_S, ROUTERS, is_ready, is_well, stats_of
 from tests.command import drover_process
@@ -111,7 +111,7 @@ def test_a_drained_shard_goes_amid_streams_stays_away_and_comes_back(
         os.kill(pid_of(name), signal.SIGKILL)
     wait_until(lambda: is_ready("router-1"), RESTART_S)
     assert controller.stats().drained == {"shard-1": 1.0}
-    status = as_json(read_status(NAMESPACE), read_wanted(NAMESPACE))
+    status = as_json(read_status(NAMESPACE))
     assert {shard["name"]: shard["phase"] for shard in status["shards"]} == {"shard-0": "ready", "shard-1": "drained"}
     assert client.health(INFERENCE) == "SERVING"
 
