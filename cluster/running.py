@@ -62,7 +62,7 @@ class Running:
             self._rows_computed[name] = stats.rows_computed
             return Found(node, is_ready, is_idle)
         numbers = frozenset(map(part_number, stats.drained))
-        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping)
+        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping, stats.shard_names)
         open_requests = stats.open_requests
         found = Found(node, is_ready, open_requests == 0, orders, stats.draining_s or 0.0, open_requests)
         self._routers_last[name] = time.monotonic(), found
