@@ -51,7 +51,8 @@ class RouterStats:
     degraded: what is missing, in words; empty if nothing is.
     open_requests: those whose end has not been handed out. draining_s: for how long the router has
     drained; None: it does not. drained: names of shards that it leaves alone, as told.
-    is_stopping: it refuses new requests, because the deployment is about to end.
+    is_stopping: it refuses new requests, because the deployment is about to end. shard_names: the shards that it
+    was told to link.
     """
 
     engine: EngineStats | None
@@ -65,6 +66,7 @@ class RouterStats:
     draining_s: float | None = None
     drained: tuple[str, ...] = ()
     is_stopping: bool = False
+    shard_names: tuple[str, ...] = ()
     down_s: dict[str, float] = field(default_factory=dict)
     degraded: str = ""
 

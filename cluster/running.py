@@ -63,7 +63,7 @@ class Running:
             self._rows_computed[name] = stats.rows_computed
             return Found(node, is_ready, is_idle)
         numbers = frozenset(map(part_number, stats.drained))
-        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping)
+        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping, stats.shard_names)
         open_requests = stats.open_requests
         found = Found(
             node,

@@ -167,7 +167,7 @@ class ControllerActor:
         logger.info("%s", action)
         match action:
             case Tell(router, orders):
-                ray.get(self._running.actor(router).drain.remote(orders), timeout=CALL_TIMEOUT_S)
+                ray.get(self._running.actor(router).follow.remote(orders), timeout=CALL_TIMEOUT_S)
             case Kill(part):
                 ray.kill(self._running.actor(part), no_restart=True)
             case Create(part):

@@ -57,8 +57,8 @@ class RemoteRouter:
     async def slots_of(self, shard: str) -> Mapping[Slot, int]:
         return await self._router.slots_of(shard)
 
-    async def drain(self, orders: Orders) -> None:
-        await self._router.drain(orders)
+    async def follow(self, orders: Orders) -> None:
+        await self._router.follow(orders)
 
     async def expect_frontend(self, secret: bytes) -> tuple[str, int]:
         return await self._router.expect_frontend(secret)

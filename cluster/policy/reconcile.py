@@ -85,7 +85,7 @@ def _orders(wanted: Wanted, found: Mapping[str, Found], goes: list[str]) -> dict
     """What each router that exists must follow. One that is alone serves until it is killed."""
     absent = frozenset(part_number(name) for name in wanted.shards if name in goes or name in wanted.drained)
     return {
-        name: Orders(name in goes and not _is_alone(name, wanted), absent, wanted.is_stopping)
+        name: Orders(name in goes and not _is_alone(name, wanted), absent, wanted.is_stopping, wanted.shards)
         for name in wanted.routers
         if name in found
     }

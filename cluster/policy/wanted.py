@@ -36,12 +36,14 @@ class Wanted:
 class Orders:
     """What a router is told: the numbers of the shards to leave alone, and whether to refuse new requests.
 
-    is_draining: another router takes them. is_stopping: nobody does.
+    is_draining: another router takes them. is_stopping: nobody does. shard_names: the shards to keep
+    links to.
     """
 
     is_draining: bool = False
     shards: frozenset[int] = frozenset()
     is_stopping: bool = False
+    shard_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
