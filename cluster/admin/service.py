@@ -3,13 +3,13 @@
 import asyncio
 import json
 import re
-import secrets
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from checkpoint.errors import DroverError, quoted
+from cluster.addresses import OPERATION_ID, TARGET, new_operation_id
 from cluster.events import KEPT, Event
 from cluster.reports import ControllerStats, DrainProgress, OperationStatus, RebalanceReport
 from protos.drover.v1 import admin_pb2 as pb
@@ -17,8 +17,6 @@ from router.errors import DeadlineExceeded, InvalidArgument, NotFound
 
 MAX_PARTS = 4096
 GRACE_S, MAX_GRACE_S = 30.0, 86_400.0
-TARGET = r"[A-Za-z0-9._:-]{1,253}"
-OPERATION_ID = r"[A-Za-z0-9._-]{1,64}"
 ANSWER_S = 30.0
 THREADS = 8
 FOLLOW_S = 0.2  # how often a follower looks for events
@@ -55,11 +53,6 @@ class Operations(Protocol):
     def stats(self) -> ControllerStats: ...
 
     def events_after(self, number: int, limit: int) -> list[Event]: ...
-
-
-def new_operation_id(kind: str) -> str:
-    """A name that no other operation has."""
-    return f"{kind}-{secrets.token_hex(4)}"
 
 
 class AdminService:
