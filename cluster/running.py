@@ -48,7 +48,8 @@ class Running:
         for name, handle in handles.items():
             record = records.get(handle._actor_id.hex(), {})
             node = record.get("Address", {}).get("NodeID") if record.get("State") == "ALIVE" else None
-            found[name] = self._found(name, node, *answers.get(name, (None, None)))
+            part = self._found(name, node, *answers.get(name, (None, None)))
+            found[name] = replace(part, restarts=int(record.get("NumRestarts") or 0))
         return found
 
     def _found(
@@ -64,7 +65,15 @@ class Running:
         numbers = frozenset(map(part_number, stats.drained))
         orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping, stats.shard_names)
         open_requests = stats.open_requests
-        found = Found(node, is_ready, open_requests == 0, orders, stats.draining_s or 0.0, open_requests)
+        found = Found(
+            node,
+            is_ready,
+            open_requests == 0,
+            orders,
+            stats.draining_s or 0.0,
+            open_requests,
+            unlinked=stats.down,
+        )
         self._routers_last[name] = time.monotonic(), found
         return found
 

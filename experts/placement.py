@@ -36,6 +36,12 @@ class Placement:
         """The shards that hold anything: one that is new, or about to leave, may hold nothing."""
         return frozenset(shard for by_expert in self.shards_of.values() for shards in by_expert for shard in shards)
 
+    @property
+    def most_per_layer(self) -> int:
+        """The most experts of one layer that a shard holds."""
+        held = [Counter(shard for shards in by_expert for shard in shards) for by_expert in self.shards_of.values()]
+        return max((count for counts in held for count in counts.values()), default=0)
+
     def slots_of(self, shard: int) -> dict[Slot, int]:
         """What `shard` holds: the version of each slot's weights, layer by layer, experts in
         ascending order."""

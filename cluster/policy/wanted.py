@@ -41,6 +41,10 @@ class Wanted:
         is_needed = name in self.shards and part_number(name) in self.placement.used_shards | self.changing
         return name in self.released and not is_needed
 
+    def with_drains(self, drained: Mapping[str, float], cleared: Mapping[str, float]) -> "Wanted":
+        """The same, with these drains."""
+        return replace(self, drained=drained, cleared=cleared)
+
 
 def forgotten(name: str, wanted: Wanted) -> Wanted:
     """What is wanted once a released part is gone."""
@@ -80,6 +84,8 @@ class Found:
     draining_s: for how long a router has drained. open_requests: of a router.
     can_go_home: it was moved out of its bundle of the placement group, Ray finds no node for it now,
     and the bundle is on a node that may be used.
+    restarts: how often Ray has started it again. unlinked: of a router, the shards that it has no
+    link to, and why.
     """
 
     node: str | None
@@ -89,6 +95,8 @@ class Found:
     draining_s: float = 0.0
     open_requests: int = 0
     can_go_home: bool = False
+    restarts: int = 0
+    unlinked: Mapping[str, str] = field(default_factory=dict)
 
 
 def leaving(wanted: Wanted, found: Mapping[str, Found]) -> dict[str, float]:

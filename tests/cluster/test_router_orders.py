@@ -10,7 +10,7 @@ from checkpoint.tensors import Checkpoint
 from cluster.actors.router import RouterSpec
 from cluster.actors.specs import router_specs
 from cluster.policy.wanted import Orders
-from router.errors import RouterUnavailable, Unavailable
+from router.errors import NotTaken, Unavailable
 from router.model.llama4 import Model
 from tests.cluster.deployment import deployment_config
 from tests.cluster.local_routers import LocalRouter, Reader
@@ -38,7 +38,7 @@ def spec(directory: Path) -> RouterSpec:
 @pytest.mark.parametrize(
     ("doing", "orders", "refusal"),
     [
-        ("draining", Orders(is_draining=True), RouterUnavailable),
+        ("draining", Orders(is_draining=True), NotTaken),
         ("stopping", Orders(is_stopping=True), Unavailable),
     ],
 )

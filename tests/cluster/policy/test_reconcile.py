@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.part_names import part_number
@@ -137,6 +137,7 @@ def test_a_router_on_a_cleared_node_does_not_count_on_a_released_one() -> None:
     assert reconcile(wanted, found) == [Forget("router-1"), Kill("router-0")]
 
 
+@settings(deadline=None)
 @given(
     drained=st.sets(st.sampled_from(REPLICAS.parts)),
     released=st.sets(st.sampled_from([*REPLICAS.routers[1:], *REPLICAS.shards[1:]])),
