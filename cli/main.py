@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from checkpoint.errors import DroverError
-from cli import chat, checkpoint, demo, drain, generate, serve, status, stop
+from cli import chat, checkpoint, demo, drain, generate, serve, simulate, status, stop
 from cli.arguments import Parser
 from cli.say import discard_stdout
 from client import ClientError
@@ -33,6 +33,7 @@ COMMANDS = {
     "status": status,
     "drain": drain,
     "stop": stop,
+    "simulate": simulate,
     "demo": demo,
     "checkpoint": checkpoint,
 }
