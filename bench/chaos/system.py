@@ -167,8 +167,10 @@ class System:
         from checkpoint.tensors import Checkpoint
         from cluster.actors.specs import shard_specs
 
-        pids, hosts = self.actors(), self.hosts
-        nodes = hosts and [str(hosts.network.host_of(pids[f"shard-{n}"])) for n in range(self.shape.shards)]
+        nodes = None
+        if self.hosts is not None:
+            pids, network = self.actors(), self.hosts.network
+            nodes = [str(network.host_of(pids[f"shard-{number}"])) for number in range(self.shape.shards)]
         holders: dict[Any, set[int]] = {}
         for number, spec in enumerate(shard_specs(self.config, Checkpoint.open(self.checkpoint), nodes)):
             for slot in spec.slots:
