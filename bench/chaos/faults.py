@@ -79,7 +79,8 @@ class Injector:
         else:
             routers = sorted(name for name in self._system.actors() if name.startswith("router-"))
             passing = routers[int(part.draw * 7919) % len(routers)]
-        action = "kill " + " ".join(f"{pid} {int(signal.SIGKILL)}" for pid in victims.values())
+        itself_last = sorted(victims, key=lambda name: name == passing)
+        action = "kill " + " ".join(f"{victims[name]} {int(signal.SIGKILL)}" for name in itself_last)
         return self._wait_for_hit(self._arm(passing, part.point, action), POINT_S)
 
     def _crash_amid_drain(self, part: Part, victims: dict[str, int]) -> Injected:
