@@ -32,6 +32,7 @@ from cli import (
     rebalance,
     resize,
     serve,
+    simulate,
     status,
     stop,
     undrain,
@@ -54,6 +55,7 @@ COMMANDS = {
     "drain": drain,
     "undrain": undrain,
     "stop": stop,
+    "simulate": simulate,
     "demo": demo,
     "checkpoint": checkpoint,
 }

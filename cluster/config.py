@@ -4,7 +4,7 @@ Only `checkpoint` is required. `deploy/local.yaml` shows every key with its defa
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -280,19 +280,21 @@ def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentC
     try:
         return DeploymentConfig.model_validate(raw)
     except ValidationError as error:
-        problems = [_problem(details) for details in error.errors()]
+        problems = [problem_of(details, DeploymentConfig) for details in error.errors()]
         raise ConfigError(f"{source} is not a valid deployment:{listed(problems)}") from None
 
 
-def _problem(details: ErrorDetails) -> str:
+def problem_of(details: ErrorDetails, root: type[BaseModel]) -> str:
+    """One line about a wrong key or value of a file whose keys are those of `root`."""
     key, given = ".".join(str(part) for part in details["loc"])[:100], quoted(details["input"])
     match details["type"]:
         case "missing":
             return f"{key} is missing" + ("; it must name a Llama 4 directory" if key == "checkpoint" else "")
         case "extra_forbidden":
-            section: Any = DeploymentConfig
+            section: Any = root
             for part in details["loc"][:-1]:
-                section = section.model_fields[str(part)].annotation
+                # A number is the index of an entry in a tuple of sections.
+                section = section.model_fields[part].annotation if isinstance(part, str) else get_args(section)[0]
             return f"{key} is unknown; valid keys here are {', '.join(section.model_fields)}"
         case "value_error":
             message = details["msg"].removeprefix("Value error, ")
