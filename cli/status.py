@@ -85,9 +85,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(namespace: str) -> dict[str, Any]:
-    from cluster.status import as_json, read_status, read_wanted
+    from cluster.status import as_json, read_status
 
-    return as_json(read_status(namespace), read_wanted(namespace))
+    return as_json(read_status(namespace))
 
 
 def _show(status: dict[str, Any]) -> None:

@@ -2,17 +2,6 @@
 
 import ray
 
-
-def router_name(router: int) -> str:
-    """The actor name of router number `router`."""
-    return f"router-{router}"
-
-
-def shard_name(shard: int) -> str:
-    """The actor name of shard number `shard`."""
-    return f"shard-{shard}"
-
-
 CONTROLLER = "controller"
 """The actor name of the controller."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from cluster.names import part_names
+from cluster.part_names import part_number
 from cluster.policy.wanted import Found, Orders
 from cluster.reports import ActorState, Phase, RouterStats, ShardStats
 
@@ -19,8 +20,8 @@ LOOK_TIMEOUT_S = 3.0
 class Running:
     """The routers and shards of one deployment, for any thread."""
 
-    def __init__(self, namespace: str, routers: tuple[str, ...], shards: tuple[str, ...]) -> None:
-        self._namespace, self._routers, self._shards = namespace, routers, shards
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
         self._rows_computed: dict[str, int] = {}
         self._routers_last: dict[str, tuple[float, Found]] = {}  # when each router last answered, and what
         self._lock = threading.Lock()
@@ -47,7 +48,8 @@ class Running:
         for name, handle in handles.items():
             record = records.get(handle._actor_id.hex(), {})
             node = record.get("Address", {}).get("NodeID") if record.get("State") == "ALIVE" else None
-            found[name] = self._found(name, node, *answers.get(name, (None, None)))
+            part = self._found(name, node, *answers.get(name, (None, None)))
+            found[name] = replace(part, restarts=int(record.get("NumRestarts") or 0))
         return found
 
     def _found(
@@ -60,10 +62,18 @@ class Running:
             is_idle = self._rows_computed.get(name) == stats.rows_computed
             self._rows_computed[name] = stats.rows_computed
             return Found(node, is_ready, is_idle)
-        numbers = frozenset(self._shards.index(shard) for shard in stats.drained)
-        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping)
+        numbers = frozenset(map(part_number, stats.drained))
+        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping, stats.shard_names)
         open_requests = stats.open_requests
-        found = Found(node, is_ready, open_requests == 0, orders, stats.draining_s or 0.0, open_requests)
+        found = Found(
+            node,
+            is_ready,
+            open_requests == 0,
+            orders,
+            stats.draining_s or 0.0,
+            open_requests,
+            unlinked=stats.down,
+        )
         self._routers_last[name] = time.monotonic(), found
         return found
 

@@ -6,6 +6,7 @@ Pure data; a change is a new object with a higher epoch.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 INITIAL_VERSION = 1
 """Of the weights in the checkpoint that a deployment starts with."""
@@ -20,7 +21,7 @@ class Placement:
 
     epoch: grows with every change; only a controller and its routers compare epochs, shards never
     see them.
-    num_shards: shards are numbered from 0.
+    num_shards: shards are numbered below this; a number may have no shard.
     shards_of: for each MoE layer, for each expert, the shards that hold it.
     versions_of: for each MoE layer, for each expert, the version of its weights.
     """
@@ -29,6 +30,17 @@ class Placement:
     num_shards: int
     shards_of: Mapping[int, tuple[tuple[int, ...], ...]]
     versions_of: Mapping[int, tuple[int, ...]]
+
+    @cached_property
+    def used_shards(self) -> frozenset[int]:
+        """The shards that hold anything: one that is new, or about to leave, may hold nothing."""
+        return frozenset(shard for by_expert in self.shards_of.values() for shards in by_expert for shard in shards)
+
+    @property
+    def most_per_layer(self) -> int:
+        """The most experts of one layer that a shard holds."""
+        held = [Counter(shard for shards in by_expert for shard in shards) for by_expert in self.shards_of.values()]
+        return max((count for counts in held for count in counts.values()), default=0)
 
     def slots_of(self, shard: int) -> dict[Slot, int]:
         """What `shard` holds: the version of each slot's weights, layer by layer, experts in

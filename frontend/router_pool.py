@@ -24,6 +24,7 @@ from router.errors import (
     DeadlineExceeded,
     ExpertsAway,
     Internal,
+    NotTaken,
     RequestError,
     ResourceExhausted,
     Resumed,
@@ -182,7 +183,8 @@ class RouterPool:
             running.replayed = UNAVAILABLE
             self._leave_router(running, MOVED)
         elif isinstance(error, RouterUnavailable):
-            running.replayed = UNAVAILABLE
+            # One that was never queued anywhere goes into the queue like any new one.
+            running.replayed = running.replayed if isinstance(error, NotTaken) else UNAVAILABLE
         elif isinstance(error, ExpertsAway):
             if not self._candidates(running.refused_by | {router}):
                 return False

@@ -8,7 +8,8 @@ RequestError
 ├── ResourceExhausted    the queue is full, or the request can never fit
 ├── DeadlineExceeded     the client's deadline passed first
 ├── Unavailable          a router or an expert shard is down; try again
-│   ├── RouterUnavailable    this router is loading or ending; another may answer
+│   ├── RouterUnavailable    this router is ending; another may answer
+│   │   └── NotTaken             it is loading or draining, and has not queued the request
 │   └── ExpertsAway          this router has reached no shard with its experts for too long
 └── Internal             computing this one request failed
 """
@@ -89,6 +90,10 @@ class RouterUnavailable(Unavailable):
 
     The request did not cause it, so another router may answer.
     """
+
+
+class NotTaken(RouterUnavailable):
+    """This router is loading or draining. It has never queued the request, which is as new as before."""
 
 
 class Internal(RequestError):

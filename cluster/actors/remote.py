@@ -8,12 +8,15 @@ actor's own process imports the engine or the experts. Each method is that of th
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from cluster.events import Event
 from cluster.policy.wanted import Orders
 from cluster.reports import (
     ActorState,
     Batch,
     ControllerStats,
     DrainProgress,
+    LoadView,
+    OperationStatus,
     RouterMetrics,
     RouterStats,
     ShardStats,
@@ -54,8 +57,8 @@ class RemoteRouter:
     async def slots_of(self, shard: str) -> Mapping[Slot, int]:
         return await self._router.slots_of(shard)
 
-    async def drain(self, orders: Orders) -> None:
-        await self._router.drain(orders)
+    async def follow(self, orders: Orders) -> None:
+        await self._router.follow(orders)
 
     async def expect_frontend(self, secret: bytes) -> tuple[str, int]:
         return await self._router.expect_frontend(secret)
@@ -109,6 +112,15 @@ class RemoteController:
 
     def stats(self) -> ControllerStats:
         return self._controller.stats()
+
+    def load(self) -> LoadView:
+        return self._controller.load()
+
+    def events_after(self, number: int, limit: int) -> list[Event]:
+        return self._controller.events_after(number, limit)
+
+    def operation(self, operation_id: str) -> OperationStatus | None:
+        return self._controller.operation(operation_id)
 
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         return self._controller.slots_of(shard)

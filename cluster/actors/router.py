@@ -6,10 +6,8 @@ it carries; a call per token would cost more than the token.
 """
 
 import asyncio
-import itertools
 import logging
 import os
-import secrets
 import threading
 import time
 from collections import deque
@@ -24,7 +22,9 @@ from checkpoint.tensors import Checkpoint
 from checkpoint.weights import WeightReader, router_bytes
 from cluster.actors.link_keeper import LinkKeeper, LinkSettings
 from cluster.actors.load_progress import LoadProgress
+from cluster.actors.outboxes import Outboxes
 from cluster.life_line import Heart
+from cluster.part_names import part_number, shard_name
 from cluster.policy.wanted import Orders
 from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
 from experts.link_table import LinkTable, Use
@@ -38,7 +38,7 @@ from kernels.memory import free_bytes
 from router.counts.requests import CANCELLED
 from router.engine import Engine
 from router.engine_thread import EngineThread
-from router.errors import AlreadyExists, RequestError, Resumed, RouterUnavailable, Unavailable
+from router.errors import AlreadyExists, NotTaken, RequestError, Resumed, Unavailable
 from router.kv_budget import KvBudget
 from router.model.dispatch import Dispatcher
 from router.model.llama4 import Model
@@ -47,16 +47,14 @@ from router.schedule.limits import SchedulerLimits
 
 logger = logging.getLogger(__name__)
 
-LONG_POLL_S = 1.0
-
 
 @dataclass(frozen=True)
 class RouterSpec:
     """What a router actor is to run.
 
-    shard_names: actor names, by shard number. limits: all but kv_bytes, which follows from
-    kv_budget once the weights are loaded. If the budget is a share of free memory, the shards must
-    have loaded theirs, too. heal_s: how long a step waits for a shard that no other can stand in for.
+    limits: all but kv_bytes, which follows from kv_budget once the weights are loaded. If the
+    budget is a share of free memory, the shards must have loaded theirs, too.
+    heal_s: how long a step waits for a shard that no other can stand in for.
     stuck_after_s: a layer that computes for longer ends the process.
     threads: None gives an equal share of its machine's cores. neighbours: how many routers share
     that machine, this one included.
@@ -66,7 +64,6 @@ class RouterSpec:
     namespace: str
     checkpoint: Path
     placement: Placement
-    shard_names: tuple[str, ...]
     dtype: torch.dtype
     device: str
     threads: int | None
@@ -78,22 +75,6 @@ class RouterSpec:
     heal_s: float
     stuck_after_s: float
     neighbours: int = 1
-
-
-@dataclass
-class _Outbox:
-    """Deltas that one frontend has not pulled yet, and the last batch, kept until its receipt has come.
-
-    pulls: how many there were. Only the newest may take deltas: the caller of an older one has
-    given up.
-    heard_s: when the frontend last called.
-    """
-
-    deltas: list[TokenDelta]
-    filled: asyncio.Event
-    heard_s: float
-    last: Batch
-    pulls: int = 0
 
 
 class RouterActor:
@@ -108,11 +89,8 @@ class RouterActor:
         self._dispatcher = Dispatcher(spec.placement, self._links, torch.device(spec.device), spec.heal_s)
         self._engine: EngineThread | None = None
         self._keeper: LinkKeeper | None = None
-        self._outboxes: dict[str, _Outbox] = {}
-        self._batch_numbers = itertools.count(secrets.randbits(62))
-        # None: it was cancelled, but the engine may still have deltas of it. Until then its id
-        # stays in use.
-        self._frontend_of: dict[str, str | None] = {}
+        self._linking = threading.Lock()
+        self._outboxes = Outboxes()
         self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._missing_since_s: float | None = None
         self._down_since_s: dict[str, float] = {}
@@ -144,9 +122,9 @@ class RouterActor:
         engine = self._engine.stats if self._engine else None
         (first_s, first), (last_s, last) = self._generated[0], self._generated[-1]
         rate = (last - first) / (last_s - first_s) if last_s > first_s else 0.0
-        asker, names = self._dispatcher.asker, self._spec.shard_names
+        asker = self._dispatcher.asker
         lines = self._heart.listeners
-        slow = {names[shard]: round(ratio, 1) for shard, ratio in asker.slowness().items()}
+        slow = {shard_name(shard): round(ratio, 1) for shard, ratio in asker.slowness().items()}
         orders, down, now = self._orders, self._down(), time.monotonic()
         return RouterStats(
             engine,
@@ -156,11 +134,11 @@ class RouterActor:
             down,
             dict(asker.retries),
             slow,
-            open_requests=len(self._frontend_of)
-            + sum(delta.is_last for outbox in self._outboxes.values() for delta in outbox.deltas),
+            open_requests=self._outboxes.open_requests,
             draining_s=now - self._draining_since_s if orders.is_draining else None,
-            drained=tuple(names[shard] for shard in sorted(orders.shards)),
+            drained=tuple(map(shard_name, sorted(orders.shards))),
             is_stopping=orders.is_stopping,
+            shard_names=orders.shard_names,
             down_s={name: now - self._down_since_s.get(name, now) for name in down},
             degraded=self._degraded(),
         )
@@ -174,14 +152,15 @@ class RouterActor:
 
     async def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold, as this router routes: for one that finds no controller."""
-        return self._spec.placement.slots_of(self._spec.shard_names.index(shard))
+        return self._spec.placement.slots_of(part_number(shard))
 
-    async def drain(self, orders: Orders) -> None:
+    async def follow(self, orders: Orders) -> None:
         """Follow these orders. Requests that the router has go on, whatever they are."""
         if not self._orders.is_draining:
             self._draining_since_s = time.monotonic()
         self._orders = orders
         self._links.drain(orders.shards)
+        self._keep_links()
 
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing.
@@ -191,14 +170,13 @@ class RouterActor:
         deltas. Others are refused the id.
         """
         self._start_watching()
-        outbox = self._outbox(frontend_id)
+        self._outboxes.hear(frontend_id)
         for request in requests:
             error = self._refusal(frontend_id, request)
             if error is not None:
-                outbox.deltas.append(TokenDelta(request.request_id, error=error))
-                outbox.filled.set()
-            elif self._engine is not None and request.request_id not in self._frontend_of:
-                self._frontend_of[request.request_id] = frontend_id
+                self._outboxes.tell(frontend_id, TokenDelta(request.request_id, error=error))
+            elif self._engine is not None and request.request_id not in self._outboxes.owner_of:
+                self._outboxes.owner_of[request.request_id] = frontend_id
                 self._engine.submit(request)
 
     async def cancel(self, frontend_id: str, ending_of: Mapping[str, str]) -> None:
@@ -206,12 +184,11 @@ class RouterActor:
 
         ending_of: how each is counted, by its id.
         """
-        outbox = self._outboxes.get(frontend_id)
-        if outbox is not None:  # nobody reads what was made of them
-            outbox.deltas = [delta for delta in outbox.deltas if delta.request_id not in ending_of]
+        self._outboxes.drop(frontend_id, ending_of.keys())
+        owner_of = self._outboxes.owner_of
         for request_id, ending in ending_of.items():
-            if self._engine is not None and self._frontend_of.get(request_id) == frontend_id:
-                self._frontend_of[request_id] = None
+            if self._engine is not None and owner_of.get(request_id) == frontend_id:
+                owner_of[request_id] = None
                 self._engine.cancel(request_id, ending, self._forgotten)
 
     async def release(self, keep_of: Mapping[str, str]) -> None:
@@ -219,65 +196,43 @@ class RouterActor:
 
         keep_of: by call id.
         """
-        for request_id in released(self._frontend_of, keep_of):
-            owner = self._frontend_of[request_id]
+        for request_id in released(self._outboxes.owner_of, keep_of):
+            owner = self._outboxes.owner_of[request_id]
             if owner is not None:
                 await self.cancel(owner, {request_id: CANCELLED})
-                self._tell(owner, TokenDelta(request_id, error=Resumed()))
+                self._outboxes.tell(owner, TokenDelta(request_id, error=Resumed()))
 
     async def expect_frontend(self, secret: bytes) -> tuple[str, int]:
         """Beat for the frontend that knows the secret. Returns where it has to connect."""
         return self._heart.expect(ray.util.get_node_ip_address(), secret)
 
     async def pull(self, frontend_id: str, receipt: int) -> Batch:
-        """Everything made for this frontend since the batch that `receipt` names; waits up to LONG_POLL_S for it.
-
-        If `receipt` is not the last batch's number, that batch was lost on the way, or this is a
-        new outbox: the last batch comes (again), at once. If nothing was made, it comes too, and
-        its number says that it is known.
-        """
+        """Everything made for this frontend since the batch that `receipt` names: see `Outboxes.pull`."""
         self._start_watching()
-        outbox = self._outbox(frontend_id)
-        outbox.pulls += 1
-        this_pull = outbox.pulls
-        if receipt != outbox.last.number:
-            return outbox.last
-        try:
-            await asyncio.wait_for(outbox.filled.wait(), LONG_POLL_S)
-        except asyncio.TimeoutError:
-            return outbox.last
-        if this_pull != outbox.pulls:
-            return outbox.last
-        outbox.filled.clear()
-        outbox.last = Batch(next(self._batch_numbers), outbox.deltas)
-        outbox.deltas = []
-        return outbox.last
+        return await self._outboxes.pull(frontend_id, receipt)
 
     def _refusal(self, frontend_id: str, request: GenerationRequest) -> RequestError | None:
         request_id = request.request_id
         if self._engine is None:
-            return RouterUnavailable(f"{self._spec.name} is {self._progress.state().summary}")
-        owner = self._frontend_of.get(request_id, frontend_id)
+            return NotTaken(f"{self._spec.name} is {self._progress.state().summary}")
+        owner = self._outboxes.owner_of.get(request_id, frontend_id)
         if owner is None:
             return AlreadyExists(f"request {request_id} was cancelled and has not ended yet")
         if owner != frontend_id:
             return AlreadyExists(f"request {request_id} of another frontend is under way already")
-        if request_id in self._frontend_of:
+        if request_id in self._outboxes.owner_of:
             return None
         if self._orders.is_stopping and not (request.made or request.replayed):  # else it had begun before
             return Unavailable("the server is stopping")
         if self._orders.is_draining:
-            return RouterUnavailable(f"{self._spec.name} is draining")
+            return NotTaken(f"{self._spec.name} is draining")
         return None
 
-    def _outbox(self, frontend_id: str) -> _Outbox:
-        now = time.monotonic()
-        outbox = self._outboxes.get(frontend_id)
-        if outbox is None:
-            outbox = _Outbox([], asyncio.Event(), now, Batch(next(self._batch_numbers), []))
-            self._outboxes[frontend_id] = outbox
-        outbox.heard_s = now
-        return outbox
+    def _keep_links(self) -> None:
+        """Link the shards that the orders name, and those that the router needs: it may have no orders yet."""
+        with self._linking:  # who comes last has seen the newest orders
+            if self._keeper is not None:
+                self._keeper.want({*self._orders.shard_names, *map(shard_name, self._dispatcher.needed_shards)})
 
     def _pulse(self) -> Pulse:
         """In threads of the heart."""
@@ -290,7 +245,7 @@ class RouterActor:
 
     def _down(self) -> dict[str, str]:
         reasons = self._dispatcher.down_reasons().items()
-        return {self._spec.shard_names[shard]: reason for shard, reason in reasons if shard not in self._orders.shards}
+        return {shard_name(shard): reason for shard, reason in reasons if shard not in self._orders.shards}
 
     def _missing_s(self) -> float | None:
         """How long some expert has had no living shard; None: each has one. As `_look_around` last saw it."""
@@ -301,7 +256,7 @@ class RouterActor:
         reasons = self._down()
         for shard, use in self._links.use_of.items():
             if use is Use.LOADING and shard not in self._orders.shards:
-                reasons[self._spec.shard_names[shard]] = "has not read all of its experts yet"
+                reasons[shard_name(shard)] = "has not read all of its experts yet"
         told = [f"{name}: {reason}" for name, reason in reasons.items()]
         if count := self._dispatcher.missing_experts():
             told.append(f"no living shard has {count} of the experts")
@@ -333,39 +288,22 @@ class RouterActor:
             self._missing_since_s = now
         self._down_since_s = {name: self._down_since_s.get(name, now) for name in self._down()}
         self._generated.append((now, self._engine.stats.generated_tokens if self._engine else 0))
-        gone_s = now - self._spec.frontend_grace_s
-        for frontend_id in [name for name, outbox in self._outboxes.items() if outbox.heard_s < gone_s]:
-            open_requests = [request for request, owner in self._frontend_of.items() if owner == frontend_id]
+        for frontend_id, open_requests in self._outboxes.silent_since(now - self._spec.frontend_grace_s).items():
             if open_requests:
                 logger.warning("%s has gone; its %d requests are cancelled", frontend_id, len(open_requests))
                 await self.cancel(frontend_id, dict.fromkeys(open_requests, CANCELLED))
-            del self._outboxes[frontend_id]
+            self._outboxes.remove(frontend_id)
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
         # In the engine's thread. A request reaches the engine through `submit`, which has set the
         # loop.
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._put_into_outboxes, deltas)
+        self._loop.call_soon_threadsafe(self._outboxes.put, deltas)
 
     def _forgotten(self, request_id: str) -> None:
         # In the engine's thread. It comes to the loop after every delta of the request.
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._frontend_of.pop, request_id, None)
-
-    def _put_into_outboxes(self, deltas: Sequence[TokenDelta]) -> None:
-        for delta in deltas:
-            frontend_id = self._frontend_of.get(delta.request_id)
-            if frontend_id is None:
-                continue  # cancelled meanwhile
-            if delta.is_last:
-                del self._frontend_of[delta.request_id]
-            self._tell(frontend_id, delta)
-
-    def _tell(self, frontend_id: str, delta: TokenDelta) -> None:
-        outbox = self._outboxes.get(frontend_id)
-        if outbox is not None:
-            outbox.deltas.append(delta)
-            outbox.filled.set()
+        self._loop.call_soon_threadsafe(self._outboxes.owner_of.pop, request_id, None)
 
     def _load(self) -> None:
         spec = self._spec
@@ -376,12 +314,13 @@ class RouterActor:
         if self._keeper is None:  # else an earlier try has got so far
             self._keeper = LinkKeeper(
                 self._links,
-                list(spec.shard_names),
+                lambda: self._dispatcher.needed_shards,
                 lambda name: ray.get_actor(name, namespace=spec.namespace),
                 spec.links,
                 spec.name,
                 device,
             )
+            self._keep_links()
         if spec.kv_budget.share is not None:  # a shard on this machine that still loads has not taken its memory yet
             self._progress.wait(self._keeper.wait_until_all_were_loaded, self._unlinked)
         step_bytes = model.step_bytes(

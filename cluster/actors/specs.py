@@ -9,7 +9,7 @@ from cluster.actors.link_keeper import LinkSettings
 from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
 from cluster.config import DeploymentConfig
-from cluster.names import router_name, shard_name
+from cluster.part_names import router_name, shard_name
 from cluster.serve_app import FrontendSpec
 from experts.endpoint import Liveness
 from experts.placement import Placement, even_placement
@@ -39,7 +39,6 @@ def _router_spec(
         namespace=config.ray.namespace,
         checkpoint=config.checkpoint,
         placement=placement(config, checkpoint, shard_nodes),
-        shard_names=_shard_names(config),
         dtype=dtype,
         device=config.router.device,
         threads=config.router.threads,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from cluster.part_names import part_number
 from cluster.policy.wanted import Found, Wanted, can_stand_in, leaving, only_held_by
 
 Resources = Mapping[str, float]
@@ -23,8 +24,8 @@ def objection(name: str, wanted: Wanted, found: Mapping[str, Found]) -> str:
             f"{name} is the last router that serves; wait for another to be ready, undo the drain of another, or "
             "serve with a higher router.count"
         )
-    numbers = {number for number, other in enumerate(wanted.shards) if other in others}
-    lonely = only_held_by(wanted.shards.index(name), wanted.placement, numbers)
+    numbers = {part_number(other) for other in others.intersection(wanted.shards)}
+    lonely = only_held_by(part_number(name), wanted.placement, numbers)
     layer, experts = next(iter(lonely.items()))
     more = f", and experts of {len(lonely) - 1} more layers" if len(lonely) > 1 else ""
     return (

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cluster.part_names import part_number
 from cluster.policy.wanted import Found, Orders, Wanted, can_stand_in, leaving
 
 
@@ -82,9 +83,9 @@ def _is_alone(name: str, wanted: Wanted) -> bool:
 
 def _orders(wanted: Wanted, found: Mapping[str, Found], goes: list[str]) -> dict[str, Orders]:
     """What each router that exists must follow. One that is alone serves until it is killed."""
-    absent = frozenset(number for number, name in enumerate(wanted.shards) if name in goes or name in wanted.drained)
+    absent = frozenset(part_number(name) for name in wanted.shards if name in goes or name in wanted.drained)
     return {
-        name: Orders(name in goes and not _is_alone(name, wanted), absent, wanted.is_stopping)
+        name: Orders(name in goes and not _is_alone(name, wanted), absent, wanted.is_stopping, wanted.shards)
         for name in wanted.routers
         if name in found
     }

@@ -1,8 +1,9 @@
 """What a deployment wants, and what of it was found: the controller's data, on which policies decide."""
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from cluster.part_names import part_number
 from experts.placement import Placement
 
 
@@ -26,17 +27,23 @@ class Wanted:
     def parts(self) -> tuple[str, ...]:
         return (*self.routers, *self.shards)
 
+    def with_drains(self, drained: Mapping[str, float], cleared: Mapping[str, float]) -> "Wanted":
+        """The same, with these drains."""
+        return replace(self, drained=drained, cleared=cleared)
+
 
 @dataclass(frozen=True)
 class Orders:
     """What a router is told: the numbers of the shards to leave alone, and whether to refuse new requests.
 
-    is_draining: another router takes them. is_stopping: nobody does.
+    is_draining: another router takes them. is_stopping: nobody does. shard_names: the shards to keep
+    links to.
     """
 
     is_draining: bool = False
     shards: frozenset[int] = frozenset()
     is_stopping: bool = False
+    shard_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Found:
     draining_s: for how long a router has drained. open_requests: of a router.
     can_go_home: it was moved out of its bundle of the placement group, Ray finds no node for it now,
     and the bundle is on a node that may be used.
+    restarts: how often Ray has started it again. unlinked: of a router, the shards that it has no
+    link to, and why.
     """
 
     node: str | None
@@ -59,6 +68,8 @@ class Found:
     draining_s: float = 0.0
     open_requests: int = 0
     can_go_home: bool = False
+    restarts: int = 0
+    unlinked: Mapping[str, str] = field(default_factory=dict)
 
 
 def leaving(wanted: Wanted, found: Mapping[str, Found]) -> dict[str, float]:
@@ -86,5 +97,5 @@ def can_stand_in(others: Set[str], name: str, wanted: Wanted) -> bool:
     """Whether the `others` can do all that the part does."""
     if name in wanted.routers:
         return bool({*wanted.routers} & others - {name})
-    numbers = {number for number, shard in enumerate(wanted.shards) if shard in others}
-    return not only_held_by(wanted.shards.index(name), wanted.placement, numbers)
+    numbers = {part_number(shard) for shard in wanted.shards if shard in others}
+    return not only_held_by(part_number(name), wanted.placement, numbers)

@@ -27,12 +27,6 @@ MAVERICK: tuple[str, dict[str, Any]] = (
     "maverick",
     {"shards": {"count": 2, "cpus": 0.1}, "engine": {"max_step_tokens": 24, "max_running": 8, "kv_share": KV_SHARE}},
 )
-# For test_two_of_each.py and test_two_of_each_drained.py: MAVERICK's model.
-TWO_OF_EACH: dict[str, Any] = MAVERICK[1] | {
-    "router": {"count": 2, "cpus": 0.25},
-    "placement": {"replicas": 2},
-    "frontend": {"replicas": 2},
-}
 MAX_CONTEXT = 500
 SCOUT: tuple[str, dict[str, Any]] = (
     "scout-top-2",

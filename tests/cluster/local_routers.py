@@ -51,7 +51,7 @@ class LocalRouter(RouterActor):
             await asyncio.sleep(0.01)
 
     async def wait_until_free(self, request_id: str) -> None:
-        while request_id in self._frontend_of:
+        while request_id in self._outboxes.owner_of:
             await asyncio.sleep(0.01)
 
     def freeze(self) -> None:

@@ -14,7 +14,7 @@ def draining(open_requests: int, draining_s: float) -> RouterStats:
 
 
 def test_a_draining_router_that_misses_a_look_keeps_its_requests_and_its_grace() -> None:
-    running = Running("namespace", ("router-0",), ())
+    running = Running("namespace")
     answered = running._found("router-0", "node", READY, draining(3, 5.0))
     assert (answered.is_idle, answered.orders) == (False, Orders(is_draining=True))
     began_s = time.monotonic()
@@ -24,6 +24,6 @@ def test_a_draining_router_that_misses_a_look_keeps_its_requests_and_its_grace()
 
 
 def test_a_router_without_a_process_does_nothing() -> None:
-    running = Running("namespace", ("router-0",), ())
+    running = Running("namespace")
     running._found("router-0", "node", READY, draining(3, 5.0))
     assert running._found("router-0", None, None, None).is_idle

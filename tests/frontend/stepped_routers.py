@@ -1,7 +1,7 @@
 """Routers whose engines a test steps by hand, behind a pool: faults land exactly where the test says."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from frontend.router_connection import Pulse, RouterListener
 from frontend.router_pool import RouterPool
 from router.counts.requests import CANCELLED
 from router.engine import Engine
-from router.errors import AlreadyExists, RequestError, ResourceExhausted, RouterUnavailable
+from router.errors import AlreadyExists, NotTaken, RequestError, ResourceExhausted, RouterUnavailable
 from router.model.llama4 import Model
 from router.request import LOST, SILENT, GenerationRequest, TokenDelta
 from tests.processes import PATIENCE_S
@@ -21,13 +21,15 @@ from tests.router.engines import greedy, make_engine, run_to_end, tokens_of
 
 PROMPT = prompt(25)
 TOKENS = 8
+LONG = 30
 MANY_STEPS = 300
 
 
 class SteppedRouter:
     """A RouterConnection to a real engine. Its process can die and come back, hang and thaw.
 
-    answers: whether it is there, as its listener was told.
+    answers: whether it is there, as its listener was told. loads: it takes no request, though its
+    heartbeat has not said so yet.
     """
 
     def __init__(self, name: str, model: Model, **limits: int) -> None:
@@ -37,6 +39,7 @@ class SteppedRouter:
         self.requests: list[GenerationRequest] = []
         self.released: list[tuple[str, str]] = []
         self.draining, self.missing_s = False, 0.0
+        self.loads = False
         self.answers = True
         self._undelivered: list[TokenDelta] = []
         self._mail: list[tuple[str, GenerationRequest | str]] = []
@@ -121,6 +124,9 @@ class SteppedRouter:
 
     def _read(self, request: GenerationRequest) -> None:
         self.requests.append(request)
+        if self.loads:
+            self._refuse(request, NotTaken(f"{self.name} is loading"))
+            return
         try:
             self.engine.submit(request)
         except AlreadyExists:
@@ -194,6 +200,24 @@ class Played:
 
     def tokens(self, name: str) -> list[int]:
         return tokens_of(self.deltas, name)
+
+
+Play = Callable[..., None]
+"""Runs a test of a Played; see `player`."""
+
+
+def player(model: Model) -> Play:
+    def run_it(test: Callable[[Played], Awaitable[None]], count: int = 2, heal_s: float = 60.0, **limits: int) -> None:
+        async def played() -> None:
+            routers = [SteppedRouter(f"router-{number}", model, **limits) for number in range(count)]
+            await test(Played(pool_of(model, *routers, heal_s=heal_s), *routers))
+
+        async def bounded() -> None:
+            await asyncio.wait_for(played(), PATIENCE_S)
+
+        asyncio.run(bounded())
+
+    return run_it
 
 
 def alone(model: Model, max_tokens: int = TOKENS) -> list[int]:

@@ -16,7 +16,7 @@ REPLICAS = Wanted(("router-0", "router-1"), ("shard-0", "shard-1", "shard-2"), T
 
 
 def running(wanted: Wanted, node: str = "a") -> dict[str, Found]:
-    routers = {name: Found(node, orders=Orders()) for name in wanted.routers}
+    routers = {name: Found(node, orders=Orders(shard_names=wanted.shards)) for name in wanted.routers}
     return routers | {name: Found(node) for name in wanted.shards}
 
 
@@ -32,7 +32,7 @@ def test_a_part_that_is_gone_for_good_is_created() -> None:
 
 def test_a_shard_goes_once_all_routers_leave_it_alone_and_it_is_idle() -> None:
     wanted, found = replace(REPLICAS, drained={"shard-1": 30.0}), running(REPLICAS)
-    alone = Orders(shards=frozenset({1}))
+    alone = Orders(shards=frozenset({1}), shard_names=REPLICAS.shards)
     assert reconcile(wanted, found) == [Tell("router-0", alone), Tell("router-1", alone)]
     found["router-0"] = replace(found["router-0"], orders=alone)
     found["shard-1"] = replace(found["shard-1"], is_idle=True)
@@ -42,12 +42,12 @@ def test_a_shard_goes_once_all_routers_leave_it_alone_and_it_is_idle() -> None:
     del found["shard-1"]
     assert reconcile(wanted, found) == []
     assert Create("shard-1") in reconcile(REPLICAS, found)
-    assert Tell("router-0", Orders()) in reconcile(REPLICAS, found)
+    assert Tell("router-0", Orders(shard_names=REPLICAS.shards)) in reconcile(REPLICAS, found)
 
 
 def test_a_router_goes_when_it_is_idle_or_its_grace_is_over() -> None:
     wanted, found = replace(REPLICAS, drained={"router-1": 30.0}), running(REPLICAS)
-    draining = Orders(is_draining=True)
+    draining = Orders(is_draining=True, shard_names=REPLICAS.shards)
     assert reconcile(wanted, found) == [Tell("router-1", draining)]
     found["router-1"] = Found("a", orders=draining, draining_s=29.0)
     assert reconcile(wanted, found) == []
@@ -57,7 +57,7 @@ def test_a_router_goes_when_it_is_idle_or_its_grace_is_over() -> None:
 
 def test_a_router_without_another_moves_at_once_and_serves_until_then() -> None:
     wanted = replace(TWO_SHARDS, cleared={"a": 30.0})
-    found = running(TWO_SHARDS, "b") | {"router-0": Found("a", orders=Orders())}
+    found = running(TWO_SHARDS, "b") | {"router-0": Found("a", orders=Orders(shard_names=TWO_SHARDS.shards))}
     assert reconcile(wanted, found) == [Kill("router-0")]
 
 
@@ -81,7 +81,7 @@ def test_replicas_on_a_cleared_node_move_one_after_the_other() -> None:
 def test_shards_that_hold_their_experts_alone_move_all_at_once() -> None:
     wanted, found = replace(TWO_SHARDS, cleared={"a": 30.0}), running(TWO_SHARDS, "b")
     found |= {name: Found("a") for name in TWO_SHARDS.shards}
-    told = found | {"router-0": Found("b", orders=Orders(shards=frozenset({0, 1})))}
+    told = found | {"router-0": Found("b", orders=Orders(shards=frozenset({0, 1}), shard_names=TWO_SHARDS.shards))}
     assert reconcile(wanted, told) == [Kill("shard-0"), Kill("shard-1")]
 
 
