@@ -126,7 +126,8 @@ class SimulatedRouter:
         except ResourceExhausted:
             return False
         self._last_s[request_id] = self._world.now_s
-        self._first_position[request_id] = self._routing.first_position(self._rng)
+        position = self._routing.first_position(self._rng) if arrival.position is None else arrival.position
+        self._first_position[request_id] = position
         if self.is_idle:
             self._begin()
         return True

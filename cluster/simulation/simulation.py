@@ -1,7 +1,7 @@
 """The simulation: events in the order of their time, until the scenario's end."""
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,12 @@ class Simulation:
     now_s: simulated seconds since the start.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
-        """Raises DroverError where a recorded trace cannot be read."""
-        self.scenario = scenario
+    def __init__(self, scenario: Scenario, requests: Sequence[Arrival] | None = None) -> None:
+        """requests: those that come, in the order of their times, instead of the scenario's traffic.
+
+        Raises DroverError where a recorded trace cannot be read.
+        """
+        self.scenario, self._requests = scenario, requests
         self.now_s, self.epoch = 0.0, 1
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
@@ -46,6 +49,7 @@ class Simulation:
         self.routers = [SimulatedRouter(number, scenario, routing, self) for number in range(scenario.routers)]
         self._traffic_rng = np.random.default_rng([scenario.seed, 2])
         self.arrived = self.refused = 0
+        self.last_token_s = 0.0
         self._route()
 
     @property
@@ -66,7 +70,9 @@ class Simulation:
         self._sample_at(scenario.sample_s, on_progress)
         for fault in scenario.faults:
             self.at(fault.at_s, lambda shard=fault.shard: self._shard_dies(shard))  # type: ignore[misc]
-        if scenario.traffic.shape == "closed":
+        if self._requests is not None:
+            self._expect(iter(self._requests))
+        elif scenario.traffic.shape == "closed":
             for _ in range(scenario.traffic.streams):
                 self._arrive(arrival(scenario.traffic, 0.0, self._traffic_rng))
         else:
@@ -95,7 +101,9 @@ class Simulation:
     def step_ended(self, router: SimulatedRouter, tokens: list[Told], work: ShardWork) -> None:
         """See World."""
         self.recorder.step(tokens, work)
-        if self.scenario.traffic.shape == "closed":
+        if tokens:
+            self.last_token_s = self.now_s
+        if self.scenario.traffic.shape == "closed" and self._requests is None:
             ends_s = self.scenario.traffic.ends_s
             for token in tokens:
                 if token.is_last and (ends_s is None or self.now_s < ends_s):

@@ -51,7 +51,7 @@ class StepTimer:
         read_s = work.experts_LS * (self._model.expert_bytes / (shard.read_gb_s * 1e9))
         work_LS = (asked_LS * (shard.message_us * 1e-6) + read_s + work.rows_LS * (shard.row_us * 1e-6)) * slowdown_S
         own_us = router.layer_us + router.layer_token_us * tokens + router.context_us * context
-        bytes_LS: Floats = work.rows_LS * float(self._model.row_bytes)
+        bytes_LS = work.rows_LS.astype(np.float64) * self._model.row_bytes
         return StepTimes(
             (router.step_us + router.token_us * tokens) * 1e-6,
             (own_us + router.message_us * asked_LS.sum(axis=1)) * 1e-6,

@@ -10,11 +10,15 @@ from cluster.simulation.scenario import TrafficSection
 
 
 class Arrival(NamedTuple):
-    """A request: when it comes, and its tokens."""
+    """A request: when it comes, and its tokens.
+
+    position: where its first token is in a recorded trace; None: anywhere.
+    """
 
     at_s: float
     prompt_tokens: int
     output_tokens: int
+    position: int | None = None
 
 
 def rate_at(traffic: TrafficSection, now_s: float) -> float:
