@@ -44,14 +44,13 @@ class EventLog:
         self._next = read[-1].number + GAP if read else 1
         self._stored = self._next - 1
         self._clock = clock
-        self._added = threading.Condition()
+        self._lock = threading.Lock()
 
     def add(self, kind: str, subject: str, text: str, /, **data: Any) -> None:
         """Note what has just happened."""
-        with self._added:
+        with self._lock:
             self._events.append(Event(self._next, self._clock(), kind, subject, text, data))
             self._next += 1
-            self._added.notify_all()
 
     def ended(self, operation: OperationStatus) -> None:
         """Note that an operation is done or was aborted."""
@@ -70,19 +69,13 @@ class EventLog:
 
     def after(self, number: int, limit: int = KEPT) -> list[Event]:
         """The newest `limit` events after this number, oldest first."""
-        with self._added:
+        with self._lock:
             later = [event for event in self._events if event.number > number]
         return later[len(later) - limit :] if limit < len(later) else later
 
-    def wait(self, number: int, timeout_s: float) -> list[Event]:
-        """The same; if there are none, wait for one."""
-        with self._added:
-            self._added.wait_for(lambda: self._events and self._events[-1].number > number, timeout_s)
-        return self.after(number)
-
     def to_store(self) -> str | None:
         """All events, to be read by another log; None if there is nothing new since the last call."""
-        with self._added:
+        with self._lock:
             if self._stored == self._next - 1:
                 return None
             self._stored = self._next - 1

@@ -1,10 +1,7 @@
-"""The log of a deployment's events: bounded, numbered, kept over a restart, and waited for."""
-
-import threading
+"""The log of a deployment's events: bounded, numbered, and kept over a restart."""
 
 from cluster.events import KEPT, EventLog
 from cluster.reports import OperationStatus
-from tests.processes import PATIENCE_S
 
 DONE = OperationStatus("resize-1", "resize", "done", "3 shards", 2, 2, moved_bytes=10, total_bytes=10)
 
@@ -59,13 +56,3 @@ def test_how_an_operation_ended_is_known_afterwards() -> None:
     assert stored is not None
     assert EventLog(stored).operation("resize-1") == DONE
     assert texts(log)[1:] == ["resize to 3 shards done", "resize to 9 shards aborted: a slot cannot be read"]
-
-
-def test_whoever_waits_gets_the_event_at_once() -> None:
-    log, got = EventLog(), []
-    waiting = threading.Thread(target=lambda: got.extend(log.wait(0, PATIENCE_S)))
-    waiting.start()
-    log.add("part", "shard-1", "died")
-    waiting.join(PATIENCE_S)
-    assert [event.text for event in got] == ["died"]
-    assert log.wait(got[-1].number, 0.0) == []
