@@ -109,6 +109,10 @@ class ControllerActor:
             return running
         return self.events.operation(operation_id)
 
+    def part_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The routers and the shards, also those that are drained."""
+        return self._desired.wanted.routers, self._desired.wanted.shards
+
     def resize(
         self,
         operation_id: str,
@@ -131,10 +135,6 @@ class ControllerActor:
     def pause_autoscaling(self, is_paused: bool) -> str:
         """Scale and rebalance nothing from now on, or again; returns why not, or an empty string."""
         return "nothing is scaled by itself yet"
-
-    def part_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The routers and the shards, also those that are drained."""
-        return self._desired.wanted.routers, self._desired.wanted.shards
 
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold: the version of each slot's weights."""
