@@ -72,7 +72,7 @@ class ControllerClient:
 
     def pause_autoscaling(self, *, is_paused: bool) -> None:
         """Scale and rebalance nothing from now on, or again. Raises DroverError."""
-        self._ask("pause_autoscaling", is_paused)
+        self._obey(self._ask("pause_autoscaling", is_paused))
 
     def events_after(self, number: int, limit: int = KEPT) -> list[Event]:
         """The newest `limit` events after this number, oldest first. Raises DroverError."""

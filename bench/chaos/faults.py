@@ -132,7 +132,7 @@ class Injector:
                 send(pid, signal.SIGCONT)
             return {}
 
-        return Injected(list(victims), at_s, heal=heal)
+        return Injected(list(victims), at_s, uncovered=self._victims.uncovered(victims), heal=heal)
 
     def _deadlock(self, part: Part) -> Injected:
         return self._while_a_file_is_there(part, "dispatch" if part.target == "router" else "compute", "block")
@@ -150,7 +150,7 @@ class Injector:
                 file.unlink(missing_ok=True)
             return {}
 
-        return Injected(list(victims), at_s, point, heal=heal)
+        return Injected(list(victims), at_s, point, self._victims.uncovered(victims), heal=heal)
 
     def _blackhole(self, part: Part) -> Injected:
         return self._on_hosts(part, lambda host: self._network.cut(host, SEND, RECEIVE))

@@ -16,6 +16,8 @@ import ray
 from cluster.actors.creation import Blueprint
 from cluster.actors.desired import Desired, View
 from cluster.actors.drains import Drains
+from cluster.admin.server import AdminServer, AdminSettings
+from cluster.admin.service import AdminService
 from cluster.events import Event, EventLog
 from cluster.names import CONTROLLER, app_name
 from cluster.part_names import part_number
@@ -23,8 +25,17 @@ from cluster.policy.drain import new_nodes
 from cluster.policy.part_events import part_events
 from cluster.policy.reconcile import Action, Create, Kill, Tell, reconcile
 from cluster.policy.wanted import Found, Wanted
-from cluster.reports import ActorState, ControllerStats, DrainProgress, LoadView, OperationStatus, Phase
+from cluster.reports import (
+    ActorState,
+    ControllerStats,
+    DrainProgress,
+    LoadView,
+    OperationStatus,
+    Phase,
+    RebalanceReport,
+)
 from cluster.running import Running, free_by_node, nodes
+from cluster.status import as_json, read_status
 from cluster.stored_events import read_events, write_events
 from experts.placement import Placement, Slot
 
@@ -43,6 +54,7 @@ class ControllerSpec:
     namespace: str
     blueprints: tuple[Blueprint, ...]
     placement: Placement
+    admin: AdminSettings
 
 
 class ControllerActor:
@@ -60,8 +72,9 @@ class ControllerActor:
         self._running = Running(spec.namespace)
         self._drains = Drains(self._desired, self._running, self._blueprints)
         self.events = EventLog(read_events(spec.namespace))
-        self.events.add("part", CONTROLLER, "has started")
         self._view = View(self._desired.wanted)
+        service = AdminService(self, lambda: as_json(read_status(spec.namespace)))
+        self._admin = AdminServer(service, spec.namespace, spec.admin)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def state(self) -> ActorState:
@@ -71,7 +84,12 @@ class ControllerActor:
         wanted = self._desired.wanted
         slots = {name: len(self.slots_of(name)) for name in wanted.shards}
         return ControllerStats(
-            wanted.parts, dict(wanted.drained), dict(wanted.cleared), slots, dict(self._view.problems)
+            wanted.parts,
+            dict(wanted.drained),
+            dict(wanted.cleared),
+            slots,
+            dict(self._view.problems),
+            admin=self._admin.view,
         )
 
     def load(self) -> LoadView:
@@ -90,6 +108,29 @@ class ControllerActor:
         if running is not None and running.operation_id == operation_id:
             return running
         return self.events.operation(operation_id)
+
+    def resize(
+        self,
+        operation_id: str,
+        shards: int | None = None,
+        routers: int | None = None,
+        replicas: int | None = None,
+        frontends: int | None = None,
+    ) -> str:
+        """Change the numbers of parts; None leaves one as it is. Returns why not, or an empty string."""
+        return "the numbers of parts cannot be changed yet"
+
+    def rebalance(self, operation_id: str, is_dry_run: bool) -> RebalanceReport:
+        """Place experts anew by their load, if it is worth it, or tell what that would do."""
+        return RebalanceReport("experts cannot be placed anew yet")
+
+    def abort(self, operation_id: str) -> str:
+        """End an operation; returns why not, or an empty string."""
+        return f"{operation_id} does not run"
+
+    def pause_autoscaling(self, is_paused: bool) -> str:
+        """Scale and rebalance nothing from now on, or again; returns why not, or an empty string."""
+        return "nothing is scaled by itself yet"
 
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold: the version of each slot's weights."""
@@ -157,7 +198,9 @@ class ControllerActor:
                 name = action.router if isinstance(action, Tell) else action.part
                 problems[name] = str(error)
                 logger.warning("%s: %s", action, error)
-        if self._view.found:  # else this is the first look
+        if not self._view.found:
+            self.events.add("part", CONTROLLER, f"looks after {len(found)} parts")
+        else:
             for part, text in part_events(self._view.found, found):
                 self.events.add("part", part, text)
         self._view = View(wanted, found, problems)

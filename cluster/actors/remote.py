@@ -17,6 +17,7 @@ from cluster.reports import (
     DrainProgress,
     LoadView,
     OperationStatus,
+    RebalanceReport,
     RouterMetrics,
     RouterStats,
     ShardStats,
@@ -124,6 +125,25 @@ class RemoteController:
 
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         return self._controller.slots_of(shard)
+
+    def resize(
+        self,
+        operation_id: str,
+        shards: int | None = None,
+        routers: int | None = None,
+        replicas: int | None = None,
+        frontends: int | None = None,
+    ) -> str:
+        return self._controller.resize(operation_id, shards, routers, replicas, frontends)
+
+    def rebalance(self, operation_id: str, is_dry_run: bool) -> RebalanceReport:
+        return self._controller.rebalance(operation_id, is_dry_run)
+
+    def abort(self, operation_id: str) -> str:
+        return self._controller.abort(operation_id)
+
+    def pause_autoscaling(self, is_paused: bool) -> str:
+        return self._controller.pause_autoscaling(is_paused)
 
     def drain(self, target: str, grace_s: float) -> str:
         return self._controller.drain(target, grace_s)

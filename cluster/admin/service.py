@@ -48,7 +48,7 @@ class Operations(Protocol):
 
     def abort(self, operation_id: str) -> str: ...
 
-    def pause_autoscaling(self, is_paused: bool) -> None: ...
+    def pause_autoscaling(self, is_paused: bool) -> str: ...
 
     def stats(self) -> ControllerStats: ...
 
@@ -121,12 +121,12 @@ class AdminService:
 
     async def PauseAutoscaling(self, request: pb.PauseAutoscalingRequest) -> pb.PauseAutoscalingResponse:
         """Scale nothing from now on."""
-        await self._run(self._operations.pause_autoscaling, True)
+        _obey(await self._run(self._operations.pause_autoscaling, True))
         return pb.PauseAutoscalingResponse()
 
     async def ResumeAutoscaling(self, request: pb.ResumeAutoscalingRequest) -> pb.ResumeAutoscalingResponse:
         """Scale again."""
-        await self._run(self._operations.pause_autoscaling, False)
+        _obey(await self._run(self._operations.pause_autoscaling, False))
         return pb.ResumeAutoscalingResponse()
 
     async def GetStatus(self, request: pb.GetStatusRequest) -> pb.Status:

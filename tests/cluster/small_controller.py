@@ -62,8 +62,9 @@ class SmallController:
         self.end(replace(self.running, phase="aborted", reason="an operator has aborted it"))
         return ""
 
-    def pause_autoscaling(self, is_paused: bool) -> None:
+    def pause_autoscaling(self, is_paused: bool) -> str:
         self.asked.append(("pause_autoscaling", is_paused))
+        return self.refusal
 
     def stats(self) -> ControllerStats:
         return ControllerStats(PARTS, {}, {}, {"shard-0": 64, "shard-1": 64}, {}, self.running, "on")
