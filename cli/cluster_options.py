@@ -1,12 +1,17 @@
 """The flags of commands that work on a running deployment, and their connection to Ray."""
 
 import argparse
+import json
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from checkpoint.errors import quoted
+from checkpoint.errors import DroverError, quoted
+
+if TYPE_CHECKING:
+    from cluster.controller_client import ControllerClient
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +33,16 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
         help="the Ray cluster to look in; default: the local Ray of a `drover serve` with this namespace, or else the "
         "cluster of `ray start` on this machine",
     )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that `tell` reads."""
+    parser.add_argument("--json", action="store_true", help="print the outcome as one JSON object")
+
+
+def tell(args: argparse.Namespace, text: str, **outcome: object) -> None:
+    """Print an outcome: in words, or for programs."""
+    print(json.dumps(outcome) if args.json else text)
 
 
 def _namespace(text: str) -> str:
@@ -77,3 +92,14 @@ def connected(args: argparse.Namespace) -> Iterator[bool]:
         yield True
     finally:
         ray_runtime.disconnect()
+
+
+@contextmanager
+def connected_controller(args: argparse.Namespace) -> Iterator["ControllerClient"]:
+    """The way to the deployment's controller during the block. Raises DroverError if nothing runs."""
+    with connected(args) as is_connected:
+        if not is_connected:
+            raise DroverError(f"nothing runs in namespace {args.namespace!r}")
+        from cluster.controller_client import ControllerClient
+
+        yield ControllerClient(args.namespace)

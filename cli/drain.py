@@ -6,9 +6,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from checkpoint.errors import DroverError, quoted
+from checkpoint.errors import quoted
 from cli.arguments import real
-from cli.cluster_options import add_cluster_options, connected
+from cli.cluster_options import add_cluster_options, add_json_option, connected_controller, tell
 
 if TYPE_CHECKING:
     from cluster.controller_client import ControllerClient
@@ -30,7 +30,7 @@ Take a part of a running deployment out of service, and wait until it is gone.
               requests wait, up to heal_s. Frontend replicas stay.
 
 Draining again what is drained changes nothing. Ctrl-C leaves it draining;
---undo brings it back, also when it is gone.
+drover undrain brings it back, also when it is gone.
 
 Exit codes: 0 it is gone, or wanted again; 1 refused or failed, stderr says why;
 2 wrong usage; 130 Ctrl-C.
@@ -39,7 +39,7 @@ EPILOG = """\
 examples:
   drover drain router-1
   drover drain router-1 --grace-s 300
-  drover drain --undo router-1
+  drover undrain router-1
   drover drain 10.0.0.7 --ray-address 10.0.0.1:6379
 """
 
@@ -53,7 +53,7 @@ def add_parser(subparsers: "Subparsers") -> None:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("target", type=_target, metavar="TARGET", help="router-N, shard-N, or a node")
+    parser.add_argument("target", type=part_or_node, metavar="TARGET", help="router-N, shard-N, or a node")
     parser.add_argument(
         "--grace-s",
         type=real(0, 86400),
@@ -61,35 +61,41 @@ def add_parser(subparsers: "Subparsers") -> None:
         metavar="SECONDS",
         help="how long a router's requests may go on before they are moved; default: %(default)g",
     )
-    parser.add_argument("--undo", action="store_true", help="want it again")
+    parser.add_argument("--undo", action="store_true", help="want it again, as drover undrain does")
+    add_json_option(parser)
     add_cluster_options(parser)
 
 
-def _target(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9._:-]{1,253}", text):
+def part_or_node(text: str) -> str:
+    """An argparse type: what can be drained."""
+    from cluster.addresses import TARGET
+
+    if not re.fullmatch(TARGET, text):
         raise argparse.ArgumentTypeError(f"{quoted(text)} is neither a part's name nor a node's")
     return text
 
 
 def run(args: argparse.Namespace) -> int:
     """Drain and wait, or undo a drain."""
-    with connected(args) as is_connected:
-        if not is_connected:
-            raise DroverError(f"nothing runs in namespace {args.namespace!r}")
-        from cluster.controller_client import ControllerClient
-
-        controller = ControllerClient(args.namespace)
-        if args.undo:
-            controller.undo_drain(args.target)
-            print(f"{args.target} is wanted again; drover status shows when it serves")
-            return 0
+    if args.undo:
+        return undo(args)
+    with connected_controller(args) as controller:
         controller.drain(args.target, args.grace_s)
         try:
             _wait(controller, args.target)
         except KeyboardInterrupt:
-            print(f"\n{args.target} goes on draining; drover drain --undo {args.target} ends that", file=sys.stderr)
+            print(f"\n{args.target} goes on draining; drover undrain {args.target} ends that", file=sys.stderr)
             raise
-    print(f"{args.target} is drained")
+    tell(args, f"{args.target} is drained", target=args.target, is_drained=True)
+    return 0
+
+
+def undo(args: argparse.Namespace) -> int:
+    """Want a drained part again."""
+    with connected_controller(args) as controller:
+        controller.undo_drain(args.target)
+    text = f"{args.target} is wanted again; drover status shows when it serves"
+    tell(args, text, target=args.target, is_drained=False)
     return 0
 
 

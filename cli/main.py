@@ -20,7 +20,23 @@ import sys
 from collections.abc import Sequence
 
 from checkpoint.errors import DroverError
-from cli import chat, checkpoint, demo, drain, generate, serve, status, stop
+from cli import (
+    abort,
+    autoscale,
+    chat,
+    checkpoint,
+    demo,
+    drain,
+    events,
+    generate,
+    rebalance,
+    resize,
+    serve,
+    simulate,
+    status,
+    stop,
+    undrain,
+)
 from cli.arguments import Parser
 from cli.say import discard_stdout
 from client import ClientError
@@ -31,8 +47,15 @@ COMMANDS = {
     "generate": generate,
     "chat": chat,
     "status": status,
+    "events": events,
+    "resize": resize,
+    "rebalance": rebalance,
+    "abort": abort,
+    "autoscale": autoscale,
     "drain": drain,
+    "undrain": undrain,
     "stop": stop,
+    "simulate": simulate,
     "demo": demo,
     "checkpoint": checkpoint,
 }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = """\
-Show a deployment's routers and shards.
+Show a deployment's routers and shards, and how the load is spread over experts.
 
   tokens/s       average of the last ten seconds
   cached         KV cache that holds prefixes of ended requests; it is evicted
@@ -31,6 +31,12 @@ Show a deployment's routers and shards.
                  that it is connected to, and why not to the others
   draining       drover drain has taken the part out of service; drained, it is
                  gone
+  load           a bar for each expert of a layer, relative to its hottest one;
+                 with many experts, for the hottest of some neighbours
+  hottest        that expert, and how many times the mean of its layer it has
+  copies         experts that are on more shards than others: "17 on 3"
+
+Below these: what is not well, the operation that runs, and the newest events.
 
 Exits with 1 if nothing runs.
 """
@@ -85,9 +91,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(namespace: str) -> dict[str, Any]:
-    from cluster.status import as_json, read_status, read_wanted
+    from cluster.status import as_json, read_status
 
-    return as_json(read_status(namespace), read_wanted(namespace))
+    return as_json(read_status(namespace))
 
 
 def _show(status: dict[str, Any]) -> None:
@@ -96,7 +102,7 @@ def _show(status: dict[str, Any]) -> None:
     from cli.status_tables import tables
 
     console = Console(markup=False)
-    for table in tables(status):
+    for table in tables(status, console.width):
         console.print(table)
 
 
@@ -112,7 +118,7 @@ def _watch(args: argparse.Namespace) -> None:
             while True:
                 print(json.dumps(_read(args.namespace)), flush=True)
                 time.sleep(args.watch)
-        with Live(auto_refresh=False) as live:
+        with Live(auto_refresh=False, vertical_overflow="crop") as live:
             while True:
-                live.update(Group(*tables(_read(args.namespace))), refresh=True)
+                live.update(Group(*tables(_read(args.namespace), live.console.width)), refresh=True)
                 time.sleep(args.watch)

@@ -5,9 +5,15 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from cli.events import line
+from cli.heat import heat_table
+from cli.operation import mebibytes, words
 
-def tables(status: dict[str, Any]) -> list[Table | Text]:
-    """The tables of what cluster.status.as_json tells."""
+BESIDE_BARS = 64  # letters of a line of the heat table that are no bars
+
+
+def tables(status: dict[str, Any], width: int = 80) -> list[Table | Text]:
+    """The tables of what cluster.status.as_json tells, for a terminal with so many columns."""
     routers = Table("router", "node", "state", "running", "waiting", "tokens made", "tokens/s")
     caches = Table("KV cache of", "used", "cached", "free", "prefix hits")
     again = Table("computed again by", "preemptions", "replayed", "retries", "restarts")
@@ -28,7 +34,9 @@ def tables(status: dict[str, Any]) -> list[Table | Text]:
         counts = (shard.get("rows_computed", ""), len(shard.get("links", ())), shard.get("restarts", 0))
         _add(shards, shard["name"], shard.get("node", ""), _state(shard), _held(shard), *counts)
     shown: list[Table | Text] = [table for table in (routers, caches, again, links, shards) if table.row_count]
-    return shown + _notes(status)
+    load = status.get("load")
+    heat = heat_table(load["layers"], load["age_s"], max(width - BESIDE_BARS, 16)) if load else None
+    return shown + ([heat] if heat else []) + _notes(status)
 
 
 def _add(table: Table, *cells: object) -> None:
@@ -60,21 +68,36 @@ def _notes(status: dict[str, Any]) -> list[Table | Text]:
     ]
     controller = status.get("controller")
     if controller is not None:
-        notes += [f"Node {node[:12]} is drained." for node in controller["cleared"]]
+        notes += _controller_notes(controller)
     elif "controller" in status:
         notes.append("The controller does not answer. What runs goes on.")
+    if events := status.get("events"):
+        notes += ["Newest events:", *(f"  {line(event)}" for event in events)]
     return [Text(note) for note in notes]
+
+
+def _controller_notes(controller: dict[str, Any]) -> list[str]:
+    from cluster.reports import OperationStatus
+
+    notes = [f"Node {node[:12]} is drained." for node in controller["cleared"]]
+    if operation := controller.get("operation"):
+        notes.append(words(OperationStatus(**operation)))
+    notes += [f"{part}: {problem}" for part, problem in controller["problems"].items()]
+    if controller.get("autoscaling") == "paused":
+        notes.append("Autoscaling is paused; drover autoscale resume ends that.")
+    elif controller.get("autoscaling") == "dry run":
+        notes.append("Autoscaling only says what it would do (autoscale.dry_run).")
+    admin = controller.get("admin") or {}
+    if admin.get("problem"):
+        notes.append(f"Admin is not served: {admin['problem']}")
+    return notes
 
 
 def _cache_cells(engine: dict[str, Any]) -> tuple[str, ...]:
     used, cached, total = (engine[f"kv_bytes_{which}"] for which in ("used", "cached", "total"))
     queried, hit = engine["prefix_queried_tokens"], engine["prefix_hit_tokens"]
     hits = f"{hit / queried:.0%} of {queried}" if queried else "no prompts yet"
-    return _mebibytes(used), _mebibytes(cached), _mebibytes(total - used - cached), hits
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB" if size < 100 * 2**20 else f"{size / 2**20:.0f} MiB"
+    return mebibytes(used), mebibytes(cached), mebibytes(total - used - cached), hits
 
 
 def _state(part: dict[str, Any]) -> str:

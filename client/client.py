@@ -36,7 +36,7 @@ class Client:
     Every method takes `timeout_s` for the whole call; None waits for ever. Errors are ClientErrors
     (client/errors.py).
 
-    `generate` and `chat` take `resume_s`: a stream that breaks is resumed by itself, within so many
+    `generate` and `chat` take `resume_s`: a stream that breaks is resumed by itself, and goes on within so many
     seconds each time. With 0 it ends with ServerUnavailable.
     """
 

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from threading import Event
+from threading import Event, Lock, Timer
 from typing import Any
 
 import grpc
@@ -46,7 +46,7 @@ class DeltaStream(Iterator[Delta]):
         self._first: pb.GenerateResponse | None = None
         self._closed = False
         self.gaps_s: list[float] = []
-        self._call = start(request, timeout=timeout_s)
+        self._call: Any = start(request, timeout=timeout_s)
 
     def __next__(self) -> Delta:
         """The next delta.
@@ -66,6 +66,11 @@ class DeltaStream(Iterator[Delta]):
                 raise ClientError(grpc.StatusCode.DATA_LOSS, message) from None
             except grpc.RpcError as error:
                 failure = error_of(error, self._address)
+            except _Late:
+                if self._is_over():
+                    break
+                assert broken is not None
+                raise broken from None
             else:
                 if broken is not None:
                     self.gaps_s.append(time.monotonic() - broken_s)
@@ -78,7 +83,7 @@ class DeltaStream(Iterator[Delta]):
                 raise failure
             if not self._may_resume(failure, failure is not broken, time.monotonic() - broken_s):
                 raise broken from (None if failure is broken else failure)
-            self._start_again(pause_s)
+            self._start_again(pause_s, broken_s + self._resume_s)
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
         raise StopIteration
 
@@ -135,12 +140,57 @@ class DeltaStream(Iterator[Delta]):
             self._request.sampling.seed = self._first.seed
         return self._request
 
-    def _start_again(self, pause_s: float) -> None:
+    def _start_again(self, pause_s: float, first_by_s: float) -> None:
         # Not by an Event's wait: `close` may be called by a signal handler amid it.
         now_s = time.monotonic()
         while not self._closed and time.monotonic() < now_s + pause_s:
             time.sleep(NAP_S)
         left_s = None if self._deadline_s is None else max(self._deadline_s - time.monotonic(), 0.0)
-        self._call = self._start(self._rest(), timeout=left_s)
+        self._call = _Attempt(self._start(self._rest(), timeout=left_s), first_by_s - time.monotonic())
         if self._closed:
             self._call.cancel()
+
+
+class _Late(Exception):
+    """An attempt to resume has answered nothing in time."""
+
+
+class _Attempt:
+    """A call that is given up, with _Late, if its first response does not come within `first_s`.
+
+    A server may accept a call and hang, while what stands before it answers grpc's pings.
+    """
+
+    def __init__(self, call: Any, first_s: float) -> None:
+        self._call = call
+        self._lock = Lock()  # not taken by `cancel`, which a signal handler may call amid `__next__`
+        self._answers = self._gave_up = False
+        self._timer = Timer(max(first_s, 0.0), self._give_up)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __next__(self) -> Any:
+        try:
+            response = next(self._call)
+        except grpc.RpcError:
+            if self._gave_up:
+                raise _Late from None
+            raise
+        finally:
+            self._timer.cancel()
+        if not self._answers:
+            with self._lock:
+                if self._gave_up:
+                    raise _Late
+                self._answers = True
+        return response
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    def _give_up(self) -> None:
+        with self._lock:
+            if self._answers:
+                return
+            self._gave_up = True
+        self._call.cancel()

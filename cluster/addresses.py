@@ -1,10 +1,19 @@
-"""What names a host, an address and a namespace. Plain Python: flags are checked with it, too."""
+"""What names a host, an address, a namespace, an operation. Plain Python: flags are checked with it, too."""
 
 import re
+import secrets
 
 NAMESPACE = r"[A-Za-z0-9_-]{1,100}"
 """A namespace, as a regular expression. It becomes a part of file names."""
+OPERATION_ID = r"[A-Za-z0-9._-]{1,64}"
+TARGET = r"[A-Za-z0-9._:-]{1,253}"
+"""What can be drained: a part or a node, before anybody has looked whether it exists."""
 _LONGEST_HOST = 253
+
+
+def new_operation_id(kind: str) -> str:
+    """A name that no other operation has."""
+    return f"{kind}-{secrets.token_hex(4)}"
 
 
 def check_host(host: str) -> str:

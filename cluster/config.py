@@ -4,7 +4,7 @@ Only `checkpoint` is required. `deploy/local.yaml` shows every key with its defa
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -196,6 +196,28 @@ class FrontendConfig(_Section):
         return self
 
 
+class AdminConfig(_Section):
+    """The Admin service, which operates the deployment (protos/drover/v1/admin.proto).
+
+    host: address on which it listens, on the controller's node. The default is reachable from that
+    machine only. Calls are not encrypted.
+    port: 0 takes any free one; `drover status --json` tells which.
+    token_file: holds the token that every call needs; made if it is missing, readable by this user
+    alone. Default: a file in this user's drover folder, which `drover status --json` tells.
+    """
+
+    host: Host = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 9001
+    token_file: Annotated[Path, Field(strict=False)] | None = None
+
+    @field_validator("token_file")
+    @classmethod
+    def _token_file_is_absolute(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_absolute():
+            raise ValueError("it must be absolute: the controller may run anywhere")
+        return path
+
+
 class DeploymentConfig(_Section):
     """Everything that `drover serve` needs.
 
@@ -218,6 +240,7 @@ class DeploymentConfig(_Section):
     links: LinksConfig = LinksConfig()
     engine: EngineConfig = EngineConfig()
     frontend: FrontendConfig = FrontendConfig()
+    admin: AdminConfig = AdminConfig()
 
     @property
     def name(self) -> str:
@@ -233,13 +256,19 @@ class DeploymentConfig(_Section):
         return self
 
     @model_validator(mode="after")
+    def _admin_has_a_port_of_its_own(self) -> "DeploymentConfig":
+        if self.admin.port in (self.frontend.grpc_port, self.frontend.http_port):
+            raise ValueError(f"admin.port is {self.admin.port}, which is a port of the frontend; choose another")
+        return self
+
+    @model_validator(mode="after")
     def _nccl_needs_gpus(self) -> "DeploymentConfig":
         if self.links.backend == "nccl" and "cpu" in (self.router.device, self.shards.device):
             raise ValueError("links.backend is 'nccl'; router.device and shards.device must both be 'cuda'")
         return self
 
 
-SECTIONS = ("ray", "router", "shards", "placement", "links", "engine", "frontend")
+SECTIONS = ("ray", "router", "shards", "placement", "links", "engine", "frontend", "admin")
 
 
 def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentConfig:
@@ -251,19 +280,21 @@ def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentC
     try:
         return DeploymentConfig.model_validate(raw)
     except ValidationError as error:
-        problems = [_problem(details) for details in error.errors()]
+        problems = [problem_of(details, DeploymentConfig) for details in error.errors()]
         raise ConfigError(f"{source} is not a valid deployment:{listed(problems)}") from None
 
 
-def _problem(details: ErrorDetails) -> str:
+def problem_of(details: ErrorDetails, root: type[BaseModel]) -> str:
+    """One line about a wrong key or value of a file whose keys are those of `root`."""
     key, given = ".".join(str(part) for part in details["loc"])[:100], quoted(details["input"])
     match details["type"]:
         case "missing":
             return f"{key} is missing" + ("; it must name a Llama 4 directory" if key == "checkpoint" else "")
         case "extra_forbidden":
-            section: Any = DeploymentConfig
+            section: Any = root
             for part in details["loc"][:-1]:
-                section = section.model_fields[str(part)].annotation
+                # A number is the index of an entry in a tuple of sections.
+                section = section.model_fields[part].annotation if isinstance(part, str) else get_args(section)[0]
             return f"{key} is unknown; valid keys here are {', '.join(section.model_fields)}"
         case "value_error":
             message = details["msg"].removeprefix("Value error, ")

@@ -6,8 +6,9 @@ from typing import Any
 import ray
 
 from checkpoint.errors import DroverError
+from cluster.events import KEPT, Event
 from cluster.names import CONTROLLER, part_names
-from cluster.reports import ControllerStats, DrainProgress
+from cluster.reports import ControllerStats, DrainProgress, OperationStatus, RebalanceReport
 
 PATIENCE_S = 60.0
 """For a controller that Ray has to start again."""
@@ -42,6 +43,41 @@ class ControllerClient:
         """How far a drain is. Raises DroverError."""
         progress: DrainProgress = self._ask("drain_progress", target)
         return progress
+
+    def resize(
+        self,
+        operation_id: str,
+        shards: int | None = None,
+        routers: int | None = None,
+        replicas: int | None = None,
+        frontends: int | None = None,
+    ) -> None:
+        """Begin to change the numbers of parts; None leaves one as it is. Raises DroverError, which says why not."""
+        self._obey(self._ask("resize", operation_id, shards, routers, replicas, frontends))
+
+    def rebalance(self, operation_id: str, *, is_dry_run: bool) -> RebalanceReport:
+        """Begin to place experts anew, if it is worth it, or tell what that would do. Raises DroverError."""
+        report: RebalanceReport = self._ask("rebalance", operation_id, is_dry_run)
+        self._obey(report.refusal)
+        return report
+
+    def operation(self, operation_id: str) -> OperationStatus | None:
+        """How an operation is, or has ended; None: it is not known. Raises DroverError."""
+        status: OperationStatus | None = self._ask("operation", operation_id)
+        return status
+
+    def abort(self, operation_id: str) -> None:
+        """End an operation. Raises DroverError, which says why it cannot be."""
+        self._obey(self._ask("abort", operation_id))
+
+    def pause_autoscaling(self, *, is_paused: bool) -> None:
+        """Scale and rebalance nothing from now on, or again. Raises DroverError."""
+        self._obey(self._ask("pause_autoscaling", is_paused))
+
+    def events_after(self, number: int, limit: int = KEPT) -> list[Event]:
+        """The newest `limit` events after this number, oldest first. Raises DroverError."""
+        events: list[Event] = self._ask("events_after", number, limit)
+        return events
 
     def stats(self) -> ControllerStats:
         """What is wanted. Raises DroverError."""

@@ -1,5 +1,7 @@
 """Reads a deployment file: YAML, bounded in size, from a regular file or a pipe that ends.
 
+Scenarios of `drover simulate` are read in the same way.
+
 A file can be read once only if it is a pipe. So one process reads it, and hands the result on.
 """
 
@@ -18,20 +20,23 @@ from cluster.config import ConfigError, DeploymentConfig, parse_deployment
 MAX_BYTES = 2**18
 
 
-def read_deployment(path: Path) -> str:
-    """The file's text. Waits for a pipe to end. Raises ConfigError."""
+def read_deployment(path: Path, what: str = "deployment", example: str = "deploy/local.yaml") -> str:
+    """The file's text. Waits for a pipe to end. Raises ConfigError.
+
+    what, example: the kind of file that is expected, for messages, and one of that kind.
+    """
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
-                raise ConfigError(f"{path} is neither a file nor a pipe; deploy/local.yaml is an example")
+                raise ConfigError(f"{path} is neither a file nor a pipe; {example} is an example")
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; deploy/local.yaml is an example of a deployment file") from None
+        raise ConfigError(f"{path} does not exist; {example} is an example of a {what} file") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path} has more than {MAX_BYTES >> 10} KiB; a deployment file has a few keys")
+        raise ConfigError(f"{path} has more than {MAX_BYTES >> 10} KiB; a {what} file has a few keys")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -45,14 +50,20 @@ def deployment_of(text: str, path: Path, overrides: Sequence[str] = ()) -> Deplo
     directory.
     overrides: "section.key=value" each, with the value in YAML. They replace the file's values.
     """
+    raw = mapping_of(text, path)
+    _resolve_checkpoint(raw, path.parent)
+    for override in overrides:
+        set_key(raw, override)
+    _resolve_checkpoint(raw, Path())
+    return parse_deployment(raw, str(path))
+
+
+def mapping_of(text: str, path: Path) -> dict[str, Any]:
+    """The keys and values of the file at `path`, which has this text. Raises ConfigError."""
     raw = _parse(text, f"{path} is not valid YAML")
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds a {type(raw).__name__}; a mapping of keys to values is expected")
-    _resolve_checkpoint(raw, path.parent)
-    for override in overrides:
-        _override(raw, override)
-    _resolve_checkpoint(raw, Path())
-    return parse_deployment(raw, str(path))
+    return raw
 
 
 def _parse(text: str, wrong: str) -> Any:
@@ -92,7 +103,8 @@ def _resolve_checkpoint(raw: dict[str, Any], folder: Path) -> None:
         raise ConfigError(f"checkpoint is {quoted(named)}, which is no path: {error}") from None
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
+def set_key(raw: dict[str, Any], override: str) -> None:
+    """Replace a value. override: "section.key=value", with the value in YAML. Raises ConfigError."""
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"{quoted(override)} is no override; write section.key=value, such as shards.count=3")

@@ -27,6 +27,7 @@ from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
 from cluster.actors.specs import frontend_spec, placement, router_specs, shard_specs
 from cluster.addresses import split_address
+from cluster.admin.server import AdminSettings
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
 from cluster.local_rays import forget_gone_rays
 from cluster.marked_processes import end_left_over
@@ -256,7 +257,9 @@ def _create_controller(
     config: DeploymentConfig, checkpoint: Checkpoint, group: Any, blueprints: tuple[Blueprint, ...]
 ) -> None:
     shard_nodes = _nodes_of_bundles(group)[config.router.count :]
-    spec = ControllerSpec(config.ray.namespace, blueprints, placement(config, checkpoint, shard_nodes))
+    held = placement(config, checkpoint, shard_nodes)
+    admin = AdminSettings(config.admin.host, config.admin.port, config.admin.token_file)
+    spec = ControllerSpec(config.ray.namespace, blueprints, held, admin)
     options = {"name": CONTROLLER, "namespace": config.ray.namespace, "lifetime": "detached", "max_restarts": -1}
     ray.remote(RemoteController).options(**options, num_cpus=0, max_concurrency=8).remote(spec)
 

@@ -51,7 +51,8 @@ class RouterStats:
     degraded: what is missing, in words; empty if nothing is.
     open_requests: those whose end has not been handed out. draining_s: for how long the router has
     drained; None: it does not. drained: names of shards that it leaves alone, as told.
-    is_stopping: it refuses new requests, because the deployment is about to end.
+    is_stopping: it refuses new requests, because the deployment is about to end. shard_names: the shards that it
+    was told to link.
     """
 
     engine: EngineStats | None
@@ -65,6 +66,7 @@ class RouterStats:
     draining_s: float | None = None
     drained: tuple[str, ...] = ()
     is_stopping: bool = False
+    shard_names: tuple[str, ...] = ()
     down_s: dict[str, float] = field(default_factory=dict)
     degraded: str = ""
 
@@ -106,11 +108,88 @@ class ShardStats:
 
 
 @dataclass(frozen=True)
+class OperationStatus:
+    """A resize, rebalancing or other change of a deployment, under way or ended.
+
+    kind: "resize", "rebalance" or "change". phase: "prepare", "commit", "retire", or "scale" while
+    parts are started or ended; at last "done" or "aborted". text: what it does, such as "3 shards".
+    step: number of the placement that is worked on, of `steps` or so. waits_for: the parts, and why;
+    empty if nothing is late. moved_bytes, total_bytes: weights that shards have read for it, and
+    what they are to read. reason: why it was aborted.
+    """
+
+    operation_id: str
+    kind: str
+    phase: str
+    text: str = ""
+    step: int = 0
+    steps: int = 0
+    waits_for: str = ""
+    moved_bytes: int = 0
+    total_bytes: int = 0
+    reason: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        return self.phase in ENDED
+
+
+ENDED = ("done", "aborted")
+
+
+@dataclass(frozen=True)
+class RebalanceReport:
+    """What rebalancing would do, or has begun to do.
+
+    refusal: why nothing could be proposed, with what would help; then the rest is empty.
+    operation_id: of what was begun; empty if nothing was. imbalance: the most loaded shard's load
+    over the mean, averaged over layers. gain_tok_s: tokens per second that it is worth.
+    is_accepted: it is worth its bytes. reason: why, in numbers. moves: what changes, in words.
+    """
+
+    refusal: str = ""
+    operation_id: str = ""
+    imbalance_before: float = 0.0
+    imbalance_after: float = 0.0
+    moved_bytes: int = 0
+    gain_tok_s: float = 0.0
+    is_accepted: bool = False
+    reason: str = ""
+    moves: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LoadView:
+    """The load of experts, by layer; a value for each expert.
+
+    age_s: how old the newest measurement is; None: there is none. load: work per second, as the
+    balancing policy counts it. copies: shards that hold the expert.
+    """
+
+    age_s: float | None
+    load: dict[int, list[float]]
+    copies: dict[int, list[int]]
+
+
+@dataclass(frozen=True)
+class AdminView:
+    """Where the Admin service listens, and the file with its token, on the controller's node.
+
+    problem: why it does not listen, with what would help.
+    """
+
+    address: str
+    token_file: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
 class ControllerStats:
     """drained, cleared: parts that are to be gone, and ids of nodes that are to be empty, with grace_s.
 
     parts: all routers and shards, also those. slots: (layer, expert) pairs that each shard is to
-    hold. problems: what could not be done, by part.
+    hold. problems: what could not be done, by part. operation: what changes now. autoscaling: "on",
+    "paused" or "dry run"; empty where there is none. admin: None where it is not served.
     """
 
     parts: tuple[str, ...]
@@ -118,6 +197,9 @@ class ControllerStats:
     cleared: dict[str, float]
     slots: dict[str, int]
     problems: dict[str, str]
+    operation: OperationStatus | None = None
+    autoscaling: str = ""
+    admin: AdminView | None = None
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class Running:
         for name, handle in handles.items():
             record = records.get(handle._actor_id.hex(), {})
             node = record.get("Address", {}).get("NodeID") if record.get("State") == "ALIVE" else None
-            found[name] = self._found(name, node, *answers.get(name, (None, None)))
+            part = self._found(name, node, *answers.get(name, (None, None)))
+            found[name] = replace(part, restarts=int(record.get("NumRestarts") or 0))
         return found
 
     def _found(
@@ -62,9 +63,17 @@ class Running:
             self._rows_computed[name] = stats.rows_computed
             return Found(node, is_ready, is_idle)
         numbers = frozenset(map(part_number, stats.drained))
-        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping)
+        orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping, stats.shard_names)
         open_requests = stats.open_requests
-        found = Found(node, is_ready, open_requests == 0, orders, stats.draining_s or 0.0, open_requests)
+        found = Found(
+            node,
+            is_ready,
+            open_requests == 0,
+            orders,
+            stats.draining_s or 0.0,
+            open_requests,
+            unlinked=stats.down,
+        )
         self._routers_last[name] = time.monotonic(), found
         return found
 

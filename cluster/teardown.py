@@ -9,6 +9,7 @@ from ray.util.placement_group import remove_placement_group
 from cluster.config import DeploymentConfig
 from cluster.names import actor_names, app_name
 from cluster.stored_drains import forget_drains
+from cluster.stored_events import forget_events
 
 
 def end(config: DeploymentConfig) -> None:
@@ -36,6 +37,7 @@ def stop(namespace: str) -> list[str]:
         except ValueError:
             pass  # it ended in the meantime
     forget_drains(namespace)
+    forget_events(namespace)
     group = _find_group(namespace)
     if group is not None:
         remove_placement_group(group)

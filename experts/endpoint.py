@@ -100,13 +100,17 @@ class Endpoint:
             raise LinkDown(self.down_reason)
         self._outbox.put(weakref.ref(message) if while_held else lambda: message)
 
+    def end(self) -> None:
+        """End the link, at both ends. Does not wait for this end's threads."""
+        self._end("closed", "closed")
+        self._close_channels()
+
     def close(self) -> None:
         """End the link, at both ends, and this end's threads.
 
         Not to be called from on_message or on_down.
         """
-        self._end("closed", "closed")
-        self._close_channels()
+        self.end()
         for thread in self._threads:
             thread.join(self._liveness.silence_s + 5.0)
 

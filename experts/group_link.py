@@ -82,6 +82,10 @@ class GroupLink:
         assert self._endpoint.down_reason is not None
         return self._endpoint.down_reason
 
+    def end(self) -> None:
+        """End the link without waiting for its threads; `close` does that, too."""
+        self._endpoint.end()
+
     def close(self) -> None:
         self._endpoint.close()
 

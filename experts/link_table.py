@@ -90,6 +90,13 @@ class LinkTable:
                 self._down_since_s[shard] = self._clock()
                 self._set({other: link for other, link in self._links.items() if other != shard})
 
+    def forget(self, shard: int) -> None:
+        """The shard is no longer to be linked. That is no loss, and leaves nothing."""
+        with self._changing:
+            self._reasons.pop(shard, None)
+            self._down_since_s.pop(shard, None)
+            self._set({other: link for other, link in self._links.items() if other != shard})
+
     def drain(self, shards: Iterable[int]) -> None:
         """Ask these shards, and only these, for nothing that others hold, too."""
         with self._changing:

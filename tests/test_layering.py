@@ -224,6 +224,15 @@ def test_schedule_and_policies_are_plain_python_without_a_clock() -> None:
     assert who_reaches(foreign, modules_in("cluster/policy"), deferred=True) == []
 
 
+def test_a_simulation_has_no_clock_and_no_machine_and_policies_do_not_know_of_it() -> None:
+    assert modules_in("cluster/simulation")
+    foreign = {"torch", "ray", "grpc", "time", "datetime", "threading", "kernels"}
+    assert who_reaches(foreign, modules_in("cluster/simulation"), deferred=True) == []
+    simulated = set(modules_in("cluster/simulation"))
+    policies = [*modules_in("cluster/policy"), *modules_in("router"), *modules_in("experts")]
+    assert [module for module in policies if imports_of(module, deferred=True) & simulated] == []
+
+
 def test_a_placement_is_plain_data_because_routers_shards_and_policies_share_it() -> None:
     assert who_reaches({"torch", "numpy", "ray", "grpc"}, ["experts.placement"], deferred=True) == []
 
@@ -243,6 +252,7 @@ def test_the_frontend_needs_no_torch_unless_the_router_is_in_its_process() -> No
         "cluster.actors.controller",
         "cli.status",
         "cli.drain",
+        "cli.simulate",
         "cli.stop",
         "cli.main",
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from protos.generate import PROTO_ROOT, generate
 
-PROTO = PROTO_ROOT / "drover/v1/inference.proto"
+PROTOS = sorted(PROTO_ROOT.rglob("*.proto"))
 # What a reader of the contract may ask about: what a line declares, and under which name.
 DECLARATION = re.compile(
     r"^(?:(?:service|message|enum|oneof|rpc) (?P<thing>\w+)|"
@@ -42,8 +42,9 @@ def test_the_check_sees_what_lacks_a_comment() -> None:
     assert undescribed(proto) == ["7: bare", "8: bare_too", "9: bare_map"]
 
 
-def test_everything_in_the_contract_is_described() -> None:
-    assert undescribed(PROTO.read_text()) == []
+@pytest.mark.parametrize("proto", PROTOS, ids=lambda proto: proto.stem)
+def test_everything_in_the_contract_is_described(proto: Path) -> None:
+    assert undescribed(proto.read_text()) == []
 
 
 def test_the_stubs_are_current(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,7 +79,8 @@ class Injector:
         else:
             routers = sorted(name for name in self._system.actors() if name.startswith("router-"))
             passing = routers[int(part.draw * 7919) % len(routers)]
-        action = "kill " + " ".join(f"{pid} {int(signal.SIGKILL)}" for pid in victims.values())
+        itself_last = sorted(victims, key=lambda name: name == passing)
+        action = "kill " + " ".join(f"{victims[name]} {int(signal.SIGKILL)}" for name in itself_last)
         return self._wait_for_hit(self._arm(passing, part.point, action), POINT_S)
 
     def _crash_amid_drain(self, part: Part, victims: dict[str, int]) -> Injected:
@@ -131,7 +132,7 @@ class Injector:
                 send(pid, signal.SIGCONT)
             return {}
 
-        return Injected(list(victims), at_s, heal=heal)
+        return Injected(list(victims), at_s, uncovered=self._victims.uncovered(victims), heal=heal)
 
     def _deadlock(self, part: Part) -> Injected:
         return self._while_a_file_is_there(part, "dispatch" if part.target == "router" else "compute", "block")
@@ -149,7 +150,7 @@ class Injector:
                 file.unlink(missing_ok=True)
             return {}
 
-        return Injected(list(victims), at_s, point, heal=heal)
+        return Injected(list(victims), at_s, point, self._victims.uncovered(victims), heal=heal)
 
     def _blackhole(self, part: Part) -> Injected:
         return self._on_hosts(part, lambda host: self._network.cut(host, SEND, RECEIVE))
@@ -170,7 +171,7 @@ class Injector:
         hosts = {host for pid in self._victims.of(part).values() if (host := self._network.host_of(pid))}
         if not hosts:
             raise BenchError(f"{part.target} is on no host but the router's")
-        at_s = time.monotonic()
+        uncovered, at_s = self._uncovered_on(hosts), time.monotonic()
         for host in sorted(hosts):
             harm(host)
 
@@ -178,14 +179,18 @@ class Injector:
             touched = sum([self._network.heal(host) for host in sorted(hosts)])
             return {harm_name: float(touched)} if harm_name else {}
 
-        return Injected([f"host {host}" for host in sorted(hosts)], at_s, heal=heal)
+        return Injected([f"host {host}" for host in sorted(hosts)], at_s, uncovered=uncovered, heal=heal)
+
+    def _uncovered_on(self, hosts: Collection[int]) -> int:
+        on = [name for name, pid in self._system.actors().items() if self._network.host_of(pid) in hosts]
+        return self._victims.uncovered(on)
 
     def _node_loss(self, part: Part) -> Injected:
         used = {host for pid in self._system.actors().values() if (host := self._network.host_of(pid))}
         if not used:
             raise BenchError("no shard is on a host of its own")
         host = sorted(used)[int(part.draw * len(used))]
-        pids = self._network.processes(host)
+        pids, uncovered = self._network.processes(host), self._uncovered_on([host])
         at_s = time.monotonic()
         self._network.cut(host, SEND, RECEIVE)
         self._network.kill_all(host)
@@ -195,7 +200,7 @@ class Injector:
             self._hosts.start_node(host)
             return {"node ended": 1.0}
 
-        return Injected([f"host {host}"], at_s, gone=pids, heal=heal)
+        return Injected([f"host {host}"], at_s, uncovered=uncovered, gone=pids, heal=heal)
 
     def _head_loss(self, part: Part) -> Injected:
         if part.target == "controller":
@@ -216,7 +221,9 @@ class Injector:
 
     def _raylet_loss(self, part: Part, host: int) -> Injected:
         """Its workers end with it. Healing starts the node anew."""
+        uncovered = self._uncovered_on([host])
         crashed = self._crash(part)
+        crashed.uncovered = uncovered
 
         def heal() -> dict[str, float]:
             self._network.kill_all(host)

@@ -17,7 +17,7 @@ from bench.errors import BenchError
 
 NO_COPY = "no healthy copy: requests fail if it lasts longer than heal_s"
 """The only reason for which requests may fail. Others explain a pause."""
-UNCOVERED = "no living copy of some experts: streams wait for a restarted shard"
+UNCOVERED = "no other copy of some experts: streams wait until a shard of theirs is back"
 HARMLESS = {
     ("disk-full", "logs"): "nothing has to recover: logs are lost, streams go on",
     ("head-loss", "gcs"): "nothing has to recover: no token passes Ray's head",
@@ -192,6 +192,7 @@ def expected_reasons(replicas: int, routers: int, frontends: int) -> dict[tuple[
     for target in ("shard", "minority", "replicas"):
         if replicas == 1 or target == "replicas":
             reasons["corrupt-slice", target] = NO_COPY
+    reasons["deadlock", "router"] = "a router that hangs ends itself after links.stuck_after_ms, 10 s"
     if routers == 1:
         reasons["crash", "router"] = "one router: streams wait until it has loaded again"
     if frontends == 1:

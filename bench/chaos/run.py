@@ -156,7 +156,9 @@ class Run:
                 done.recovered_s = time.monotonic()
                 return
             time.sleep(LOOK_S)  # nothing tells when a deployment is well
-        done.note = f"not well after {WELL_S:.0f} s: {', '.join(watch.unwell) or 'streams stand still'}"
+        alive = [f"process {pid} was to be dead" for pid in gone if lives(pid)]
+        why = ", ".join([*alive, *watch.unwell]) or "streams stand still, or a part is missing"
+        done.note = f"not well after {WELL_S:.0f} s: {why}"
 
     def _wait_until_steady(self, load: LoadProcess, watch: Watch) -> float:
         """Until enough streams run and every part is up; returns when. Raises BenchError."""

@@ -163,12 +163,16 @@ class System:
         return [p.pid for p in running if p.command.startswith(kind) and has_mark(p.pid, mark)]
 
     def replicas_of(self) -> list[frozenset[int]]:
-        """For each slot, the numbers of the shards that hold it."""
+        """For each slot, the numbers of the shards that hold it. To be asked before a shard has moved."""
         from checkpoint.tensors import Checkpoint
         from cluster.actors.specs import shard_specs
 
+        nodes = None
+        if self.hosts is not None:
+            pids, network = self.actors(), self.hosts.network
+            nodes = [str(network.host_of(pids[f"shard-{number}"])) for number in range(self.shape.shards)]
         holders: dict[Any, set[int]] = {}
-        for number, spec in enumerate(shard_specs(self.config, Checkpoint.open(self.checkpoint))):
+        for number, spec in enumerate(shard_specs(self.config, Checkpoint.open(self.checkpoint), nodes)):
             for slot in spec.slots:
                 holders.setdefault(slot, set()).add(number)
         return sorted({frozenset(shards) for shards in holders.values()}, key=sorted)

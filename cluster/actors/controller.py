@@ -16,13 +16,27 @@ import ray
 from cluster.actors.creation import Blueprint
 from cluster.actors.desired import Desired, View
 from cluster.actors.drains import Drains
-from cluster.names import app_name
+from cluster.admin.server import AdminServer, AdminSettings
+from cluster.admin.service import AdminService
+from cluster.events import Event, EventLog
+from cluster.names import CONTROLLER, app_name
 from cluster.part_names import part_number
 from cluster.policy.drain import new_nodes
+from cluster.policy.part_events import part_events
 from cluster.policy.reconcile import Action, Create, Kill, Tell, reconcile
 from cluster.policy.wanted import Found, Wanted
-from cluster.reports import ActorState, ControllerStats, DrainProgress, Phase
+from cluster.reports import (
+    ActorState,
+    ControllerStats,
+    DrainProgress,
+    LoadView,
+    OperationStatus,
+    Phase,
+    RebalanceReport,
+)
 from cluster.running import Running, free_by_node, nodes
+from cluster.status import as_json, read_status
+from cluster.stored_events import read_events, write_events
 from experts.placement import Placement, Slot
 
 logger = logging.getLogger(__name__)
@@ -40,6 +54,7 @@ class ControllerSpec:
     namespace: str
     blueprints: tuple[Blueprint, ...]
     placement: Placement
+    admin: AdminSettings
 
 
 class ControllerActor:
@@ -56,7 +71,10 @@ class ControllerActor:
         self._desired = Desired(spec.namespace, begun_with)
         self._running = Running(spec.namespace)
         self._drains = Drains(self._desired, self._running, self._blueprints)
+        self.events = EventLog(read_events(spec.namespace))
         self._view = View(self._desired.wanted)
+        service = AdminService(self, lambda: as_json(read_status(spec.namespace)))
+        self._admin = AdminServer(service, spec.namespace, spec.admin)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def state(self) -> ActorState:
@@ -66,8 +84,57 @@ class ControllerActor:
         wanted = self._desired.wanted
         slots = {name: len(self.slots_of(name)) for name in wanted.shards}
         return ControllerStats(
-            wanted.parts, dict(wanted.drained), dict(wanted.cleared), slots, dict(self._view.problems)
+            wanted.parts,
+            dict(wanted.drained),
+            dict(wanted.cleared),
+            slots,
+            dict(self._view.problems),
+            admin=self._admin.view,
         )
+
+    def load(self) -> LoadView:
+        """The load of each expert as it was last measured, and on how many shards it is."""
+        placement = self._desired.wanted.placement
+        copies = {layer: [len(shards) for shards in experts] for layer, experts in placement.shards_of.items()}
+        return LoadView(None, {}, copies)
+
+    def events_after(self, number: int, limit: int) -> list[Event]:
+        """The newest `limit` events after this number, oldest first."""
+        return self.events.after(number, limit)
+
+    def operation(self, operation_id: str) -> OperationStatus | None:
+        """What is known of an operation that runs, or has ended not too long ago."""
+        running = self.stats().operation
+        if running is not None and running.operation_id == operation_id:
+            return running
+        return self.events.operation(operation_id)
+
+    def part_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The routers and the shards, also those that are drained."""
+        return self._desired.wanted.routers, self._desired.wanted.shards
+
+    def resize(
+        self,
+        operation_id: str,
+        shards: int | None = None,
+        routers: int | None = None,
+        replicas: int | None = None,
+        frontends: int | None = None,
+    ) -> str:
+        """Change the numbers of parts; None leaves one as it is. Returns why not, or an empty string."""
+        return "the numbers of parts cannot be changed yet"
+
+    def rebalance(self, operation_id: str, is_dry_run: bool) -> RebalanceReport:
+        """Place experts anew by their load, if it is worth it, or tell what that would do."""
+        return RebalanceReport("experts cannot be placed anew yet")
+
+    def abort(self, operation_id: str) -> str:
+        """End an operation; returns why not, or an empty string."""
+        return f"{operation_id} does not run"
+
+    def pause_autoscaling(self, is_paused: bool) -> str:
+        """Scale and rebalance nothing from now on, or again; returns why not, or an empty string."""
+        return "nothing is scaled by itself yet"
 
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         """What the shard is to hold: the version of each slot's weights."""
@@ -110,8 +177,17 @@ class ControllerActor:
                 acted = self._look_and_act()
             except Exception:
                 logger.exception("watching failed")
+            self._store_events()
             self._desired.changed.wait(SOON_S if acted else WATCH_S)
             self._desired.changed.clear()
+
+    def _store_events(self) -> None:
+        events = self.events.to_store()
+        if events is not None:
+            try:
+                write_events(self._spec.namespace, events)
+            except Exception:  # the next ones are stored with these
+                logger.exception("storing events failed")
 
     def _look_and_act(self) -> bool:
         """Whether anything was done, so that there may be more to do at once."""
@@ -126,6 +202,11 @@ class ControllerActor:
                 name = action.router if isinstance(action, Tell) else action.part
                 problems[name] = str(error)
                 logger.warning("%s: %s", action, error)
+        if not self._view.found:
+            self.events.add("part", CONTROLLER, f"looks after {len(found)} parts")
+        else:
+            for part, text in part_events(self._view.found, found):
+                self.events.add("part", part, text)
         self._view = View(wanted, found, problems)
         return len(actions) > len(problems)
 
@@ -133,7 +214,7 @@ class ControllerActor:
         logger.info("%s", action)
         match action:
             case Tell(router, orders):
-                ray.get(self._running.actor(router).drain.remote(orders), timeout=CALL_TIMEOUT_S)
+                ray.get(self._running.actor(router).follow.remote(orders), timeout=CALL_TIMEOUT_S)
             case Kill(part):
                 ray.kill(self._running.actor(part), no_restart=True)
             case Create(part):

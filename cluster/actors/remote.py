@@ -8,12 +8,16 @@ actor's own process imports the engine or the experts. Each method is that of th
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from cluster.events import Event
 from cluster.policy.wanted import Orders
 from cluster.reports import (
     ActorState,
     Batch,
     ControllerStats,
     DrainProgress,
+    LoadView,
+    OperationStatus,
+    RebalanceReport,
     RouterMetrics,
     RouterStats,
     ShardStats,
@@ -54,8 +58,8 @@ class RemoteRouter:
     async def slots_of(self, shard: str) -> Mapping[Slot, int]:
         return await self._router.slots_of(shard)
 
-    async def drain(self, orders: Orders) -> None:
-        await self._router.drain(orders)
+    async def follow(self, orders: Orders) -> None:
+        await self._router.follow(orders)
 
     async def expect_frontend(self, secret: bytes) -> tuple[str, int]:
         return await self._router.expect_frontend(secret)
@@ -110,8 +114,39 @@ class RemoteController:
     def stats(self) -> ControllerStats:
         return self._controller.stats()
 
+    def load(self) -> LoadView:
+        return self._controller.load()
+
+    def events_after(self, number: int, limit: int) -> list[Event]:
+        return self._controller.events_after(number, limit)
+
+    def operation(self, operation_id: str) -> OperationStatus | None:
+        return self._controller.operation(operation_id)
+
+    def part_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self._controller.part_names()
+
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         return self._controller.slots_of(shard)
+
+    def resize(
+        self,
+        operation_id: str,
+        shards: int | None = None,
+        routers: int | None = None,
+        replicas: int | None = None,
+        frontends: int | None = None,
+    ) -> str:
+        return self._controller.resize(operation_id, shards, routers, replicas, frontends)
+
+    def rebalance(self, operation_id: str, is_dry_run: bool) -> RebalanceReport:
+        return self._controller.rebalance(operation_id, is_dry_run)
+
+    def abort(self, operation_id: str) -> str:
+        return self._controller.abort(operation_id)
+
+    def pause_autoscaling(self, is_paused: bool) -> str:
+        return self._controller.pause_autoscaling(is_paused)
 
     def drain(self, target: str, grace_s: float) -> str:
         return self._controller.drain(target, grace_s)

@@ -52,9 +52,9 @@ logger = logging.getLogger(__name__)
 class RouterSpec:
     """What a router actor is to run.
 
-    shard_names: actor names, by shard number. limits: all but kv_bytes, which follows from
-    kv_budget once the weights are loaded. If the budget is a share of free memory, the shards must
-    have loaded theirs, too. heal_s: how long a step waits for a shard that no other can stand in for.
+    limits: all but kv_bytes, which follows from kv_budget once the weights are loaded. If the
+    budget is a share of free memory, the shards must have loaded theirs, too.
+    heal_s: how long a step waits for a shard that no other can stand in for.
     stuck_after_s: a layer that computes for longer ends the process.
     threads: None gives an equal share of its machine's cores. neighbours: how many routers share
     that machine, this one included.
@@ -64,7 +64,6 @@ class RouterSpec:
     namespace: str
     checkpoint: Path
     placement: Placement
-    shard_names: tuple[str, ...]
     dtype: torch.dtype
     device: str
     threads: int | None
@@ -90,6 +89,7 @@ class RouterActor:
         self._dispatcher = Dispatcher(spec.placement, self._links, torch.device(spec.device), spec.heal_s)
         self._engine: EngineThread | None = None
         self._keeper: LinkKeeper | None = None
+        self._linking = threading.Lock()
         self._outboxes = Outboxes()
         self._generated: deque[tuple[float, int]] = deque([(time.monotonic(), 0)], maxlen=RATE_WINDOW_S)
         self._missing_since_s: float | None = None
@@ -138,6 +138,7 @@ class RouterActor:
             draining_s=now - self._draining_since_s if orders.is_draining else None,
             drained=tuple(map(shard_name, sorted(orders.shards))),
             is_stopping=orders.is_stopping,
+            shard_names=orders.shard_names,
             down_s={name: now - self._down_since_s.get(name, now) for name in down},
             degraded=self._degraded(),
         )
@@ -153,12 +154,13 @@ class RouterActor:
         """What the shard is to hold, as this router routes: for one that finds no controller."""
         return self._spec.placement.slots_of(part_number(shard))
 
-    async def drain(self, orders: Orders) -> None:
+    async def follow(self, orders: Orders) -> None:
         """Follow these orders. Requests that the router has go on, whatever they are."""
         if not self._orders.is_draining:
             self._draining_since_s = time.monotonic()
         self._orders = orders
         self._links.drain(orders.shards)
+        self._keep_links()
 
     async def submit(self, frontend_id: str, requests: Sequence[GenerationRequest]) -> None:
         """Queue requests that `check_request` has passed; refusals come as deltas. Raises nothing.
@@ -225,6 +227,12 @@ class RouterActor:
         if self._orders.is_draining:
             return NotTaken(f"{self._spec.name} is draining")
         return None
+
+    def _keep_links(self) -> None:
+        """Link the shards that the orders name, and those that the router needs: it may have no orders yet."""
+        with self._linking:  # who comes last has seen the newest orders
+            if self._keeper is not None:
+                self._keeper.want({*self._orders.shard_names, *map(shard_name, self._dispatcher.needed_shards)})
 
     def _pulse(self) -> Pulse:
         """In threads of the heart."""
@@ -306,12 +314,13 @@ class RouterActor:
         if self._keeper is None:  # else an earlier try has got so far
             self._keeper = LinkKeeper(
                 self._links,
-                list(spec.shard_names),
+                lambda: self._dispatcher.needed_shards,
                 lambda name: ray.get_actor(name, namespace=spec.namespace),
                 spec.links,
                 spec.name,
                 device,
             )
+            self._keep_links()
         if spec.kv_budget.share is not None:  # a shard on this machine that still loads has not taken its memory yet
             self._progress.wait(self._keeper.wait_until_all_were_loaded, self._unlinked)
         step_bytes = model.step_bytes(

@@ -39,7 +39,6 @@ def _router_spec(
         namespace=config.ray.namespace,
         checkpoint=config.checkpoint,
         placement=placement(config, checkpoint, shard_nodes),
-        shard_names=_shard_names(config),
         dtype=dtype,
         device=config.router.device,
         threads=config.router.threads,

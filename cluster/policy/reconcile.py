@@ -29,7 +29,14 @@ class Create:
     part: str
 
 
-Action = Tell | Kill | Create
+@dataclass(frozen=True)
+class Forget:
+    """Want a released part, which is gone, no more."""
+
+    part: str
+
+
+Action = Tell | Kill | Create | Forget
 
 
 def reconcile(wanted: Wanted, found: Mapping[str, Found]) -> list[Action]:
@@ -38,8 +45,9 @@ def reconcile(wanted: Wanted, found: Mapping[str, Found]) -> list[Action]:
     Nothing is remembered between two calls, so an action that failed comes again.
 
     Example: shard-1 is drained. The first call returns [Tell("router-0", Orders(shards={1}))]. Once
-    router-0 follows that and shard-1 is idle, it is [Kill("shard-1")]; then nothing. When shard-1
-    is no longer drained, it is [Create("shard-1"), Tell("router-0", Orders())].
+    router-0 follows that and shard-1 is idle, it is [Kill("shard-1")]; then nothing, or, if shard-1
+    was released instead, [Forget("shard-1")]. When shard-1 is no longer drained, it is
+    [Create("shard-1"), Tell("router-0", Orders())].
     """
     leaves = leaving(wanted, found)
     goes = going(wanted, found)
@@ -54,10 +62,12 @@ def reconcile(wanted: Wanted, found: Mapping[str, Found]) -> list[Action]:
             return False
         return part.is_idle or part.draining_s >= leaves[name] or _is_alone(name, wanted)
 
-    missing = (name for name in wanted.parts if name not in found and name not in wanted.drained)
+    absent = [name for name in wanted.parts if name not in found]
+    gone = [name for name in absent if wanted.may_leave(name)]
+    missing = [name for name in absent if name not in gone and name not in wanted.drained]
     homeless = (name for name, part in found.items() if part.can_go_home and name not in goes)
     kills = (*homeless, *(name for name in goes if may_go(name)))
-    return [*(Create(name) for name in missing), *tells, *(Kill(name) for name in kills)]
+    return [*map(Forget, gone), *map(Create, missing), *tells, *map(Kill, kills)]
 
 
 def going(wanted: Wanted, found: Mapping[str, Found]) -> list[str]:
@@ -78,14 +88,16 @@ def going(wanted: Wanted, found: Mapping[str, Found]) -> list[str]:
 
 def _is_alone(name: str, wanted: Wanted) -> bool:
     """Whether the part is the only one that does what it does, also when all wanted parts run."""
-    return not can_stand_in({*wanted.parts}.difference(wanted.drained, {name}), name, wanted)
+    return not can_stand_in(wanted.staying - {name}, name, wanted)
 
 
 def _orders(wanted: Wanted, found: Mapping[str, Found], goes: list[str]) -> dict[str, Orders]:
     """What each router that exists must follow. One that is alone serves until it is killed."""
-    absent = frozenset(part_number(name) for name in wanted.shards if name in goes or name in wanted.drained)
+    absent = frozenset(
+        part_number(name) for name in wanted.shards if name in goes or name in wanted.drained or wanted.may_leave(name)
+    )
     return {
-        name: Orders(name in goes and not _is_alone(name, wanted), absent, wanted.is_stopping)
+        name: Orders(name in goes and not _is_alone(name, wanted), absent, wanted.is_stopping, wanted.shards)
         for name in wanted.routers
         if name in found
     }

@@ -9,11 +9,13 @@ from experts.placement import Placement
 
 @dataclass(frozen=True)
 class Wanted:
-    """routers, shards: the parts of the deployment; shards by number.
+    """routers, shards: the parts of the deployment, in the order of their numbers.
 
     drained: parts that are to be gone. cleared: ids of nodes whose parts are to move elsewhere.
+    released: parts that are to be gone and then forgotten; a shard only once it holds nothing.
     Each with its grace in seconds: how long the requests of a router there may go on.
-    is_stopping: the whole deployment is about to end.
+    is_stopping: the whole deployment is about to end. changing: numbers of the shards that hold
+    something before or after a change of placement which is under way.
     """
 
     routers: tuple[str, ...]
@@ -22,26 +24,51 @@ class Wanted:
     drained: Mapping[str, float] = field(default_factory=dict)
     cleared: Mapping[str, float] = field(default_factory=dict)
     is_stopping: bool = False
+    released: Mapping[str, float] = field(default_factory=dict)
+    changing: frozenset[int] = frozenset()
 
     @property
     def parts(self) -> tuple[str, ...]:
         return (*self.routers, *self.shards)
+
+    @property
+    def staying(self) -> frozenset[str]:
+        """The parts that are neither drained nor released."""
+        return frozenset(self.parts) - self.drained.keys() - self.released.keys()
+
+    def may_leave(self, name: str) -> bool:
+        """Whether the part is released, and holds nothing that would have to be moved first."""
+        is_needed = name in self.shards and part_number(name) in self.placement.used_shards | self.changing
+        return name in self.released and not is_needed
 
     def with_drains(self, drained: Mapping[str, float], cleared: Mapping[str, float]) -> "Wanted":
         """The same, with these drains."""
         return replace(self, drained=drained, cleared=cleared)
 
 
+def forgotten(name: str, wanted: Wanted) -> Wanted:
+    """What is wanted once a released part is gone."""
+    return replace(
+        wanted,
+        routers=tuple(router for router in wanted.routers if router != name),
+        shards=tuple(shard for shard in wanted.shards if shard != name),
+        drained={part: grace_s for part, grace_s in wanted.drained.items() if part != name},
+        released={part: grace_s for part, grace_s in wanted.released.items() if part != name},
+    )
+
+
 @dataclass(frozen=True)
 class Orders:
     """What a router is told: the numbers of the shards to leave alone, and whether to refuse new requests.
 
-    is_draining: another router takes them. is_stopping: nobody does.
+    is_draining: another router takes them. is_stopping: nobody does. shard_names: the shards to keep
+    links to.
     """
 
     is_draining: bool = False
     shards: frozenset[int] = frozenset()
     is_stopping: bool = False
+    shard_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +99,8 @@ class Found:
     held: of a shard; None if it does not answer.
     can_go_home: it was moved out of its bundle of the placement group, Ray finds no node for it now,
     and the bundle is on a node that may be used.
+    restarts: how often Ray has started it again. unlinked: of a router, the shards that it has no
+    link to, and why.
     """
 
     node: str | None
@@ -83,13 +112,16 @@ class Found:
     epoch: int | None = None
     held: Held | None = None
     can_go_home: bool = False
+    restarts: int = 0
+    unlinked: Mapping[str, str] = field(default_factory=dict)
 
 
 def leaving(wanted: Wanted, found: Mapping[str, Found]) -> dict[str, float]:
-    """The parts that exist and are to leave, drained or on a cleared node: grace_s by name."""
+    """The parts that exist and are to leave now, drained, released or on a cleared node: grace_s by name."""
     grace_s = {
         name: wanted.cleared[part.node] for name, part in found.items() if part.node and part.node in wanted.cleared
     }
+    grace_s |= {name: wanted.released[name] for name in wanted.released if name in found and wanted.may_leave(name)}
     return grace_s | {name: wanted.drained[name] for name in wanted.drained if name in found}
 
 

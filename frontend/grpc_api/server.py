@@ -33,6 +33,8 @@ MAX_REQUEST_BYTES = 64 * 2**20  # a context of ten million tokens does not raise
 # would see CANCELLED. The router's queue refuses with a reason instead.
 MAX_PENDING_CALLS = 2**20
 MIN_PING_INTERVAL_MS = 500
+OWN_PORT = ("grpc.so_reuseport", 0)
+"""Otherwise a second server would silently share the port with the first."""
 NO_COMPRESSION = 1 << 0  # the set of grpc_compression_algorithm that holds GRPC_COMPRESS_NONE alone
 
 INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["Inference"]
@@ -119,16 +121,16 @@ def server_options(max_context_tokens: int) -> list[tuple[str, int]]:
 
 
 def add_inference_services(servicer: Any, server: grpc.aio.Server) -> None:
-    """Register drover.v1.Inference; like the generated `add_InferenceServicer_to_server`, but see `_add_service`.
+    """Register drover.v1.Inference; like the generated `add_InferenceServicer_to_server`, but see `add_service`.
 
     For Ray Serve its import path is one of the `grpc_servicer_functions`.
     """
-    _add_service(INFERENCE, servicer, server)
+    add_service(INFERENCE, servicer, server)
 
 
 def add_health_service(servicer: Any, server: grpc.aio.Server) -> None:
     """Register grpc.health.v1.Health, in the same way."""
-    _add_service(HEALTH, servicer, server)
+    add_service(HEALTH, servicer, server)
 
 
 @asynccontextmanager
@@ -147,26 +149,32 @@ async def serve_in_process(
     Raises DroverError if the port is taken.
     """
     options = server_options((await service.limits()).max_context_tokens)
-    options += [("grpc.so_reuseport", 0)]  # otherwise a second server would silently share the port with the first
+    options += [OWN_PORT]
     server = grpc.aio.server(options=options)
     add_inference_services(handlers_of(INFERENCE, service), server)
     add_health_service(handlers_of(HEALTH, health), server)
     names = (INFERENCE.full_name, HEALTH.full_name, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-    try:
-        bound_port = server.add_insecure_port(f"{host}:{port}")
-    except RuntimeError as error:
-        raise DroverError(
-            f"cannot listen on {host}:{port}; is the port taken, or the host not this machine's?"
-        ) from error
+    address = open_port(server, host, port)
     await server.start()
     try:
-        yield f"{host}:{bound_port}"
+        yield address
     finally:
         await server.stop(grace_s)
 
 
-def _add_service(descriptor: ServiceDescriptor, servicer: Any, server: grpc.aio.Server) -> None:
+def open_port(server: grpc.aio.Server, host: str, port: int) -> str:
+    """Let the server listen there, from its start on; returns the address. Raises DroverError."""
+    bracketed = f"[{host}]" if ":" in host else host
+    try:
+        return f"{bracketed}:{server.add_insecure_port(f'{bracketed}:{port}')}"
+    except RuntimeError as error:
+        raise DroverError(
+            f"cannot listen on {bracketed}:{port}; is the port taken, or the host not this machine's?"
+        ) from error
+
+
+def add_service(descriptor: ServiceDescriptor, servicer: Any, server: grpc.aio.Server) -> None:
     """Register the attributes of `servicer` that have the names of the service's methods.
 
     The deserializers never raise: a handler may get a MalformedRequest. `answer_unary` and

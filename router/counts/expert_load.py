@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from experts.placement import Placement
+from router.counts.expert_totals import Counts, ExpertTotals
 
 Floats = npt.NDArray[np.float64]
-Counts = npt.NDArray[np.int64]
 
 # "Recent" is an exponential window: tokens from t seconds ago count exp(-t / WINDOW_S). At a
 # steady rate the sum is what an expert gets in WINDOW_S.
@@ -70,7 +70,9 @@ class ExpertLoad:
         num_experts = max((len(by_expert) for by_expert in placement.shards_of.values()), default=0)
         self.tokens_LE: Counts = np.zeros((len(self.layers), num_experts), dtype=np.int64)
         """Since the start."""
-        self._tokens_of = {layer: self.tokens_LE[index] for index, layer in enumerate(self.layers)}
+        self.reads_LE: Counts = np.zeros_like(self.tokens_LE)
+        """Steps in which the expert had tokens, since the start."""
+        self._index_of = {layer: index for index, layer in enumerate(self.layers)}
         self._step: deque[tuple[int, Counts]] = deque(maxlen=MAX_LAYERS)
         # A bare deque.append: counts are added after the step. Within it, each addition takes 5 us
         # with cold caches.
@@ -92,13 +94,18 @@ class ExpertLoad:
         Called after each step that did not fail, by the thread that counts.
         """
         for layer, tokens_E in self._step:
-            total_E = self._tokens_of[layer]
-            total_E += tokens_E
+            index = self._index_of[layer]
+            self.tokens_LE[index] += tokens_E
+            self.reads_LE[index] += tokens_E > 0
         self._step.clear()
         self._counted_s = now_s = self._clock()
         if now_s - self._folded[0] >= FOLD_S:
             tokens_LE = self.tokens_LE.copy()
             self._folded = (now_s, self._recent(now_s, tokens_LE), tokens_LE)
+
+    def totals(self, incarnation: str) -> ExpertTotals:
+        """What was counted since the start, as a copy."""
+        return ExpertTotals(incarnation, self.tokens_LE.copy(), self.reads_LE.copy())
 
     def summary(self) -> ExpertLoadSummary | None:
         """The recent load, or None if there was none.

@@ -67,9 +67,14 @@ class Dispatcher:
         self._device = device
         self._routes: Routes | None = None
 
+    @property
+    def needed_shards(self) -> frozenset[int]:
+        """The shards that hold anything as the placement says."""
+        return self._placement.used_shards
+
     def down_reasons(self) -> dict[int, str]:
-        """Shards that cannot be reached now, and why."""
-        reasons = {shard: self._links.down_reason(shard) for shard in range(self._placement.num_shards)}
+        """Needed shards that cannot be reached now, and why."""
+        reasons = {shard: self._links.down_reason(shard) for shard in sorted(self.needed_shards)}
         return {shard: reason for shard, reason in reasons.items() if reason is not None}
 
     def missing_experts(self) -> int:
@@ -91,6 +96,7 @@ class Dispatcher:
         expert(score * x).
         """
         if self._routes is None or self._routes.use_of is not self._links.use_of:
+            self.asker.speeds.keep_only(self._links.use_of)
             self._routes = Routes(self._placement, self._links.use_of, self._device)
         expert_N = expert_TA.flatten()
         count_E = np.bincount(expert_N.cpu().numpy(), minlength=len(self._placement.shards_of[layer]))

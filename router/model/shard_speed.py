@@ -3,7 +3,7 @@
 Deadlines follow RFC 6298, as TCP's do: a smoothed mean, and four times the smoothed deviation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 _MEAN_SHARE, _DEVIATION_SHARE = 1 / 8, 1 / 4  # RFC 6298's alpha and beta
@@ -62,6 +62,11 @@ class ShardSpeeds:
     def forget(self, shard: int) -> None:
         """Another process has the shard's place."""
         self._speeds.pop(shard, None)
+
+    def keep_only(self, shards: Container[int]) -> None:
+        """Forget all other shards: they have no link, or are gone for good."""
+        for shard in [shard for shard in self._speeds if shard not in shards]:
+            self.forget(shard)
 
     def deadline_s(self, shard: int, work: float) -> float:
         """How long an answer may take before another shard is asked, too."""

@@ -16,7 +16,9 @@ from tests.processes import PATIENCE_S
 MODEL = "torch numba llvmlite tokenizers"
 
 
-@pytest.mark.parametrize("command", ["", "generate", "chat", "serve", "status", "drain", "stop", "demo", "checkpoint"])
+@pytest.mark.parametrize(
+    "command", ["", "generate", "chat", "serve", "status", "drain", "stop", "simulate", "demo", "checkpoint"]
+)
 def test_help_loads_nothing(command: str) -> None:
     done = watched(f"{MODEL} ray frontend cluster", RUN_COMMAND, *command.split(), "--help")
     assert (done.returncode, done.loaded) == (0, [])

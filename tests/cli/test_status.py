@@ -7,7 +7,7 @@ import pytest
 
 from cli.status import _show
 from cluster.reports import ActorState, ControllerStats, Phase, RouterStats, ShardStats
-from cluster.status import PartStatus, as_json
+from cluster.status import DeploymentStatus, PartStatus, as_json
 
 MIB = 2**20
 
@@ -91,7 +91,7 @@ def test_what_is_wanted_but_not_there_is_listed_and_what_is_drained_says_so() ->
         PartStatus("router-1", ready, RouterStats(None, 0.0, 0, 0, {}, {}, {}, open_requests=3, draining_s=1.0)),
         PartStatus("shard-0", ready, ShardStats(60, 0, ())),
     ]
-    status = as_json(parts, WANTED)
+    status = as_json(DeploymentStatus(parts, WANTED))
     phases = {part["name"]: part["phase"] for part in status["routers"] + status["shards"]}
     assert phases == {"router-0": "starting", "router-1": "draining", "shard-0": "ready", "shard-1": "drained"}
     assert json.loads(json.dumps(status))["controller"]["drained"] == {"router-1": 30.0, "shard-1": 30.0}
@@ -104,7 +104,7 @@ def test_held_of_wanted_and_left_requests_are_shown(
     ready = ActorState(7, Phase.READY, 1, 1)
     stats = RouterStats(None, 0.0, 0, 0, {}, {}, {}, open_requests=3, draining_s=1.0)
     parts = [PartStatus("router-1", ready, stats), PartStatus("shard-0", ready, ShardStats(60, 0, ()))]
-    _show(as_json(parts, WANTED))
+    _show(as_json(DeploymentStatus(parts, WANTED)))
     text = capsys.readouterr().out
     assert "60 of 64" in text
     assert "draining - 3 requests" in " ".join(text.split())
@@ -122,7 +122,7 @@ def test_without_the_controller_what_runs_is_shown(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    _show(as_json([PartStatus("shard-0", None, None, "is down; Ray restarts it")], None))
+    _show(as_json(DeploymentStatus([PartStatus("shard-0", None, None, "is down; Ray restarts it")])))
     text = capsys.readouterr().out
     assert "The controller does not answer." in text
     assert "shard-0" in text

@@ -190,6 +190,26 @@ def test_what_cannot_be_resumed_in_time_ends_with_the_error_that_broke_it(
     assert (len(router.requests) > 1) is (resume_s > 0)
 
 
+def test_an_attempt_that_hangs_is_given_up_in_time_too(client: Client, router: FakeRouter) -> None:
+    breaks(router, says_then_waits(""), "Hel")
+    stream = client.generate("Hi", timeout_s=PATIENCE_S, resume_s=0.5)
+    assert next(stream).text == "H"
+    began_s = time.monotonic()
+    with pytest.raises(ServerUnavailable, match=r"^a part died$"):
+        list(stream)
+    assert time.monotonic() - began_s < PATIENCE_S / 2
+    assert len(router.requests) == 2
+    assert router.closed.wait(PATIENCE_S)  # the server has heard of it
+
+
+def test_an_attempt_that_has_answered_may_take_its_time(client: Client, router: FakeRouter) -> None:
+    breaks(router, says("Hello!"), "Hel")
+    stream = client.generate("Hi", timeout_s=PATIENCE_S)
+    assert "".join(next(stream).text for _ in range(4)) == "Hell"
+    stream._call._give_up()  # as a timer does that has just run out
+    assert text_of(list(stream)) == "o!"
+
+
 def test_an_error_that_another_call_would_get_too_is_not_tried_again(client: Client, router: FakeRouter) -> None:
     breaks(router, says("Hello!"), "Hel", error=errors.Internal("its logits are not finite"))
     with pytest.raises(Exception, match="not finite"):

@@ -9,7 +9,9 @@ from functools import cache
 import pytest
 
 from cluster import ray_runtime
+from cluster.launch import Deployment
 from tests.cluster.deployment import SharedRay
+from tests.cluster.two_of_each import CHANGES, MODEL
 from tests.reference import Reference, make_served_reference
 
 
@@ -26,3 +28,14 @@ def shared_ray() -> Iterator[SharedRay]:
 def reference_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
     """Tiny reference checkpoints by the name of their model, each made once."""
     return cache(lambda name: make_served_reference(tmp_path_factory.mktemp(name), name))
+
+
+@pytest.fixture(scope="module")
+def reference(reference_of: Callable[[str], Reference]) -> Reference:
+    """The model of `two_of_each`. Modules with another model have their own."""
+    return reference_of(MODEL)
+
+
+@pytest.fixture(scope="module")
+def two_of_each(shared_ray: SharedRay, reference: Reference) -> Deployment:
+    return shared_ray.serve(reference.directory, **CHANGES)

@@ -27,12 +27,6 @@ MAVERICK: tuple[str, dict[str, Any]] = (
     "maverick",
     {"shards": {"count": 2, "cpus": 0.1}, "engine": {"max_step_tokens": 24, "max_running": 8, "kv_share": KV_SHARE}},
 )
-# For test_two_of_each.py and test_two_of_each_drained.py: MAVERICK's model.
-TWO_OF_EACH: dict[str, Any] = MAVERICK[1] | {
-    "router": {"count": 2, "cpus": 0.25},
-    "placement": {"replicas": 2},
-    "frontend": {"replicas": 2},
-}
 MAX_CONTEXT = 500
 SCOUT: tuple[str, dict[str, Any]] = (
     "scout-top-2",
@@ -76,6 +70,7 @@ def deployment_config(checkpoint: Path, **changes: Any) -> DeploymentConfig:
         "shards": {"count": 2, "cpus": 0.1},
         # Ten processes share two cores in these tests; a shard's heart may miss some beats.
         "links": {"dead_after_ms": 3000},
+        "admin": {"port": 0},
     }
     return parse_deployment(raw | changes | {"frontend": ports | changes.get("frontend", {})})
 

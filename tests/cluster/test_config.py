@@ -71,6 +71,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an impatient link": ({"links": {"dead_after_ms": 200.0}}, "dead_after_ms is 200; it must be at least 3 *"),
     "a port out of range": ({"frontend": {"grpc_port": 70000}}, "frontend.grpc_port is 70000"),
     "the same port twice": ({"frontend": {"http_port": 9000}}, "grpc_port and http_port are both 9000"),
+    "admin's port is taken": ({"admin": {"port": 9000}}, "admin.port is 9000, which is a port of the frontend"),
+    "a token file somewhere": ({"admin": {"token_file": "token"}}, "admin.token_file is 'token': it must be absolute"),
     "steps too small": ({"engine": {"max_step_tokens": 8}}, "max_step_tokens is 8; it must be at least max_running"),
     "two budgets": ({"engine": {"kv_bytes": 1, "kv_share": 0.5}}, "engine: kv_bytes and kv_share are both set"),
     "a share that is all": ({"engine": {"kv_share": 1.0}}, "engine.kv_share is 1.0: input should be less than 1"),

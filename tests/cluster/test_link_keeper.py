@@ -8,7 +8,7 @@ import torch
 from cluster.actors.link_keeper import LinkKeeper, LinkSettings
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
-from experts.link_table import LinkTable
+from experts.link_table import NOT_LINKED, LinkTable
 from experts.wire import WireFormat
 from tests.experts.ends import join_both
 from tests.processes import PATIENCE_S, wait_until
@@ -33,9 +33,10 @@ class Keeper(LinkKeeper):
         self.names: list[str] = []
         self.formed: list[GroupLink] = []
         self.peers: list[Any] = []
-        super().__init__(table, ["shard"], lambda name: None, SETTINGS, "router", torch.device("cpu"))
+        super().__init__(table, lambda: {0}, lambda name: None, SETTINGS, "router", torch.device("cpu"))
+        self.want(["shard-0"])
 
-    def _form(self, shard: int, shard_name: str, link_name: str) -> GroupLink:
+    def _form(self, shard: int, shard_name: str, link_name: str, kept: Any) -> GroupLink:
         near, far = join_both()
         self.peers.append(far)
         self.names.append(link_name)
@@ -62,12 +63,15 @@ def test_link_names_never_repeat_not_even_when_the_router_has_started_anew() -> 
 
 
 class Nowhere(LinkKeeper):
-    """Its one shard is gone for good."""
+    """Its shards are gone for good; it needs shard 0."""
 
     def __init__(self, table: LinkTable) -> None:
-        super().__init__(table, ["shard"], self._find, SETTINGS, "router", torch.device("cpu"))
+        super().__init__(table, lambda: {0}, self._find, SETTINGS, "router", torch.device("cpu"))
+        self.looked_for: list[str] = []
+        self.want(["shard-0"])
 
     def _find(self, name: str) -> Any:
+        self.looked_for.append(name)
         raise ValueError(name)
 
 
@@ -84,3 +88,51 @@ def test_a_router_that_starts_does_not_wait_for_a_drained_shard() -> None:
     assert not keeper.never_linked
     table.drain([])  # wanted again: it may take its time
     assert not keeper.never_linked
+
+
+def test_nobody_waits_for_a_shard_that_is_not_needed() -> None:
+    """A new one may wait for a node, and holds nothing yet."""
+    table = LinkTable()
+    keeper = Nowhere(table)
+    table.drain([0])
+    keeper.want(["shard-0", "shard-2"])
+    wait_until(lambda: "shard-2" in keeper.looked_for)
+    assert not keeper.never_linked
+    keeper.wait_until_all_were_loaded()
+
+
+def test_shards_come_and_go_while_others_stay_linked() -> None:
+    table = LinkTable()
+    keeper = Keeper(table)
+    wait_until(lambda: table.down_reason(0) is None)
+    kept = table.link(0)
+    keeper.want(["shard-0", "shard-2"])
+    wait_until(lambda: table.down_reason(2) is None)
+    gone = table.link(2)
+    keeper.want(["shard-0"])
+    assert {*table.use_of} == {0}
+    assert (table.down_reason(2), sum(table.losses.values())) == (NOT_LINKED, 0)
+    wait_until(lambda: gone.down_reason is not None)
+    assert table.link(0) is kept
+    assert kept.down_reason is None
+
+
+def test_a_forgotten_shard_is_looked_for_no_more_and_its_thread_ends() -> None:
+    keeper = Nowhere(LinkTable())
+    keeper.want(["shard-0", "shard-1"])
+    wait_until(lambda: "shard-1" in keeper.looked_for)
+    keeper.want(["shard-0"])
+    wait_until(lambda: "keep shard-1" not in {thread.name for thread in threading.enumerate()})
+    assert keeper._links.down_reason(1) == NOT_LINKED
+
+
+def test_a_shard_that_comes_back_gets_a_link_of_its_own_and_the_old_one_touches_it_no_more() -> None:
+    table = LinkTable()
+    keeper = Keeper(table)
+    wait_until(lambda: table.down_reason(0) is None)
+    keeper.want([])
+    keeper.want(["shard-0"])
+    wait_until(lambda: table.down_reason(0) is None and len(keeper.formed) == 2)
+    wait_until(lambda: keeper.formed[0].down_reason is not None)
+    assert table.link(0) is keeper.formed[1]
+    assert len({*keeper.names}) == 2

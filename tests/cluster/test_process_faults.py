@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import ray
 
 from client import Client, DeadlineExceeded
+from cluster import status
 from cluster.launch import Deployment
+from cluster.names import CONTROLLER
 from cluster.reports import Phase, RouterStats
 from cluster.status import PartStatus, read_status
 from experts.groups.nccl import NCCL_ENVIRONMENT
@@ -46,7 +49,7 @@ def client(deployment: Deployment) -> Iterator[Client]:
 
 
 def shard_1() -> PartStatus:
-    return next(part for part in read_status(NAMESPACE) if part.name == "shard-1")
+    return next(part for part in read_status(NAMESPACE).parts if part.name == "shard-1")
 
 
 def greedy(client: Client, count: int) -> list[int]:
@@ -108,6 +111,24 @@ def test_while_a_shard_is_frozen_streams_wait_and_can_still_end(client: Client, 
     assert pid_of("shard-0") == pid
 
 
+def test_status_waits_for_all_hung_parts_together(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "TIMEOUT_S", 1.0)
+    pids = [pid_of(name) for name in ("shard-0", "shard-1", CONTROLLER)]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        began_s = time.monotonic()
+        found = read_status(NAMESPACE)
+        took_s = time.monotonic() - began_s
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    errors = {part.name: part.error for part in found.parts}
+    assert errors == {"router-0": "", "shard-0": "did not answer within 1 s", "shard-1": "did not answer within 1 s"}
+    assert found.wanted is None
+    assert took_s < 2.0  # 1 s, and Ray's own time
+
+
 def test_a_load_that_fails_is_tried_again_and_status_says_why(client: Client, reference: Reference) -> None:
     """The checkpoint is away while a shard starts again; once it is back, so is the shard."""
     home, away = reference.directory, reference.directory.with_name("away")
@@ -133,8 +154,8 @@ def test_streams_of_the_only_router_wait_for_it_and_go_on(
     token_ids = list(next(stream).token_ids)
     pid = pid_of("router-0")
     os.kill(pid, signal.SIGSTOP)  # a killed one might be back before the page is asked for
-    status, content_type, page = http_get(deployment, "/metrics")
-    assert (status, content_type) == (200, CONTENT_TYPE)
+    code, content_type, page = http_get(deployment, "/metrics")
+    assert (code, content_type) == (200, CONTENT_TYPE)
     assert page.startswith("# router-0 ")
     assert 'part="router-0"} 0.0\n' in page
     os.kill(pid, signal.SIGKILL)

@@ -50,7 +50,7 @@ def test_what_it_has_ends_as_always_and_new_requests_are_refused(
         request, mine, other = greedy("old", prompt(9), 60), Reader(router, "mine"), Reader(router, "other")
         await router.submit("mine", [request])
         deltas = await mine.read()
-        await router.drain(orders)
+        await router.follow(orders)
         await router.submit("other", [greedy("new", prompt(5), 1)])
         [refused] = await other.read_to_end()
         assert type(refused.error) is refusal
@@ -67,7 +67,7 @@ def test_what_it_has_ends_as_always_and_new_requests_are_refused(
         assert (readiness.ready, readiness.detail) == (False, f"router-0 is {doing}")
         assert router._pulse().draining == orders.is_draining
 
-        await router.drain(Orders())
+        await router.follow(Orders())
         await router.submit("mine", [greedy("new", prompt(5), 1)])
         assert (await mine.read_to_end())[-1].error is None
 

@@ -13,38 +13,26 @@ import ray
 
 from client import Client, Sampling, ServerUnavailable
 from cluster.launch import Deployment
-from cluster.reports import RouterStats
-from tests.cluster.deployment import MAVERICK, TWO_OF_EACH, SharedRay, actor, http_get, pid_of, replica_pids
+from tests.cluster.deployment import actor, http_get, pid_of, replica_pids
 from tests.cluster.haproxy import haproxy_pids, replicas_it_calls
+from tests.cluster.two_of_each import RESTART_S, ROUTERS, is_well, stats_of
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
 INFERENCE = "drover.v1.Inference"
 TOKENS = list(prompt(9))
 STREAMS = 8  # as many as run at once
-ROUTERS = ("router-0", "router-1")
 LENGTH = 200  # tokens of an answer, which take far longer than to kill something
-RESTART_S = 120.0
-
-
-@pytest.fixture(scope="module")
-def reference(reference_of: Callable[[str], Reference]) -> Reference:
-    return reference_of(MAVERICK[0])
-
-
-@pytest.fixture(scope="module")
-def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
-    return shared_ray.serve(reference.directory, **TWO_OF_EACH)
 
 
 @pytest.fixture
-def client(deployment: Deployment) -> Iterator[Client]:
+def client(two_of_each: Deployment) -> Iterator[Client]:
     """A client of a server that is well; afterwards all replicas and routers must be there again.
 
     A server is up as soon as HAProxy calls one of its replicas.
     """
     wait_until(lambda: replicas_it_calls() == 2)
-    with Client(deployment.address) as client:
+    with Client(two_of_each.address) as client:
         yield client
         wait_until(lambda: len(replica_pids()) == 2 and serves(client))
         for name in ROUTERS:
@@ -56,20 +44,6 @@ def serves(client: Client) -> bool:
     try:
         return client.health(INFERENCE) == "SERVING"
     except ServerUnavailable:
-        return False
-
-
-def stats_of(name: str) -> RouterStats:
-    stats: RouterStats = ray.get(actor(name).stats.remote(), timeout=PATIENCE_S)
-    return stats
-
-
-def is_well(name: str) -> bool:
-    """Whether the router is ready, and both frontends know it."""
-    try:
-        ready: bool = ray.get(actor(name).readiness.remote(), timeout=PATIENCE_S).ready
-        return ready and stats_of(name).life_lines == 2
-    except ray.exceptions.RayError:
         return False
 
 
@@ -175,7 +149,7 @@ def test_a_client_that_does_not_resume_is_told_at_once(client: Client) -> None:
         list(stream)
 
 
-def test_both_replicas_serve_and_cancel_and_show_the_same_counts(client: Client, deployment: Deployment) -> None:
+def test_both_replicas_serve_and_cancel_and_show_the_same_counts(client: Client, two_of_each: Deployment) -> None:
     streams = [client.generate(TOKENS, max_tokens=400, ignore_eos=True) for _ in range(STREAMS)]
     for stream in streams:
         next(stream)
@@ -184,7 +158,7 @@ def test_both_replicas_serve_and_cancel_and_show_the_same_counts(client: Client,
     for stream in streams:
         stream.close()
     wait_until(lambda: running("router-0") == running("router-1") == 0)
-    pages = {counts_of(http_get(deployment, "/metrics")[2], "drover_generation_tokens_total") for _ in range(6)}
+    pages = {counts_of(http_get(two_of_each, "/metrics")[2], "drover_generation_tokens_total") for _ in range(6)}
     assert len(pages) == 1  # whichever replica answers, and nothing runs meanwhile
 
 

@@ -15,9 +15,9 @@ from cluster.actors.wanted_slots import wanted_slots
 from cluster.controller_client import ControllerClient
 from cluster.launch import Deployment
 from cluster.names import CONTROLLER, part_names
-from cluster.reports import RouterStats
-from cluster.status import as_json, read_status, read_wanted
-from tests.cluster.deployment import MAVERICK, NAMESPACE, TWO_OF_EACH, SharedRay, actor, pid_of
+from cluster.status import as_json, read_status
+from tests.cluster.deployment import NAMESPACE, actor, pid_of
+from tests.cluster.two_of_each import RESTART_S, ROUTERS, is_ready, is_well, stats_of
 from tests.command import drover_process
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
@@ -26,61 +26,27 @@ INFERENCE = "drover.v1.Inference"
 TOKENS = list(prompt(9))
 MANY = 400
 STREAMS = 6
-ROUTERS = ("router-0", "router-1")
 PARTS = (*ROUTERS, "shard-0", "shard-1")
-RESTART_S = 120.0
 FLAGS = ("--namespace", NAMESPACE)
 
 
-@pytest.fixture(scope="module")
-def reference(reference_of: Callable[[str], Reference]) -> Reference:
-    return reference_of(MAVERICK[0])
-
-
-@pytest.fixture(scope="module")
-def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
-    return shared_ray.serve(reference.directory, **TWO_OF_EACH)
-
-
 @pytest.fixture
-def client(deployment: Deployment) -> Iterator[Client]:
-    with Client(deployment.address) as client:
+def client(two_of_each: Deployment) -> Iterator[Client]:
+    with Client(two_of_each.address) as client:
         yield client
         wait_until(lambda: client.health(INFERENCE) == "SERVING", RESTART_S)
 
 
 @pytest.fixture
-def controller(deployment: Deployment) -> Iterator[ControllerClient]:
+def controller(two_of_each: Deployment) -> Iterator[ControllerClient]:
     """Afterwards nothing may be drained, and all parts are there and linked."""
-    assert deployment
+    assert two_of_each
     yield ControllerClient(NAMESPACE)
     stats = ControllerClient(NAMESPACE).stats()
     assert (stats.drained, stats.cleared) == ({}, {})
     wait_until(lambda: part_names(NAMESPACE) == list(PARTS), RESTART_S)
     for name in ROUTERS:
         wait_until(lambda name=name: is_well(name), RESTART_S)
-
-
-def stats_of(name: str) -> RouterStats:
-    stats: RouterStats = ray.get(actor(name).stats.remote(), timeout=PATIENCE_S)
-    return stats
-
-
-def is_ready(name: str) -> bool:
-    try:
-        ready: bool = ray.get(actor(name).readiness.remote(), timeout=PATIENCE_S).ready
-    except ray.exceptions.RayError:
-        return False
-    return ready
-
-
-def is_well(name: str) -> bool:
-    """Whether the router is ready, linked to all shards, and both frontends know it."""
-    try:
-        stats = stats_of(name)
-    except ray.exceptions.RayError:
-        return False
-    return is_ready(name) and (stats.down, stats.drained, stats.life_lines) == ({}, (), 2)
 
 
 def begin(client: Client) -> Callable[[], list[int]]:
@@ -145,7 +111,7 @@ def test_a_drained_shard_goes_amid_streams_stays_away_and_comes_back(
         os.kill(pid_of(name), signal.SIGKILL)
     wait_until(lambda: is_ready("router-1"), RESTART_S)
     assert controller.stats().drained == {"shard-1": 1.0}
-    status = as_json(read_status(NAMESPACE), read_wanted(NAMESPACE))
+    status = as_json(read_status(NAMESPACE))
     assert {shard["name"]: shard["phase"] for shard in status["shards"]} == {"shard-0": "ready", "shard-1": "drained"}
     assert client.health(INFERENCE) == "SERVING"
 
@@ -204,12 +170,12 @@ def test_a_part_that_ray_gave_up_is_created_anew(
 
 
 @pytest.mark.parametrize("asked", [CONTROLLER, "router-0"])
-def test_what_a_shard_holds_is_known_to_the_controller_and_to_routers(asked: str, deployment: Deployment) -> None:
-    assert deployment
+def test_what_a_shard_holds_is_known_to_the_controller_and_to_routers(asked: str, two_of_each: Deployment) -> None:
+    assert two_of_each
     slots = ray.get(actor(asked).slots_of.remote("shard-1"), timeout=PATIENCE_S)
     assert sorted({expert for _, expert in slots}) == list(range(128))
 
 
-def test_a_shard_that_finds_nobody_to_ask_knows_that(deployment: Deployment) -> None:
-    assert deployment
+def test_a_shard_that_finds_nobody_to_ask_knows_that(two_of_each: Deployment) -> None:
+    assert two_of_each
     assert wanted_slots("shard-0", "nowhere", ["router-0"]) is None

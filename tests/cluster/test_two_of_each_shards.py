@@ -12,37 +12,21 @@ import ray
 from checkpoint.config import read_config
 from client import Client
 from cluster.launch import Deployment
-from cluster.reports import RouterStats
-from tests.cluster.deployment import MAVERICK, TWO_OF_EACH, SharedRay, actor, pid_of
+from tests.cluster.deployment import actor, pid_of
+from tests.cluster.two_of_each import ROUTERS, SHARDS, stats_of
 from tests.processes import PATIENCE_S, wait_until
 from tests.reference import Reference, prompt
 
 STREAMS, TOKENS = 8, 300
 PROMPTS = [list(prompt(9 + nth, seed=nth)) for nth in range(STREAMS)]
-ROUTERS, SHARDS = ("router-0", "router-1"), ("shard-0", "shard-1")
-
-
-@pytest.fixture(scope="module")
-def reference(reference_of: Callable[[str], Reference]) -> Reference:
-    return reference_of(MAVERICK[0])
-
-
-@pytest.fixture(scope="module")
-def deployment(shared_ray: SharedRay, reference: Reference) -> Deployment:
-    return shared_ray.serve(reference.directory, **TWO_OF_EACH)
 
 
 @pytest.fixture
-def client(deployment: Deployment) -> Iterator[Client]:
+def client(two_of_each: Deployment) -> Iterator[Client]:
     """A client of a deployment whose shards are all linked; afterwards they must be again."""
-    with Client(deployment.address) as client:
+    with Client(two_of_each.address) as client:
         yield client
         wait_until(lambda: not any(stats_of(router).down for router in ROUTERS))
-
-
-def stats_of(router: str) -> RouterStats:
-    stats: RouterStats = ray.get(actor(router).stats.remote(), timeout=PATIENCE_S)
-    return stats
 
 
 def retries(*reasons: str) -> int:

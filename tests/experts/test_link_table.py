@@ -42,6 +42,12 @@ def test_a_shard_without_a_link_has_a_reason_the_newest_one() -> None:
         table.link(7)
 
 
+def test_a_forgotten_shard_is_no_loss_and_leaves_no_reason() -> None:
+    table = LinkTable({6: make_link(), 7: make_link()})
+    table.forget(7)
+    assert (table.down_reason(7), {*table.use_of}, sum(table.losses.values())) == (NOT_LINKED, {6}, 0)
+
+
 class LoadingLink(LocalLink):
     """A link whose shard may still load."""
 

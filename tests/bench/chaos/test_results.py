@@ -230,7 +230,7 @@ def test_reasons_are_given_only_where_there_is_no_copy() -> None:
     assert ("corrupt-slice", "replicas") in many
     covered, uncovered = [rows(ModeRun([happened(10, uncovered=n)], [], 1.0, {}), many)[0] for n in (0, 3)]
     assert not covered["expected"]
-    assert "no living copy" in uncovered["expected"]
+    assert "no other copy" in uncovered["expected"]
 
 
 def test_asks_are_the_same_for_a_seed_and_greedy_where_only_logits_judge() -> None:

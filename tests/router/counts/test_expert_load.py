@@ -57,6 +57,16 @@ def test_every_token_is_counted_for_its_layer_and_expert() -> None:
     assert load.tokens_LE.sum() == 8
 
 
+def test_totals_tell_rows_and_the_steps_that_had_any() -> None:
+    load, _ = make_load()
+    count(load, 3, only(17, 5))
+    count(load, 3, only(17, 2))
+    totals = load.totals("a")
+    count(load, 3, only(17, 9))
+    assert (totals.incarnation, totals.tokens_LE[1, 17], totals.reads_LE[1, 17]) == ("a", 7, 2)
+    assert (totals.tokens_LE.sum(), totals.reads_LE.sum()) == (7, 2)
+
+
 def test_what_a_step_has_counted_that_failed_is_dropped() -> None:
     load, _ = make_load()
     load.start_step()

@@ -1,0 +1,1 @@
+"""A deployment that is only computed: real policies and schedulers, modelled time."""
