@@ -16,6 +16,7 @@ import ray
 from cluster.actors.creation import Blueprint
 from cluster.actors.desired import Desired, View
 from cluster.actors.drains import Drains
+from cluster.actors.placement_keeper import PlacementKeeper
 from cluster.admin.server import AdminServer, AdminSettings
 from cluster.admin.service import AdminService
 from cluster.events import Event, EventLog
@@ -29,6 +30,7 @@ from cluster.reports import (
     ActorState,
     ControllerStats,
     DrainProgress,
+    HoldOrder,
     LoadView,
     OperationStatus,
     Phase,
@@ -37,23 +39,30 @@ from cluster.reports import (
 from cluster.running import Running, free_by_node, nodes
 from cluster.status import as_json, read_status
 from cluster.stored_events import read_events, write_events
-from experts.placement import Placement, Slot
+from experts.placement import Placement
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 1.0
 """How often the controller looks at all parts. Ray tells nobody when an actor is gone for good."""
+CHANGE_S = 0.25
+"""The same while a placement changes."""
 SOON_S = 0.1
 CALL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class ControllerSpec:
-    """blueprints: of every part, routers first, shards by number."""
+    """blueprints: of every part, routers first, shards by number.
+
+    placement: to begin with. slots: of each shard, for each MoE layer. expert_bytes: of one expert, by layer.
+    """
 
     namespace: str
     blueprints: tuple[Blueprint, ...]
     placement: Placement
+    slots: int
+    expert_bytes: Mapping[int, int]
     admin: AdminSettings
 
 
@@ -72,6 +81,9 @@ class ControllerActor:
         self._running = Running(spec.namespace)
         self._drains = Drains(self._desired, self._running, self._blueprints)
         self.events = EventLog(read_events(spec.namespace))
+        self._placement = PlacementKeeper(
+            spec.namespace, self._desired, self._running, self.events, spec.slots, spec.expert_bytes
+        )
         self._view = View(self._desired.wanted)
         service = AdminService(self, lambda: as_json(read_status(spec.namespace)))
         self._admin = AdminServer(service, spec.namespace, spec.admin)
@@ -82,13 +94,14 @@ class ControllerActor:
 
     def stats(self) -> ControllerStats:
         wanted = self._desired.wanted
-        slots = {name: len(self.slots_of(name)) for name in wanted.shards}
+        slots = {name: len(wanted.placement.slots_of(part_number(name))) for name in wanted.shards}
         return ControllerStats(
             wanted.parts,
             dict(wanted.drained),
             dict(wanted.cleared),
             slots,
             dict(self._view.problems),
+            self._placement.operation(),
             admin=self._admin.view,
         )
 
@@ -107,7 +120,7 @@ class ControllerActor:
         running = self.stats().operation
         if running is not None and running.operation_id == operation_id:
             return running
-        return self.events.operation(operation_id)
+        return self.events.operation(operation_id) or self._placement.ended(operation_id)
 
     def part_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The routers and the shards, also those that are drained."""
@@ -130,15 +143,27 @@ class ControllerActor:
 
     def abort(self, operation_id: str) -> str:
         """End an operation; returns why not, or an empty string."""
-        return f"{operation_id} does not run"
+        return self._placement.abort(operation_id)
 
     def pause_autoscaling(self, is_paused: bool) -> str:
         """Scale and rebalance nothing from now on, or again; returns why not, or an empty string."""
         return "nothing is scaled by itself yet"
 
-    def slots_of(self, shard: str) -> Mapping[Slot, int]:
-        """What the shard is to hold: the version of each slot's weights."""
-        return self._desired.wanted.placement.slots_of(part_number(shard))
+    def slots_of(self, shard: str) -> HoldOrder:
+        """What the shard is to hold."""
+        return self._placement.slots_of(part_number(shard))
+
+    def placement(self) -> Placement:
+        """What routers are to route."""
+        return self._placement.state.current
+
+    def change(self, operation_id: str, target: Placement, kind: str) -> str:
+        """Go to another placement; returns why not, or an empty string.
+
+        Goes on by itself, and ends or is aborted by itself; `operation` tells how far it is. Asked
+        again, it changes nothing. kind: who wants it, such as "rebalance".
+        """
+        return self._placement.change(operation_id, target, kind)
 
     def drain(self, target: str, grace_s: float) -> str:
         """Let a part, or all parts of a node, go; returns why not, or an empty string.
@@ -178,7 +203,8 @@ class ControllerActor:
             except Exception:
                 logger.exception("watching failed")
             self._store_events()
-            self._desired.changed.wait(SOON_S if acted else WATCH_S)
+            pause_s = WATCH_S if self._placement.state.is_settled else CHANGE_S
+            self._desired.changed.wait(SOON_S if acted else pause_s)
             self._desired.changed.clear()
 
     def _store_events(self) -> None:
@@ -208,7 +234,7 @@ class ControllerActor:
             for part, text in part_events(self._view.found, found):
                 self.events.add("part", part, text)
         self._view = View(wanted, found, problems)
-        return len(actions) > len(problems)
+        return self._placement.look(found) or len(actions) > len(problems)
 
     def _act(self, action: Action, wanted: Wanted) -> None:
         logger.info("%s", action)
