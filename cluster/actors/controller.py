@@ -109,6 +109,10 @@ class ControllerActor:
             return running
         return self.events.operation(operation_id)
 
+    def part_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The routers and the shards, also those that are drained."""
+        return self._desired.wanted.routers, self._desired.wanted.shards
+
     def resize(
         self,
         operation_id: str,

@@ -123,6 +123,9 @@ class RemoteController:
     def operation(self, operation_id: str) -> OperationStatus | None:
         return self._controller.operation(operation_id)
 
+    def part_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self._controller.part_names()
+
     def slots_of(self, shard: str) -> Mapping[Slot, int]:
         return self._controller.slots_of(shard)
 

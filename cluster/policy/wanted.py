@@ -52,10 +52,8 @@ def forgotten(name: str, wanted: Wanted) -> Wanted:
         wanted,
         routers=tuple(router for router in wanted.routers if router != name),
         shards=tuple(shard for shard in wanted.shards if shard != name),
-        **{
-            held: {part: grace_s for part, grace_s in getattr(wanted, held).items() if part != name}
-            for held in ("drained", "released")
-        },
+        drained={part: grace_s for part, grace_s in wanted.drained.items() if part != name},
+        released={part: grace_s for part, grace_s in wanted.released.items() if part != name},
     )
 
 

@@ -88,7 +88,7 @@ class Asker:
     ) -> None:
         self._placement, self._links, self._heal_s, self._clock = placement, links, heal_s, clock
         self.speeds = ShardSpeeds()
-        self.rows_of_shard = [0] * placement.num_shards
+        self.rows_of_shard: Counter[int] = Counter()
         """(token, expert) pairs that each shard was asked for since the start."""
         self.retries: Counter[str] = Counter()
         """Parts asked for elsewhere, by reason: "lost", "not_held", "compute_failed", "late"."""
