@@ -109,6 +109,21 @@ class Orders:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What a shard says of its slots.
+
+    order: the newest that it follows. missing: slots that it has to read yet. failures: how often in
+    a row it could not read one, and problem: why. links: the routers that it is linked to.
+    """
+
+    order: int
+    missing: int
+    links: frozenset[str]
+    problem: str = ""
+    failures: int = 0
+
+
+@dataclass(frozen=True)
 class Found:
     """A part that exists.
 
@@ -117,6 +132,8 @@ class Found:
     is as it last answered.
     orders: those that a router follows; None for shards, and if it has never answered.
     draining_s: for how long a router has drained. open_requests: of a router.
+    epoch: of the placement that a router's steps use, all of them; None if it does not answer.
+    held: of a shard; None if it does not answer.
     can_go_home: it was moved out of its bundle of the placement group, Ray finds no node for it now,
     and the bundle is on a node that may be used.
     restarts: how often Ray has started it again. unlinked: of a router, the shards that it has no
@@ -129,6 +146,8 @@ class Found:
     orders: Orders | None = None
     draining_s: float = 0.0
     open_requests: int = 0
+    epoch: int | None = None
+    held: Held | None = None
     can_go_home: bool = False
     restarts: int = 0
     unlinked: Mapping[str, str] = field(default_factory=dict)
