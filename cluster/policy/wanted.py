@@ -78,10 +78,6 @@ class Wanted:
         is_needed = name in self.shards and part_number(name) in self.placement.used_shards | self.changing
         return name in self.released and not is_needed
 
-    def with_drains(self, drained: Mapping[str, float], cleared: Mapping[str, float]) -> "Wanted":
-        """The same, with these drains."""
-        return replace(self, drained=drained, cleared=cleared)
-
 
 def forgotten(name: str, wanted: Wanted) -> Wanted:
     """What is wanted once a released part is gone."""
