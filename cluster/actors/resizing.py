@@ -23,12 +23,7 @@ KIND = "resize"
 
 
 class Placements(Protocol):
-    """What moves experts between shards."""
-
-    @property
-    def slots(self) -> int:
-        """Of each shard, for each MoE layer."""
-        ...
+    """What moves experts between shards, and keeps the wanted placement the current one."""
 
     @property
     def state(self) -> PlacementState: ...
@@ -41,7 +36,7 @@ class Placements(Protocol):
         """End that; returns why not, or an empty string."""
         ...
 
-    def status(self) -> OperationStatus | None:
+    def operation(self) -> OperationStatus | None:
         """What is under way; None if nothing is."""
         ...
 
@@ -65,13 +60,14 @@ class Resizing:
         factory: PartFactory,
         placements: Placements,
         events: EventLog,
+        slots: int,
         grace_s: float,
         outside: Outside,
     ) -> None:
-        """grace_s: how long requests of a router that goes may go on."""
+        """slots: of each shard, for each MoE layer. grace_s: how long requests of a router that goes may go on."""
         self._desired, self._running, self._factory = desired, running, factory
         self._placements, self._events, self._outside = placements, events, outside
-        self._grace_s = grace_s
+        self._slots, self._grace_s = slots, grace_s
         self._late = ""
         """Why the last look could not go on."""
 
@@ -84,7 +80,7 @@ class Resizing:
                     return f"operation {ended.operation_id} was aborted: {ended.reason}; take another operation id"
                 return ""
             found = self._running.look()
-            wanted = self._now()
+            wanted = self._desired.wanted
             resized, refusal = policy.begin(resize, wanted, found, self._room(wanted), self._grace_s)
             if not refusal and resized is not wanted:
                 self._desired.want(resized)
@@ -100,9 +96,9 @@ class Resizing:
         running = view.wanted.resize
         if running is None or running != self._desired.wanted.resize:
             return
-        wanted, found = self._now(), view.found
+        wanted, found = self._desired.wanted, view.found
         state = self._placements.state
-        goal = policy.target(wanted, found, self._placements.slots)
+        goal = policy.target(wanted, found, self._slots)
         is_placed = same_slots(goal, state.current) and state.is_settled
         self._late = "" if is_placed else self._move(running, goal, state)
         has_frontends = running.frontends is None or self._outside.scale_frontends(wanted.frontends)
@@ -116,7 +112,7 @@ class Resizing:
         if running is None:
             return None
         text = policy.described(running)
-        moving = self._placements.status()
+        moving = self._placements.operation()
         if moving is not None and moving.operation_id == _change_id(running):
             text += "; goes back" if running.aborted else ""
             return replace(moving, operation_id=running.operation_id, kind=KIND, text=text)
@@ -154,9 +150,9 @@ class Resizing:
     def _give_up(self, running: Resize, outcome: str) -> None:
         """Going back failed, too: every shard that still holds something stays."""
         with self._desired.lock:
-            wanted = self._now()
+            wanted = self._desired.wanted
             kept = {name: grace_s for name, grace_s in wanted.released.items() if wanted.may_leave(name)}
-            self._desired.want(replace(self._desired.wanted, released=kept))
+            self._desired.want(replace(wanted, released=kept))
         self._end(replace(running, aborted=f"{running.aborted}; going back was {outcome}"))
 
     def _end(self, running: Resize) -> None:
@@ -166,13 +162,9 @@ class Resizing:
         text = policy.described(running)
         self._events.ended(OperationStatus(running.operation_id, KIND, phase, text, reason=running.aborted))
 
-    def _now(self) -> Wanted:
-        """What is wanted, with the placement as it is now."""
-        return with_placement(self._desired.wanted, self._placements.state)
-
     def _room(self, wanted: Wanted) -> Room:
         return Room(
-            self._placements.slots,
+            self._slots,
             self._factory.needs_of_new,
             self._outside.free_by_node(wanted),
             self._outside.has_autoscaler(),
@@ -180,12 +172,6 @@ class Resizing:
         )
 
 
-def with_placement(wanted: Wanted, state: PlacementState) -> Wanted:
-    """What is wanted, and where experts are now and may be next."""
-    others = [state.previous, state.change.target if state.change is not None else None]
-    changing = frozenset[int]().union(*(placement.used_shards for placement in others if placement is not None))
-    return replace(wanted, placement=state.current, changing=changing)
-
-
 def _change_id(running: Resize) -> str:
-    return f"{running.operation_id} (back)" if running.aborted else running.operation_id
+    """Of the experts' part of it."""
+    return f"{running.operation_id}: experts{' back' if running.aborted else ''}"

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.actors import desired as desired_module
 from cluster.actors.desired import Desired, View
-from cluster.actors.resizing import Outside, Resizing, with_placement
+from cluster.actors.resizing import Outside, Resizing
 from cluster.events import EventLog
 from cluster.policy.change import Change, PlacementState, Plan, abort, begin
 from cluster.policy.reconcile import Create, Forget, Kill, Tell, reconcile
@@ -24,8 +24,6 @@ BEGUN_WITH = Wanted(("router-0",), ("shard-0", "shard-1"), even_placement([0, 1]
 class Moves:
     """Placements without shards that load: a step is ready as soon as its shards exist."""
 
-    slots = SLOTS
-
     def __init__(self, found: dict[str, Found]) -> None:
         self.state = PlacementState(1, BEGUN_WITH.placement)
         self._found = found
@@ -40,7 +38,7 @@ class Moves:
         self.state, refusal = abort(self.state, operation_id)
         return refusal
 
-    def status(self) -> OperationStatus | None:
+    def operation(self) -> OperationStatus | None:
         change = self.state.change
         return None if change is None else OperationStatus(change.operation_id, change.kind, "prepare")
 
@@ -84,10 +82,18 @@ class Scene:
     def start_controller(self) -> None:
         self.desired = Desired("namespace", BEGUN_WITH)
         outside = Outside(lambda wanted: self.free, lambda: False, self._scale)
-        self.resizing = Resizing(self.desired, self, Factory(), self.moves, self.events, 30.0, outside)  # type: ignore[arg-type]
+        self.resizing = Resizing(self.desired, self, Factory(), self.moves, self.events, SLOTS, 30.0, outside)  # type: ignore[arg-type]
+        self._note_placement()
 
     def look(self) -> dict[str, Found]:
         return dict(self.found)
+
+    def _note_placement(self) -> None:
+        state = self.moves.state
+        others = [state.previous, state.change.target if state.change is not None else None]
+        changing = {shard for placement in others if placement is not None for shard in placement.used_shards}
+        wanted = replace(self.desired.wanted, placement=state.current, changing=frozenset(changing))
+        self.desired.want_unstored(wanted)
 
     def _scale(self, count: int) -> bool:
         was, self.frontends = self.frontends, count
@@ -98,7 +104,7 @@ class Scene:
 
     def step(self) -> None:
         """What the controller does at one look, and what comes of it."""
-        wanted = with_placement(self.desired.wanted, self.moves.state)
+        wanted = self.desired.wanted
         found = self.look()
         for name, part in found.items():
             self.found[name] = replace(part, is_ready=True, is_idle=True)
@@ -114,6 +120,7 @@ class Scene:
                     self.desired.want(forgotten(part, self.desired.wanted))
         self.resizing.look(View(self.desired.wanted, found))
         self.moves.step()
+        self._note_placement()
 
     def until_over(self, operation_id: str = "op", *, restarts: bool = False) -> OperationStatus:
         for _ in range(60):
