@@ -9,23 +9,22 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 
 from cluster.actors.creation import Blueprint
 from cluster.actors.desired import Desired, View
 from cluster.actors.drains import Drains
+from cluster.actors.part_factory import PartFactory
 from cluster.actors.placement_keeper import PlacementKeeper
 from cluster.admin.server import AdminServer, AdminSettings
 from cluster.admin.service import AdminService
 from cluster.events import Event, EventLog
-from cluster.names import CONTROLLER, app_name
+from cluster.names import CONTROLLER
 from cluster.part_names import part_number
-from cluster.policy.drain import new_nodes
 from cluster.policy.part_events import part_events
-from cluster.policy.reconcile import Action, Create, Kill, Tell, reconcile
-from cluster.policy.wanted import Found, Wanted
+from cluster.policy.reconcile import Action, Create, Forget, Kill, Tell, reconcile
+from cluster.policy.wanted import Wanted, forgotten
 from cluster.reports import (
     ActorState,
     ControllerStats,
@@ -36,7 +35,7 @@ from cluster.reports import (
     Phase,
     RebalanceReport,
 )
-from cluster.running import Running, free_by_node, nodes
+from cluster.running import Running
 from cluster.status import as_json, read_status
 from cluster.stored_events import read_events, write_events
 from experts.placement import Placement
@@ -71,15 +70,15 @@ class ControllerActor:
 
     def __init__(self, spec: ControllerSpec) -> None:
         self._spec = spec
-        self._blueprints = {blueprint.name: blueprint for blueprint in spec.blueprints}
         begun_with = Wanted(
             routers=tuple(blueprint.name for blueprint in spec.blueprints if not blueprint.is_shard),
             shards=tuple(blueprint.name for blueprint in spec.blueprints if blueprint.is_shard),
             placement=spec.placement,
         )
         self._desired = Desired(spec.namespace, begun_with)
+        self._factory = PartFactory(spec.namespace, spec.blueprints, self._desired)
         self._running = Running(spec.namespace)
-        self._drains = Drains(self._desired, self._running, self._blueprints)
+        self._drains = Drains(self._desired, self._running, self._factory)
         self.events = EventLog(read_events(spec.namespace))
         self._placement = PlacementKeeper(
             spec.namespace, self._desired, self._running, self.events, spec.slots, spec.expert_bytes
@@ -218,7 +217,7 @@ class ControllerActor:
     def _look_and_act(self) -> bool:
         """Whether anything was done, so that there may be more to do at once."""
         wanted, found = self._desired.wanted, self._running.look()
-        found |= {name: replace(found[name], can_go_home=True) for name in self._homeless(wanted, found)}
+        found |= {name: replace(found[name], can_go_home=True) for name in self._factory.homeless(wanted, found)}
         problems = {}
         actions = reconcile(wanted, found)
         for action in actions:
@@ -244,30 +243,7 @@ class ControllerActor:
             case Kill(part):
                 ray.kill(self._running.actor(part), no_restart=True)
             case Create(part):
-                self._create(part, wanted)
-
-    def _create(self, part: str, wanted: Wanted) -> None:
-        """In the part's own bundle; if that is on a cleared node, on another node with room."""
-        blueprint = self._blueprints[part]
-        group = ray.util.get_placement_group(app_name(self._spec.namespace))
-        node = None
-        if self._home(group, part) in wanted.cleared:
-            node = new_nodes({part: blueprint.needs}, free_by_node(wanted.cleared))[part]
-        blueprint.create(group, node)
-        self._desired.note_move(part, is_moved=node is not None)
-
-    def _home(self, group: Any, part: str) -> str | None:
-        """The node of the part's bundle, as Ray has it."""
-        home: str | None = ray.util.placement_group_table(group)["bundles_to_node_id"].get(
-            self._blueprints[part].bundle
-        )
-        return home
-
-    def _homeless(self, wanted: Wanted, found: Mapping[str, Found]) -> list[str]:
-        """Moved parts for which Ray finds no node, though that of their bundle may be used."""
-        lost = [name for name in self._desired.moved if name in found and found[name].node is None]
-        if not lost:
-            return []
-        group = ray.util.get_placement_group(app_name(self._spec.namespace))
-        usable = {node["id"] for node in nodes()} - wanted.cleared.keys()
-        return [name for name in lost if self._home(group, name) in usable]
+                self._factory.create(part, wanted)
+            case Forget(part):
+                with self._desired.lock:
+                    self._desired.want(forgotten(part, self._desired.wanted))

@@ -8,6 +8,39 @@ from experts.placement import Placement
 
 
 @dataclass(frozen=True)
+class Resize:
+    """An operation that changes numbers of parts. None: that number stays as it is.
+
+    replicas: copies of each expert. before: what to go back to if it is aborted. aborted: why, once
+    it is; then it goes back.
+    """
+
+    operation_id: str
+    shards: int | None = None
+    routers: int | None = None
+    replicas: int | None = None
+    frontends: int | None = None
+    before: "Before | None" = None
+    aborted: str = ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What it changes."""
+        counts = {name: getattr(self, name) for name in ("shards", "routers", "replicas", "frontends")}
+        return {name: count for name, count in counts.items() if count is not None}
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was wanted when an operation began."""
+
+    routers: tuple[str, ...]
+    shards: tuple[str, ...]
+    replicas: int
+    frontends: int
+
+
+@dataclass(frozen=True)
 class Wanted:
     """routers, shards: the parts of the deployment, in the order of their numbers.
 
@@ -15,7 +48,8 @@ class Wanted:
     released: parts that are to be gone and then forgotten; a shard only once it holds nothing.
     Each with its grace in seconds: how long the requests of a router there may go on.
     is_stopping: the whole deployment is about to end. changing: numbers of the shards that hold
-    something before or after a change of placement which is under way.
+    something before or after a change of placement which is under way. replicas: copies that each
+    expert has at least. frontends: how many. resize: the operation that is under way.
     """
 
     routers: tuple[str, ...]
@@ -26,6 +60,9 @@ class Wanted:
     is_stopping: bool = False
     released: Mapping[str, float] = field(default_factory=dict)
     changing: frozenset[int] = frozenset()
+    replicas: int = 1
+    frontends: int = 1
+    resize: Resize | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -40,10 +77,6 @@ class Wanted:
         """Whether the part is released, and holds nothing that would have to be moved first."""
         is_needed = name in self.shards and part_number(name) in self.placement.used_shards | self.changing
         return name in self.released and not is_needed
-
-    def with_drains(self, drained: Mapping[str, float], cleared: Mapping[str, float]) -> "Wanted":
-        """The same, with these drains."""
-        return replace(self, drained=drained, cleared=cleared)
 
 
 def forgotten(name: str, wanted: Wanted) -> Wanted:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from checkpoint.errors import listed
 from cluster.config import ConfigError, problem_of
+from cluster.policy.judgement import Limits, ScaleSettings
 
 DEMO_TRACE = Path(__file__).parents[2] / "demo" / "routing_trace.npz"
 
@@ -155,7 +156,10 @@ class TrafficSection(Section):
 
 
 class HotSection(Section):
-    """For some time a share of all rows goes to a few experts of every layer, evenly."""
+    """For some time a share of all rows goes to a few experts of every layer, evenly.
+
+    They are neighbours, which one shard has at first.
+    """
 
     experts: Count = 4
     share: Share = 0.5
@@ -187,6 +191,40 @@ class RoutingSection(Section):
     hot: Annotated[tuple[HotSection, ...], Field(strict=False)] = ()
 
 
+class LimitsSection(Section):
+    """How many there may be. Default: as many as at the start, so that their number stays."""
+
+    min: Count | None = None
+    max: Count | None = None
+
+    def limits(self, count: int) -> Limits:
+        return Limits(self.min or count, self.max or count)
+
+
+class AutoscaleSection(Section):
+    """When the deployment changes by itself; see ScaleSettings."""
+
+    paused: bool = False
+    dry_run: bool = False
+    metrics_interval_s: Positive = 2.0
+    look_back_period_s: Positive = 30.0
+    stable_window_s: Positive = 60.0
+    panic_window_s: Positive = 6.0
+    panic_threshold: Positive = 2.0
+    upscale_delay_s: Seconds = 30.0
+    downscale_delay_s: Seconds = 600.0
+    upscaling_factor: Positive = 1.0
+    downscaling_factor: Positive = 1.0
+    cooldown_s: Seconds = 30.0
+    target_load: Positive = 0.7
+    shards: LimitsSection = LimitsSection()
+    routers: LimitsSection = LimitsSection()
+
+    def settings(self, shards: int, routers: int) -> ScaleSettings:
+        plain = self.model_dump(exclude={"shards", "routers"})
+        return ScaleSettings(**plain, shards=self.shards.limits(shards), routers=self.routers.limits(routers))
+
+
 class FaultSection(Section):
     """A shard dies; it is back, with all that it has to hold, after costs.shard.restart_s and loading."""
 
@@ -209,6 +247,7 @@ class Scenario(Section):
     engine: EngineSection = EngineSection()
     traffic: TrafficSection = TrafficSection()
     routing: RoutingSection = RoutingSection()
+    autoscale: AutoscaleSection = AutoscaleSection()
     costs: CostsSection = CostsSection()
     faults: Annotated[tuple[FaultSection, ...], Field(strict=False)] = ()
 
@@ -217,6 +256,16 @@ class Scenario(Section):
         """At the start; a dense model has none."""
         return self.shards.count if self.model.moe_layers else 0
 
+    @property
+    def slots(self) -> int:
+        """Of each shard, for each MoE layer."""
+        return self.shards.slots or self._needed_slots
+
+    @property
+    def _needed_slots(self) -> int:
+        """By the first placement, and one for moves."""
+        return -(-self.model.experts * self.shards.replicas // self.shards.count) + 1
+
     @model_validator(mode="after")
     def _the_experts_fit(self) -> "Scenario":
         shards, experts = self.shards, self.model.experts
@@ -224,7 +273,7 @@ class Scenario(Section):
             raise ValueError(f"shards.count is {shards.count}; with {experts} experts, at most {experts} have any")
         if shards.replicas > shards.count:
             raise ValueError(f"shards.replicas is {shards.replicas}, and shards.count is {shards.count}")
-        needed = -(-experts * shards.replicas // shards.count) + 1
+        needed = self._needed_slots
         if shards.slots is not None and shards.slots < needed:
             raise ValueError(
                 f"shards.slots is {shards.slots}; {experts} experts with {shards.replicas} replicas on "
