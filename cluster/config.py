@@ -4,13 +4,17 @@ Only `checkpoint` is required. `deploy/local.yaml` shows every key with its defa
 """
 
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from checkpoint.errors import DroverError, listed, quoted
 from cluster.addresses import NAMESPACE, check_host, split_address
+from cluster.autoscale_config import AutoscaleConfig
+from cluster.config_section import Section
+from cluster.policy.judgement import ScaleSettings
 from router.kv_budget import KvBudget
 from router.schedule.limits import DEFAULT_LIMITS
 
@@ -26,11 +30,7 @@ class ConfigError(DroverError):
     """
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class RayConfig(_Section):
+class RayConfig(Section):
     """Which Ray to run on.
 
     address: "local" starts a Ray that belongs to the serving process. "auto" joins the cluster
@@ -54,7 +54,7 @@ class RayConfig(_Section):
         return address
 
 
-class PartConfig(_Section):
+class PartConfig(Section):
     """Resources of one actor: the router, or one shard.
 
     cpus, gpus: reserved in Ray; fractions are allowed.
@@ -96,7 +96,7 @@ class ShardsConfig(PartConfig):
     count: Annotated[int, Field(ge=0)] = 2
 
 
-class PlacementConfig(_Section):
+class PlacementConfig(Section):
     """Which shards hold which experts.
 
     replicas: how many shards hold each expert, on different nodes where there are several.
@@ -105,7 +105,7 @@ class PlacementConfig(_Section):
     replicas: Annotated[int, Field(ge=1)] = 1
 
 
-class LinksConfig(_Section):
+class LinksConfig(Section):
     """The links between routers and shards, and how frontends judge routers.
 
     backend: "tcp" sends rows through host memory, "nccl" between GPUs.
@@ -129,7 +129,7 @@ class LinksConfig(_Section):
         return self
 
 
-class EngineConfig(_Section):
+class EngineConfig(Section):
     """Limits of the router's engine.
 
     max_running: requests computed at once.
@@ -173,7 +173,7 @@ class EngineConfig(_Section):
         return self
 
 
-class FrontendConfig(_Section):
+class FrontendConfig(Section):
     """The frontend: the Serve application that clients connect to.
 
     host: address on which gRPC and HTTP listen. The default is reachable from this machine only.
@@ -196,7 +196,7 @@ class FrontendConfig(_Section):
         return self
 
 
-class AdminConfig(_Section):
+class AdminConfig(Section):
     """The Admin service, which operates the deployment (protos/drover/v1/admin.proto).
 
     host: address on which it listens, on the controller's node. The default is reachable from that
@@ -218,7 +218,7 @@ class AdminConfig(_Section):
         return path
 
 
-class DeploymentConfig(_Section):
+class DeploymentConfig(Section):
     """Everything that `drover serve` needs.
 
     checkpoint: a Hugging Face Llama 4 directory.
@@ -241,10 +241,25 @@ class DeploymentConfig(_Section):
     engine: EngineConfig = EngineConfig()
     frontend: FrontendConfig = FrontendConfig()
     admin: AdminConfig = AdminConfig()
+    autoscale: AutoscaleConfig = AutoscaleConfig()
 
     @property
     def name(self) -> str:
         return self.model_name or self.checkpoint.resolve().name
+
+    @property
+    def scale_settings(self) -> ScaleSettings:
+        return self.autoscale.settings(self.shards.count, self.router.count, self.frontend.replicas)
+
+    @model_validator(mode="after")
+    def _scaling_keeps_replicas_apart(self) -> "DeploymentConfig":
+        limits, replicas = self.autoscale.shards, self.placement.replicas
+        if limits is not None and limits.min < replicas:
+            raise ValueError(
+                f"autoscale.shards.min is {limits.min}, and placement.replicas is {replicas}; each replica needs a "
+                f"shard of its own, so min must be at least {replicas}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _replicas_have_shards(self) -> "DeploymentConfig":
@@ -268,7 +283,7 @@ class DeploymentConfig(_Section):
         return self
 
 
-SECTIONS = ("ray", "router", "shards", "placement", "links", "engine", "frontend", "admin")
+SECTIONS = ("ray", "router", "shards", "placement", "links", "engine", "frontend", "admin", "autoscale")
 
 
 def parse_deployment(raw: dict[str, Any], source: str = "config") -> DeploymentConfig:
@@ -295,6 +310,8 @@ def problem_of(details: ErrorDetails, root: type[BaseModel]) -> str:
             for part in details["loc"][:-1]:
                 # A number is the index of an entry in a tuple of sections.
                 section = section.model_fields[part].annotation if isinstance(part, str) else get_args(section)[0]
+                if isinstance(section, UnionType):  # a section or None
+                    section = get_args(section)[0]
             return f"{key} is unknown; valid keys here are {', '.join(section.model_fields)}"
         case "value_error":
             message = details["msg"].removeprefix("Value error, ")

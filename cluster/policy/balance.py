@@ -136,6 +136,20 @@ def propose(
     return _judged(loads, current, now_LES, start_LES, chosen_LES, usable, is_broken, settings)
 
 
+def imbalance_of(loads: Loads, placement: Placement, shards: Sequence[ShardRoom]) -> float:
+    """Largest over mean load of the shards, window by window, averaged over the layers that have any.
+
+    >>> from experts.placement import even_placement
+    >>> loads = Loads((0,), np.array([[[3.0, 1.0]]]))
+    >>> imbalance_of(loads, even_placement([0], 2, 2), [ShardRoom(0, "", 2), ShardRoom(1, "", 2)])
+    1.5
+    """
+    numbers = [shard.number for shard in shards if shard.is_usable]
+    if not numbers or not loads.layers:
+        return 1.0
+    return _imbalance(_held(placement, loads.layers, numbers), loads.rows_WLE.transpose(1, 0, 2))
+
+
 def _held(placement: Placement, layers: Sequence[int], numbers: Sequence[int]) -> Bools:
     """held_LES: what these shards hold."""
     index_of = {number: index for index, number in enumerate(numbers)}

@@ -70,6 +70,7 @@ def deployment_config(checkpoint: Path, **changes: Any) -> DeploymentConfig:
         "shards": {"count": 2, "cpus": 0.1},
         # Ten processes share two cores in these tests; a shard's heart may miss some beats.
         "links": {"dead_after_ms": 3000},
+        "autoscale": {"paused": True},
         "admin": {"port": 0},
     }
     return parse_deployment(raw | changes | {"frontend": ports | changes.get("frontend", {})})

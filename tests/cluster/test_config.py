@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from checkpoint.tensors import Checkpoint
 from cluster.actors.specs import frontend_spec, router_specs
 from cluster.config import SECTIONS, ConfigError, DeploymentConfig, parse_deployment
+from cluster.policy.judgement import Limits
 from router.kv_budget import KvBudget
 from router.schedule.limits import DEFAULT_LIMITS
 from tests.command import ROOT
@@ -48,6 +49,14 @@ def test_the_kv_cache_is_as_large_as_the_key_says_that_was_set() -> None:
     assert budgets == [KvBudget(bytes=5), KvBudget(share=0.5)]
 
 
+def test_nothing_scales_that_has_no_limits() -> None:
+    told = {"checkpoint": "a", "shards": {"count": 3}, "autoscale": {"routers": {"min": 1, "max": 4}, "cooldown_s": 5}}
+    settings = parse_deployment(told).scale_settings
+    assert (settings.shards, settings.routers, settings.frontends) == (Limits(3, 3), Limits(1, 4), Limits(1, 1))
+    assert settings.cooldown_s == 5
+    assert parse_deployment({"checkpoint": "a", "shards": {"count": 0}}).scale_settings.shards == Limits(0, 0)
+
+
 def test_it_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValidationError):
         parse_deployment({"checkpoint": "a"}).shards.count = 3  # type: ignore[misc]
@@ -76,6 +85,22 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "steps too small": ({"engine": {"max_step_tokens": 8}}, "max_step_tokens is 8; it must be at least max_running"),
     "two budgets": ({"engine": {"kv_bytes": 1, "kv_share": 0.5}}, "engine: kv_bytes and kv_share are both set"),
     "a share that is all": ({"engine": {"kv_share": 1.0}}, "engine.kv_share is 1.0: input should be less than 1"),
+    "an unknown limit": (
+        {"autoscale": {"shards": {"min": 2, "max": 3, "most": 2}}},
+        "autoscale.shards.most is unknown; valid keys here are min, max",
+    ),
+    "limits upside down": (
+        {"autoscale": {"routers": {"min": 3, "max": 2}}},
+        "autoscale.routers: min is 3 and max is 2; min must not be more than max",
+    ),
+    "too few shards for the replicas": (
+        {"placement": {"replicas": 2}, "autoscale": {"shards": {"min": 1, "max": 4}}},
+        "autoscale.shards.min is 1, and placement.replicas is 2",
+    ),
+    "a panic longer than calm": (
+        {"autoscale": {"panic_window_s": 90}},
+        "autoscale: stable_window_s is 60; it must be at least panic_window_s (90)",
+    ),
     "a section that is a list": ({"engine": [1]}, "engine is [1]"),
 }
 
