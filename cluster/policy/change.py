@@ -109,6 +109,13 @@ class Plan:
         return gains(self.state.current, self.step) if self.step is not None else {}
 
     @cached_property
+    def bytes_left(self) -> int:
+        """What shards are to read until the target."""
+        change = self.state.change
+        left = gains(self.state.current, change.target) if change is not None else {}
+        return sum(self.expert_bytes.get(layer, 0) for slots in left.values() for layer, _ in slots)
+
+    @cached_property
     def steps_left(self) -> int:
         """How many steps there will be until the target, the one under way included."""
         state = self.state
