@@ -78,8 +78,7 @@ class Dispatcher:
     @property
     def epoch(self) -> int:
         """Of the oldest placement in use: that of the step under way, or else the newest."""
-        with self._swapping:
-            return self._routes.placement.epoch if self._is_amid_step else self._newest.placement.epoch
+        return self._routes.placement.epoch
 
     def route(self, placement: Placement) -> None:
         """Route by this placement from the next step on; one that is older than the newest is ignored. From any thread.
@@ -105,7 +104,7 @@ class Dispatcher:
             yield
         finally:
             with self._swapping:
-                self._is_amid_step = False
+                self._routes, self._is_amid_step = self._newest, False
 
     @property
     def needed_shards(self) -> frozenset[int]:
