@@ -327,6 +327,7 @@ def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint) -> None:
             build(frontend_spec(config, checkpoint), frontend.replicas),
             name=app_name(config.ray.namespace),
             route_prefix="/",
+            external_scaler_enabled=True,  # so that the controller may change their number
         )
     except RuntimeError as error:
         raise StartError(f"the frontend failed to start: {_first_line(error)}") from None

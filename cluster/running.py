@@ -120,3 +120,8 @@ def free_by_node(without: Container[str]) -> dict[str, dict[str, float]]:
     alive = {node["id"] for node in nodes()}
     left: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
     return {node: resources for node, resources in left.items() if node in alive and node not in without}
+
+
+def has_autoscaler() -> bool:
+    """Whether Ray may add nodes by itself."""
+    return ray._private.state.state.get_max_resources_from_cluster_config() is not None

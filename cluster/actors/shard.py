@@ -127,14 +127,14 @@ class ShardActor:
                 device,
                 on_crash=lambda: os._exit(1),
                 is_loaded=False,
-                prepare=lambda: _warm_up(shard, loader, checkpoint.config.hidden_size),
+                prepare=lambda: _warm_up(shard, loader, checkpoint),
                 stuck_after_s=spec.stuck_after_s,
             )
         self._loader.load_all()
         self._server.loaded()
 
 
-def _warm_up(shard: ExpertShard, loader: SlotLoader, hidden_size: int) -> None:
+def _warm_up(shard: ExpertShard, loader: SlotLoader, checkpoint: Checkpoint) -> None:
     """Compile what computes, before routers wait for it."""
     first = next(iter(loader.wanted), None)
     if first is None:
@@ -142,4 +142,4 @@ def _warm_up(shard: ExpertShard, loader: SlotLoader, hidden_size: int) -> None:
     layer, expert = first
     with suppress(NotHeld):  # it cannot be read; loading tells
         loader.load_now(layer, [expert])
-        shard.warm_up(hidden_size)
+        shard.warm_up(checkpoint.config.hidden_size, checkpoint.config.intermediate_size)
