@@ -267,7 +267,17 @@ def _create_controller(
     shard_nodes = _nodes_of_bundles(group)[config.router.count :]
     held = placement(config, checkpoint, shard_nodes)
     admin = AdminSettings(config.admin.host, config.admin.port, config.admin.token_file)
-    spec = ControllerSpec(config.ray.namespace, blueprints, held, slots(config, held), expert_bytes(checkpoint), admin)
+    spec = ControllerSpec(
+        config.ray.namespace,
+        blueprints,
+        held,
+        slots(config, held),
+        expert_bytes(checkpoint),
+        config.placement.replicas,
+        config.frontend.replicas,
+        config.frontend.grace_s,
+        admin,
+    )
     options = {"name": CONTROLLER, "namespace": config.ray.namespace, "lifetime": "detached", "max_restarts": -1}
     options |= {"runtime_env": {"env_vars": failpoints.environment()}}
     ray.remote(RemoteController).options(**options, num_cpus=0, max_concurrency=8).remote(spec)

@@ -17,14 +17,16 @@ from cluster.actors.desired import Desired, View
 from cluster.actors.drains import Drains
 from cluster.actors.part_factory import PartFactory
 from cluster.actors.placement_keeper import PlacementKeeper
+from cluster.actors.resizing import Outside, Resizing
 from cluster.admin.server import AdminServer, AdminSettings
 from cluster.admin.service import AdminService
 from cluster.events import Event, EventLog
+from cluster.frontends import scale_frontends
 from cluster.names import CONTROLLER
 from cluster.part_names import part_number
 from cluster.policy.part_events import part_events
 from cluster.policy.reconcile import Action, Create, Forget, Kill, Tell, reconcile
-from cluster.policy.wanted import Wanted, forgotten
+from cluster.policy.wanted import Resize, Wanted, forgotten
 from cluster.reports import (
     ActorState,
     ControllerStats,
@@ -54,7 +56,9 @@ CALL_TIMEOUT_S = 5.0
 class ControllerSpec:
     """blueprints: of every part, routers first, shards by number.
 
-    placement: to begin with. slots: of each shard, for each MoE layer. expert_bytes: of one expert, by layer.
+    placement: to begin with. slots: of each shard, for each MoE layer. expert_bytes: of one expert,
+    by layer. replicas: copies that each expert has at least. frontends: how many. grace_s: how long
+    requests of a router that a resize lets go may go on.
     """
 
     namespace: str
@@ -62,6 +66,9 @@ class ControllerSpec:
     placement: Placement
     slots: int
     expert_bytes: Mapping[int, int]
+    replicas: int
+    frontends: int
+    grace_s: float
     admin: AdminSettings
 
 
@@ -74,6 +81,8 @@ class ControllerActor:
             routers=tuple(blueprint.name for blueprint in spec.blueprints if not blueprint.is_shard),
             shards=tuple(blueprint.name for blueprint in spec.blueprints if blueprint.is_shard),
             placement=spec.placement,
+            replicas=spec.replicas,
+            frontends=spec.frontends,
         )
         self._desired = Desired(spec.namespace, begun_with)
         self._factory = PartFactory(spec.namespace, spec.blueprints, self._desired)
@@ -82,6 +91,16 @@ class ControllerActor:
         self.events = EventLog(read_events(spec.namespace))
         self._placement = PlacementKeeper(
             spec.namespace, self._desired, self._running, self.events, spec.slots, spec.expert_bytes
+        )
+        self._resizing = Resizing(
+            self._desired,
+            self._running,
+            self._factory,
+            self._placement,
+            self.events,
+            spec.slots,
+            spec.grace_s,
+            Outside(scale_frontends=lambda count: scale_frontends(spec.namespace, count)),
         )
         self._view = View(self._desired.wanted)
         service = AdminService(self, lambda: as_json(read_status(spec.namespace)))
@@ -100,7 +119,7 @@ class ControllerActor:
             dict(wanted.cleared),
             slots,
             dict(self._view.problems),
-            self._placement.operation(),
+            self._resizing.status(self._view) or self._placement.operation(),
             admin=self._admin.view,
         )
 
@@ -133,15 +152,22 @@ class ControllerActor:
         replicas: int | None = None,
         frontends: int | None = None,
     ) -> str:
-        """Change the numbers of parts; None leaves one as it is. Returns why not, or an empty string."""
-        return "the numbers of parts cannot be changed yet"
+        """Change the numbers of parts; None leaves one as it is. Returns why not, or an empty string.
+
+        replicas: copies that each expert has at least. Goes on by itself; `operation` tells how far it
+        is. Asked again, it changes nothing.
+        """
+        return self._resizing.begin(Resize(operation_id, shards, routers, replicas, frontends))
 
     def rebalance(self, operation_id: str, is_dry_run: bool) -> RebalanceReport:
         """Place experts anew by their load, if it is worth it, or tell what that would do."""
         return RebalanceReport("experts cannot be placed anew yet")
 
     def abort(self, operation_id: str) -> str:
-        """End an operation; returns why not, or an empty string."""
+        """End an operation; returns why not, or an empty string. A resize goes back to what was before."""
+        resize = self._desired.wanted.resize
+        if resize is not None and resize.operation_id == operation_id:
+            return self._resizing.abort(operation_id)
         return self._placement.abort(operation_id)
 
     def pause_autoscaling(self, is_paused: bool) -> str:
@@ -202,7 +228,8 @@ class ControllerActor:
             except Exception:
                 logger.exception("watching failed")
             self._store_events()
-            pause_s = WATCH_S if self._placement.state.is_settled else CHANGE_S
+            is_settled = self._placement.state.is_settled and self._desired.wanted.resize is None
+            pause_s = WATCH_S if is_settled else CHANGE_S
             self._desired.changed.wait(SOON_S if acted else pause_s)
             self._desired.changed.clear()
 
@@ -233,7 +260,9 @@ class ControllerActor:
             for part, text in part_events(self._view.found, found):
                 self.events.add("part", part, text)
         self._view = View(wanted, found, problems)
-        return self._placement.look(found) or len(actions) > len(problems)
+        has_moved = self._placement.look(found)
+        self._resizing.look(self._view)
+        return has_moved or len(actions) > len(problems)
 
     def _act(self, action: Action, wanted: Wanted) -> None:
         logger.info("%s", action)

@@ -69,7 +69,7 @@ class PartFactory:
         alike = wanted.shards if template.is_shard else wanted.routers
         changes: dict[str, Any] = {"name": name, "neighbours": math.ceil(len(alike) / max(1, len(nodes())))}
         if template.is_shard:
-            changes |= {"slots": {}, "routers": wanted.routers}
+            changes |= {"slots": {}}
         else:
             changes |= {"placement": wanted.placement}
         return replace(template, name=name, bundle=None, changes=pickle.dumps(changes))

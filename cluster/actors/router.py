@@ -163,6 +163,7 @@ class RouterActor:
     async def route(self, placement: Placement) -> None:
         """Route by this placement from the next step on; one that is older is ignored."""
         await asyncio.to_thread(self._dispatcher.route, placement)
+        self._keep_links()
 
     async def follow(self, orders: Orders) -> None:
         """Follow these orders. Requests that the router has go on, whatever they are."""

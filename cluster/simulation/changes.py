@@ -92,6 +92,16 @@ class Changes:
         self.state, refusal = begin(self._plan, change, {shard_name(number) for number in self.shards})
         return refusal
 
+    def add(self, number: int) -> None:
+        """A new shard, whose process is there. It holds nothing yet."""
+        self.shards[number] = SimulatedShard(number, order=self.state.revision)
+        self._world.shards_changed()
+
+    def remove(self, number: int) -> None:
+        """A shard that no placement uses any more."""
+        del self.shards[number]
+        self._world.shards_changed()
+
     def look(self) -> None:
         """Go on as far as what is found allows, and tell those who have to know."""
         found = self._found()

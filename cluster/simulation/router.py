@@ -30,6 +30,7 @@ class World(Protocol):
     """What a router needs of the simulation."""
 
     now_s: float
+    shard_busy_s: float
     slowdown_S: Floats
     timer: StepTimer
 
@@ -46,7 +47,7 @@ class World(Protocol):
         """Call back when it is that time."""
         ...
 
-    def step_ended(self, router: "SimulatedRouter", tokens: list["Told"], work: ShardWork) -> None:
+    def step_ended(self, tokens: list["Told"], work: ShardWork) -> None:
         """A step has ended, which told these tokens and asked this of the shards."""
         ...
 
@@ -174,6 +175,7 @@ class SimulatedRouter:
         step.epoch = self._placement.epoch
         step.work = routes.share_out(step.rows_LE)
         step.times = world.timer.times(step.tokens, step.context, step.work, world.slowdown_S)
+        world.shard_busy_s += float(step.times.work_LS.sum())
         if self._jitter:
             step.factor = float(np.exp(self._jitter * self._rng.standard_normal() - self._jitter**2 / 2))
         if world.is_only_router:
@@ -224,6 +226,6 @@ class SimulatedRouter:
         self.scheduler.record_step(step.works, world.now_s - step.began_s)
         self.tokens_LE += step.rows_LE
         self.reads_LE += step.rows_LE > 0
-        world.step_ended(self, told, step.work)  # new requests may come of it, and wait for the next step
+        world.step_ended(told, step.work)  # new requests may come of it, and wait for the next step
         self._step = None
         self._begin()

@@ -7,11 +7,13 @@ microseconds, times of the scenario in seconds.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from checkpoint.errors import listed
+from cluster.autoscale_config import AutoscaleConfig
 from cluster.config import ConfigError, problem_of
-from cluster.policy.judgement import Limits, ScaleSettings
+from cluster.config_section import Section
+from cluster.policy.judgement import ScaleSettings
 
 DEMO_TRACE = Path(__file__).parents[2] / "demo" / "routing_trace.npz"
 
@@ -20,10 +22,6 @@ Seconds = Annotated[float, Field(ge=0)]
 Micros = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -191,40 +189,6 @@ class RoutingSection(Section):
     hot: Annotated[tuple[HotSection, ...], Field(strict=False)] = ()
 
 
-class LimitsSection(Section):
-    """How many there may be. Default: as many as at the start, so that their number stays."""
-
-    min: Count | None = None
-    max: Count | None = None
-
-    def limits(self, count: int) -> Limits:
-        return Limits(self.min or count, self.max or count)
-
-
-class AutoscaleSection(Section):
-    """When the deployment changes by itself; see ScaleSettings."""
-
-    paused: bool = False
-    dry_run: bool = False
-    metrics_interval_s: Positive = 2.0
-    look_back_period_s: Positive = 30.0
-    stable_window_s: Positive = 60.0
-    panic_window_s: Positive = 6.0
-    panic_threshold: Positive = 2.0
-    upscale_delay_s: Seconds = 30.0
-    downscale_delay_s: Seconds = 600.0
-    upscaling_factor: Positive = 1.0
-    downscaling_factor: Positive = 1.0
-    cooldown_s: Seconds = 30.0
-    target_load: Positive = 0.7
-    shards: LimitsSection = LimitsSection()
-    routers: LimitsSection = LimitsSection()
-
-    def settings(self, shards: int, routers: int) -> ScaleSettings:
-        plain = self.model_dump(exclude={"shards", "routers"})
-        return ScaleSettings(**plain, shards=self.shards.limits(shards), routers=self.routers.limits(routers))
-
-
 class FaultSection(Section):
     """A shard dies; it is back, with all that it has to hold, after costs.shard.restart_s and loading."""
 
@@ -247,7 +211,7 @@ class Scenario(Section):
     engine: EngineSection = EngineSection()
     traffic: TrafficSection = TrafficSection()
     routing: RoutingSection = RoutingSection()
-    autoscale: AutoscaleSection = AutoscaleSection()
+    autoscale: AutoscaleConfig = AutoscaleConfig()
     costs: CostsSection = CostsSection()
     faults: Annotated[tuple[FaultSection, ...], Field(strict=False)] = ()
 
@@ -255,6 +219,16 @@ class Scenario(Section):
     def num_shards(self) -> int:
         """At the start; a dense model has none."""
         return self.shards.count if self.model.moe_layers else 0
+
+    @property
+    def most_shards(self) -> int:
+        """That there may ever be."""
+        limits = self.autoscale.shards
+        return max(self.num_shards, limits.max) if limits is not None and self.num_shards else self.num_shards
+
+    @property
+    def scale_settings(self) -> ScaleSettings:
+        return self.autoscale.settings(self.num_shards, self.routers, 1)
 
     @property
     def slots(self) -> int:
@@ -278,6 +252,20 @@ class Scenario(Section):
             raise ValueError(
                 f"shards.slots is {shards.slots}; {experts} experts with {shards.replicas} replicas on "
                 f"{shards.count} shards need {needed - 1}, and one for moves: at least {needed}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fewer_shards_hold_all(self) -> "Scenario":
+        limits, needed = self.autoscale.shards, self.model.experts * self.shards.replicas
+        if limits is None or not self.model.moe_layers:
+            return self
+        if limits.max > self.model.experts:
+            raise ValueError(f"autoscale.shards.max is {limits.max}; the model has {self.model.experts} experts")
+        if limits.min * (self.slots - 1) < needed:
+            raise ValueError(
+                f"autoscale.shards.min is {limits.min}; so few hold {limits.min} * {self.slots - 1} experts of a "
+                f"layer, and {needed} are needed: raise it, or shards.slots"
             )
         return self
 

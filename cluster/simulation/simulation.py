@@ -34,7 +34,7 @@ class Simulation:
         self.now_s = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
-        model, shards = scenario.model, scenario.num_shards
+        model, shards, most = scenario.model, scenario.num_shards, scenario.most_shards
         placement = even_placement(
             range(model.moe_layers),
             model.experts,
@@ -43,16 +43,18 @@ class Simulation:
             nodes=[self.node_of(shard) for shard in range(shards)],
         )
         self.routers: list[SimulatedRouter] = []
-        self.changes = Changes(scenario, placement, self, lambda: self.routers)
+        self._leaving: list[SimulatedRouter] = []
+        self.changes = Changes(scenario, placement, self, lambda: self._all_routers)
         self.operator = Operator(scenario, self) if scenario.num_shards else None
         self._routes: dict[int, RouteTable] = {}
-        self.timer = StepTimer(scenario, shards)
-        self.slowdown_S = np.ones(shards)
-        self.recorder = Recorder(model.moe_layers, shards)
-        routing = routing_of(scenario.routing, model, scenario.seed)
-        self.routers += [
-            SimulatedRouter(number, scenario, routing, placement, self) for number in range(scenario.routers)
-        ]
+        self.timer = StepTimer(scenario, most)
+        self.slowdown_S = np.ones(most)
+        self.shard_busy_s = 0.0
+        self.recorder = Recorder(model.moe_layers, most)
+        self._routing = routing_of(scenario.routing, model, scenario.seed)
+        self._routers_made = 0
+        for _ in range(scenario.routers):
+            self._add_router()
         self._traffic_rng = np.random.default_rng([scenario.seed, 2])
         self.arrived = self.refused = 0
         self.last_token_s = 0.0
@@ -64,7 +66,23 @@ class Simulation:
 
     @property
     def is_only_router(self) -> bool:
-        return len(self.routers) == 1
+        return len(self._all_routers) == 1
+
+    @property
+    def _all_routers(self) -> list[SimulatedRouter]:
+        """Those that leave, too."""
+        return [*self.routers, *self._leaving]
+
+    def set_routers(self, number: int) -> None:
+        """See World. New ones take requests once their process is there."""
+        for _ in range(number - len(self.routers)):
+            self.at(self.now_s + self.scenario.costs.shard.start_s, self._add_router)
+        self._leaving += self.routers[number:]
+        del self.routers[number:]
+
+    def _add_router(self) -> None:
+        self.routers.append(SimulatedRouter(self._routers_made, self.scenario, self._routing, self.placement, self))
+        self._routers_made += 1
 
     def node_of(self, shard: int) -> str:
         return f"node-{shard // self.scenario.shards.per_node}"
@@ -103,7 +121,7 @@ class Simulation:
                 "requests": self.arrived,
                 "finished": self.recorder.finished,
                 "refused": self.refused,
-                "under_way": sum(router.load for router in self.routers),
+                "under_way": sum(router.load for router in self._all_routers),
                 "moved_bytes": self.changes.moved_bytes,
                 "shards": len(self.changes.living),
                 "routers": len(self.routers),
@@ -112,7 +130,7 @@ class Simulation:
             "decisions": [] if self.operator is None else self.operator.decisions(),
         }
 
-    def step_ended(self, router: SimulatedRouter, tokens: list[Told], work: ShardWork) -> None:
+    def step_ended(self, tokens: list[Told], work: ShardWork) -> None:
         """See World."""
         self.recorder.step(tokens, work)
         if tokens:
@@ -135,11 +153,14 @@ class Simulation:
         loading = self.changes.loading
         slowdown = self.scenario.costs.shard.load_slowdown
         self.slowdown_S = np.array([slowdown if shard in loading else 1.0 for shard in range(len(self.slowdown_S))])
-        for router in self.routers:
+        for router in self._all_routers:
             router.resume()
 
     def _look(self) -> None:
         self.changes.look()
+        self._leaving = [router for router in self._leaving if router.load]
+        if self.operator is not None:
+            self.operator.look()
         self.at(self.now_s + LOOK_S, self._look)
 
     def _expect(self, coming: Iterator[Arrival]) -> None:
@@ -175,15 +196,15 @@ class Simulation:
             self.placement,
             shards=len(self.changes.living),
             routers=len(self.routers),
-            running=sum(router.scheduler.num_running for router in self.routers),
-            waiting=sum(router.scheduler.num_waiting for router in self.routers),
+            running=sum(router.scheduler.num_running for router in self._all_routers),
+            waiting=sum(router.scheduler.num_waiting for router in self._all_routers),
             moved_bytes=self.changes.moved_bytes,
         )
 
     def _shard_dies(self, shard: int) -> None:
         """Its rows are asked for elsewhere, and Ray starts it again."""
         if shard in self.changes.living:
-            for router in self.routers:
+            for router in self._all_routers:
                 if not router.is_idle and not router.is_waiting:
                     router.lost_s = self.scenario.costs.link.lost_ms * 1e-3
         self.changes.dies(shard)

@@ -106,3 +106,40 @@ def test_a_shard_that_dies_amid_a_change_delays_it_only(at_s: float) -> None:
     assert holders(simulation.placement) == [0, 1, 2, 3]
     assert simulation.placement.epoch > 1
     assert result["summary"]["under_way"] == RAW["traffic"]["streams"]
+
+
+def test_shards_come_with_the_load_and_go_after_it() -> None:
+    traffic = {"shape": "step", "requests_per_s": 3, "factor": 4, "from_s": 5, "until_s": 20, "prompt_tokens": 8}
+    raw = RAW | {
+        "duration_s": 60.0,
+        "shards": {"count": 2, "slots": 24},
+        "routing": {"source": "uniform"},
+        "traffic": traffic | {"output_tokens": 60},
+        "autoscale": WINDOWS | {"target_load": 0.5, "shards": {"min": 2, "max": 5}},
+        "costs": {"router": {"step_us": 5000}, "shard": {"row_us": 3000, "load_mb_s": 100, "start_s": 1}, "jitter": 0},
+    }
+    simulation = Simulation(parse_scenario(raw))
+    result = simulation.run()
+    assert {row["decision"] for row in acted(result) if row["kind"] == "shards"} == {"up", "down"}
+    counts = [row["shards"] for row in result["series"]]
+    assert (counts[0], counts[-1]) == (2, 2)
+    assert max(counts) > 2
+    assert result["summary"]["requests"] == result["summary"]["finished"] + result["summary"]["under_way"]
+    assert holders(simulation.placement) == [0, 1]
+
+
+def test_routers_come_with_the_load_and_those_that_leave_finish_their_requests() -> None:
+    traffic = {"shape": "step", "requests_per_s": 3, "factor": 5, "from_s": 5, "until_s": 20, "prompt_tokens": 8}
+    raw = RAW | {
+        "duration_s": 80.0,
+        "routing": {"source": "uniform"},
+        "traffic": traffic | {"output_tokens": 30, "ends_s": 75},
+        "engine": {"max_running": 8, "max_step_tokens": 64},
+        "autoscale": WINDOWS | {"panic_threshold": 50, "routers": {"min": 1, "max": 4}},
+        "costs": {"router": {"step_us": 40_000}, "shard": {"start_s": 1}, "jitter": 0},
+    }
+    result = Simulation(parse_scenario(raw)).run()
+    counts = [row["routers"] for row in result["series"]]
+    assert max(counts) > 1
+    assert counts[-1] < max(counts)
+    assert result["summary"]["requests"] == result["summary"]["finished"]

@@ -29,6 +29,9 @@ WRONG = {
     "engine: {max_step_tokens: 8}": "max_step_tokens is 8; it must be at least max_running (64)",
     "engine: {kv_tokens: 64}": "engine.kv_tokens is 64; one request may need",
     "faults: [{shard: 4, at_s: 1}]": "faults: shard 4 is none of the 4 shards, from 0",
+    "autoscale: {shards: {min: 2, max: 4}}": "autoscale.shards.min is 2; so few hold 2 * 32 experts",
+    "autoscale: {shards: {min: 5, max: 4}}": "autoscale.shards: min is 5 and max is 4",
+    "autoscale: {stable_window: 4}": "autoscale.stable_window is unknown; valid keys here are paused",
     "model: {experts: 4, experts_per_token: 8}": "experts_per_token is 8, and there are 4 experts",
 }
 
@@ -46,7 +49,7 @@ def test_what_is_wrong_is_named_with_the_fix(text: str, tmp_path: Path) -> None:
 def test_the_shipped_file_shows_every_key_with_its_default() -> None:
     assert load_scenario(SHIPPED) == Scenario()
     text = SHIPPED.read_text()
-    assert all(f"{key}:" in text for key in _keys(Scenario().model_dump()) if key not in ("min", "max"))
+    assert all(f"{key}:" in text for key in _keys(Scenario().model_dump()))
 
 
 def _keys(raw: object) -> list[str]:
@@ -68,8 +71,10 @@ def _is_key(line: str) -> bool:
 
 
 def test_limits_default_to_what_there_is_at_the_start() -> None:
-    settings = parse_scenario({"autoscale": {"shards": {"max": 9}}}).autoscale.settings(4, 2)
+    scenario = parse_scenario({"autoscale": {"shards": {"min": 4, "max": 9}}, "routers": 2})
+    settings = scenario.scale_settings
     assert (settings.shards.min, settings.shards.max, settings.routers.min, settings.routers.max) == (4, 9, 2, 2)
+    assert (scenario.most_shards, Scenario().most_shards) == (9, 4)
 
 
 def test_overrides_and_files_relative_to_the_scenario(tmp_path: Path) -> None:
