@@ -10,7 +10,7 @@ STAMP := $(VENV)/.installed
 
 BENCH := .bench
 
-.PHONY: help setup demo train-demo bench bench-plot bench-peers chaos test test-demo test-slow fuzz check protos constraints clean
+.PHONY: help setup demo train-demo bench bench-plot bench-peers chaos chaos-resize test test-demo test-slow fuzz check protos constraints clean
 
 help:
 	@grep -E '^# make' Makefile | cut -c3-
@@ -78,6 +78,11 @@ bench-plot: setup
 SEED ?= 1
 chaos: setup
 	$(BIN)/python -m bench.chaos --seed $(SEED) $(CHAOS_ARGS)
+
+# make chaos-resize   other numbers of shards and routers 50 times under load, with kills amid that
+chaos-resize: setup
+	$(BIN)/python -m bench.chaos --seed $(SEED) --modes resize --shards 2 --replicas 1 --routers 1 --cycles 50 --leaks \
+		--out bench/chaos-resize.json $(CHAOS_ARGS)
 
 # make bench-peers   llama.cpp and vLLM, each in an environment of its own below .bench (about 10 minutes, 4 GB)
 bench-peers: $(BENCH)/venv-llama-cpp/.installed $(BENCH)/venv-vllm/.installed

@@ -118,7 +118,6 @@ class _Shown:
             console=console,
             transient=True,
         )
-        self._bar = self._bars.add_task("", total=None, detail="")
         self._told: tuple[object, ...] = ()
 
     def show(self, status: "OperationStatus") -> None:
@@ -127,8 +126,9 @@ class _Shown:
                 (status.moved_bytes, status.total_bytes) if status.total_bytes else (status.step, status.steps)
             )
             step = f" {status.step}/{status.steps}" if status.steps else ""
+            bar = self._bars.task_ids[0] if self._bars.task_ids else self._bars.add_task("", detail="")
             self._bars.update(
-                self._bar,
+                bar,
                 description=f"{_what(status)} {status.phase}{step}",
                 completed=done,
                 total=total or None,

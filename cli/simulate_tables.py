@@ -24,9 +24,8 @@ def _series(series: Sequence[Mapping[str, Any]]) -> Table:
 
     running: requests that run, and after a + those that wait.
     """
-    table = Table(
-        "time", "tok/s", "gap p50", "p99 ms", "max/mean", "copies", "shards", "running", "moved", box=SIMPLE_HEAD
-    )
+    names = ("time", "tok/s", "gap p50", "p99 ms", "max/mean", "copies", "shards", "running", "moved")
+    table = Table(*names, box=SIMPLE_HEAD, padding=(0, 0, 0, 1), pad_edge=False)
     for column in table.columns:
         column.justify, column.no_wrap = "right", True
     step = -(-len(series) // MOST_ROWS)
@@ -46,7 +45,7 @@ def _series(series: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _decisions(decisions: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table("time", "of", "decision", "because", box=SIMPLE_HEAD)
+    table = Table("time", "of", "decision", "because", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for row in decisions:
         table.add_row(f"{row['time_s']:.1f} s", row["kind"], row["decision"], Text(row["reason"]))
     return table

@@ -90,19 +90,24 @@ class ShardsConfig(PartConfig):
     """The expert shards.
 
     count: number of shards. Each layer's experts are spread evenly over them. 0 for a dense model.
+    slots: experts of each MoE layer that a shard has room for. One slot is kept free for moving
+    experts. Default: what the first placement needs, and that one.
     """
 
     cpus: Annotated[float, Field(ge=0)] = 0.5
     count: Annotated[int, Field(ge=0)] = 2
+    slots: Annotated[int, Field(ge=2)] | None = None
 
 
 class PlacementConfig(Section):
     """Which shards hold which experts.
 
     replicas: how many shards hold each expert, on different nodes where there are several.
+    load_mbps: megabytes per second that each shard reads at most while it serves, when experts move.
     """
 
     replicas: Annotated[int, Field(ge=1)] = 1
+    load_mbps: Annotated[float, Field(gt=0)] = 200.0
 
 
 class LinksConfig(Section):

@@ -9,6 +9,7 @@ from checkpoint.errors import DroverError
 from cluster.events import KEPT, Event
 from cluster.names import CONTROLLER, part_names
 from cluster.reports import ControllerStats, DrainProgress, OperationStatus, RebalanceReport
+from experts.placement import Placement
 
 PATIENCE_S = 60.0
 """For a controller that Ray has to start again."""
@@ -60,6 +61,10 @@ class ControllerClient:
         report: RebalanceReport = self._ask("rebalance", operation_id, is_dry_run)
         self._obey(report.refusal)
         return report
+
+    def change(self, operation_id: str, target: Placement, kind: str) -> None:
+        """Begin to go to another placement. Raises DroverError, which says why it cannot be."""
+        self._obey(self._ask("change", operation_id, target, kind))
 
     def operation(self, operation_id: str) -> OperationStatus | None:
         """How an operation is, or has ended; None: it is not known. Raises DroverError."""

@@ -20,12 +20,13 @@ from checkpoint.tensors import Checkpoint
 from checkpoint.tokenizer import Tokenizer
 from client import Client, ClientError
 from cluster import ray_runtime
+from cluster.actors import failpoints
 from cluster.actors.controller import ControllerSpec
 from cluster.actors.creation import MIN_CPUS, Blueprint
 from cluster.actors.remote import RemoteController
 from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
-from cluster.actors.specs import frontend_spec, placement, router_specs, shard_specs
+from cluster.actors.specs import expert_bytes, frontend_spec, placement, router_specs, shard_specs, slots
 from cluster.addresses import split_address
 from cluster.admin.server import AdminSettings
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
@@ -148,6 +149,13 @@ def check(config: DeploymentConfig) -> Checkpoint:
         raise ConfigError(
             f"shards.count is {shards}; the model has {experts} experts, so it must be from 1 to {experts}"
         )
+    needed = placement(config, checkpoint, None).most_per_layer + 1
+    if config.shards.slots is not None and config.shards.slots < needed:
+        raise ConfigError(
+            f"shards.slots is {config.shards.slots}; {shards} shards with placement.replicas "
+            f"{config.placement.replicas} begin with {needed - 1} experts of a layer each, and one slot is for moving "
+            f"experts: set it to at least {needed}"
+        )
     if _ray_is_on_this_machine(config.ray.address):
         _check_ports(config)
     return checkpoint
@@ -246,7 +254,7 @@ def _with_neighbours(specs: Sequence[Spec], nodes: Sequence[str]) -> list[Spec]:
 
 
 def _blueprint(spec: RouterSpec | ShardSpec, config: DeploymentConfig, part: PartConfig, bundle: int) -> Blueprint:
-    environment = WAITING_THREADS | NCCL_ENVIRONMENT
+    environment = WAITING_THREADS | NCCL_ENVIRONMENT | failpoints.environment()
     is_shard = isinstance(spec, ShardSpec)
     return Blueprint(
         spec.name, config.ray.namespace, is_shard, bundle, part.cpus, part.gpus, environment, pickle.dumps(spec)
@@ -259,8 +267,19 @@ def _create_controller(
     shard_nodes = _nodes_of_bundles(group)[config.router.count :]
     held = placement(config, checkpoint, shard_nodes)
     admin = AdminSettings(config.admin.host, config.admin.port, config.admin.token_file)
-    spec = ControllerSpec(config.ray.namespace, blueprints, held, admin)
+    spec = ControllerSpec(
+        config.ray.namespace,
+        blueprints,
+        held,
+        slots(config, held),
+        expert_bytes(checkpoint),
+        config.placement.replicas,
+        config.frontend.replicas,
+        config.frontend.grace_s,
+        admin,
+    )
     options = {"name": CONTROLLER, "namespace": config.ray.namespace, "lifetime": "detached", "max_restarts": -1}
+    options |= {"runtime_env": {"env_vars": failpoints.environment()}}
     ray.remote(RemoteController).options(**options, num_cpus=0, max_concurrency=8).remote(spec)
 
 
@@ -327,6 +346,7 @@ def _start_frontend(config: DeploymentConfig, checkpoint: Checkpoint) -> None:
             build(frontend_spec(config, checkpoint), frontend.replicas),
             name=app_name(config.ray.namespace),
             route_prefix="/",
+            external_scaler_enabled=True,  # so that the controller may change their number
         )
     except RuntimeError as error:
         raise StartError(f"the frontend failed to start: {_first_line(error)}") from None

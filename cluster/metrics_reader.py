@@ -8,6 +8,8 @@ from typing import Any
 
 import ray
 
+from cluster.part_directory import PartDirectory
+from cluster.part_names import part_number
 from cluster.reports import RouterMetrics
 from frontend.metrics.catalogue import RouterReport
 from frontend.metrics.page import ShardReport, render
@@ -27,7 +29,7 @@ class MetricsReader:
     """
 
     def __init__(
-        self, read: Callable[[], bytes], page_without_answers: bytes, timeout_s: float = RAY_TIMEOUT_S
+        self, read: Callable[[], bytes], page_without_answers: Callable[[], bytes], timeout_s: float = RAY_TIMEOUT_S
     ) -> None:
         """read: blocks until the page is read. page_without_answers: for a scrape that waited timeout_s."""
         self._read = read
@@ -44,16 +46,20 @@ class MetricsReader:
         await asyncio.wait([reading], timeout=self._timeout_s)
         if reading.done():
             return reading.result()
-        return _comment(f"Ray did not answer within {self._timeout_s:g} s") + self._page_without_answers
+        return _comment(f"Ray did not answer within {self._timeout_s:g} s") + self._page_without_answers()
 
 
-def deployment_reader(
-    model_name: str, router_names: Sequence[str], shard_names: Sequence[str], namespace: str
-) -> MetricsReader:
-    """A reader of the page of a deployment's routers and shards."""
-    nobody = [ShardReport(name, None) for name in shard_names]
-    page = render(model_name, [RouterReport(name, None, shard_names) for name in router_names], nobody)
-    return MetricsReader(lambda: read_page(model_name, router_names, shard_names, namespace), page)
+def deployment_reader(model_name: str, directory: PartDirectory, namespace: str) -> MetricsReader:
+    """A reader of the page of a deployment's routers and shards: those that are wanted when it is read."""
+
+    def page_without_answers() -> bytes:
+        names = directory.shards
+        routers = [RouterReport(name, None, _by_number(names)) for name in directory.routers]
+        return render(model_name, routers, [ShardReport(name, None) for name in names])
+
+    return MetricsReader(
+        lambda: read_page(model_name, directory.routers, directory.shards, namespace), page_without_answers
+    )
 
 
 def read_page(
@@ -73,12 +79,12 @@ def read_page(
         namespace,
         timeout_s,
     )
-    routers, remarks = [], []
+    routers, remarks, numbered = [], [], _by_number(shard_names)
     for name in router_names:
         counted: RouterMetrics | None = answers.get(name)
         if counted is None:
             remarks.append(f"{name} did not answer within {timeout_s:g} s")
-            routers.append(RouterReport(name, None, shard_names))
+            routers.append(RouterReport(name, None, numbered))
             continue
         if counted.engine is None:
             remarks.append(f"{name} has not loaded its model yet")
@@ -86,7 +92,7 @@ def read_page(
             RouterReport(
                 name,
                 counted.engine,
-                shard_names,
+                numbered,
                 frozenset(counted.down),
                 counted.losses,
                 counted.missing_experts,
@@ -97,6 +103,10 @@ def read_page(
     held = {name: answers[name] for name in shard_names if name in answers and answers[name].experts_held}
     shards = [ShardReport(name, held[name].rows_computed if name in held else None) for name in shard_names]
     return b"".join(map(_comment, remarks)) + render(model_name, routers, shards)
+
+
+def _by_number(shard_names: Sequence[str]) -> dict[int, str]:
+    return {part_number(name): name for name in shard_names}
 
 
 def _comment(text: str) -> bytes:

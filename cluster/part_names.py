@@ -17,3 +17,16 @@ def part_number(name: str) -> int:
     Example: of "shard-12" it is 12.
     """
     return int(name.rpartition("-")[2])
+
+
+def name_of_link(router: str, incarnation: str, shard: str, generation: int) -> str:
+    """What a link is called. incarnation: of the router's process, without a hyphen."""
+    return f"{router}-{incarnation}--{shard}--{generation}"
+
+
+def router_of_link(name: str) -> str:
+    """The router whose link has this name.
+
+    Example: of "router-1-c0ffee--shard-0--3" it is "router-1".
+    """
+    return name.partition("--")[0].rpartition("-")[0]

@@ -1,8 +1,10 @@
 """What actors answer: plain data, readable without torch by `drover status` and Serve replicas."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from experts.placement import Slot
 from router.counts.requests import EngineSnapshot, EngineStats
 from router.request import TokenDelta
 
@@ -52,7 +54,7 @@ class RouterStats:
     open_requests: those whose end has not been handed out. draining_s: for how long the router has
     drained; None: it does not. drained: names of shards that it leaves alone, as told.
     is_stopping: it refuses new requests, because the deployment is about to end. shard_names: the shards that it
-    was told to link.
+    was told to link. epoch: of the oldest placement that its steps use.
     """
 
     engine: EngineStats | None
@@ -69,6 +71,7 @@ class RouterStats:
     shard_names: tuple[str, ...] = ()
     down_s: dict[str, float] = field(default_factory=dict)
     degraded: str = ""
+    epoch: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,29 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class HoldOrder:
+    """What a shard is to hold: the version of each slot's weights. order: a newer one has a higher number."""
+
+    order: int
+    slots: Mapping[Slot, int]
+
+
+@dataclass(frozen=True)
 class ShardStats:
-    """experts_held: (layer, expert) pairs. rows_computed: since the start."""
+    """experts_held: (layer, expert) pairs. rows_computed: since the start.
+
+    order: the newest that the shard follows. missing: (layer, expert) pairs that it has to read yet.
+    problem: why it could not read one, failures times in a row. bytes_read: of weights.
+    """
 
     experts_held: int
     rows_computed: int
     links: tuple[str, ...]
+    order: int = 0
+    missing: int = 0
+    problem: str = ""
+    failures: int = 0
+    bytes_read: int = 0
 
 
 @dataclass(frozen=True)

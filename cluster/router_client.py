@@ -62,6 +62,13 @@ class RayRouterConnection:
         self._listener = listener
         self._keeper = asyncio.create_task(self._keep())
 
+    def close(self) -> None:
+        self._broken = None
+        for task in (self._keeper, self._mailer, self._puller):
+            if task is not None:
+                task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     async def readiness(self) -> Readiness:
         broken = self._broken
         if broken is None or self._router is None:

@@ -9,8 +9,8 @@ from typing import Any
 import ray
 
 from cluster.names import part_names
-from cluster.part_names import part_number
-from cluster.policy.wanted import Found, Orders
+from cluster.part_names import part_number, router_of_link
+from cluster.policy.wanted import Found, Held, Orders
 from cluster.reports import ActorState, Phase, RouterStats, ShardStats
 
 LOOK_TIMEOUT_S = 3.0
@@ -61,7 +61,9 @@ class Running:
         if isinstance(stats, ShardStats):
             is_idle = self._rows_computed.get(name) == stats.rows_computed
             self._rows_computed[name] = stats.rows_computed
-            return Found(node, is_ready, is_idle)
+            links = frozenset(map(router_of_link, stats.links))
+            held = Held(stats.order, stats.missing, links, stats.problem, stats.failures)
+            return Found(node, is_ready, is_idle, held=held)
         numbers = frozenset(map(part_number, stats.drained))
         orders = Orders(stats.draining_s is not None, numbers, stats.is_stopping, stats.shard_names)
         open_requests = stats.open_requests
@@ -73,6 +75,7 @@ class Running:
             stats.draining_s or 0.0,
             open_requests,
             unlinked=stats.down,
+            epoch=stats.epoch,
         )
         self._routers_last[name] = time.monotonic(), found
         return found
@@ -84,7 +87,7 @@ class Running:
         seen_s, found = self._routers_last[name]
         is_draining = found.orders is not None and found.orders.is_draining
         ago_s = time.monotonic() - seen_s if is_draining else 0.0
-        return replace(found, node=node, is_ready=False, draining_s=found.draining_s + ago_s)
+        return replace(found, node=node, is_ready=False, draining_s=found.draining_s + ago_s, epoch=None)
 
 
 def _ask(handles: Mapping[str, Any]) -> dict[str, tuple[ActorState, Any]]:
@@ -120,3 +123,8 @@ def free_by_node(without: Container[str]) -> dict[str, dict[str, float]]:
     alive = {node["id"] for node in nodes()}
     left: dict[str, dict[str, float]] = ray._private.state.available_resources_per_node()
     return {node: resources for node, resources in left.items() if node in alive and node not in without}
+
+
+def has_autoscaler() -> bool:
+    """Whether Ray may add nodes by itself."""
+    return ray._private.state.state.get_max_resources_from_cluster_config() is not None

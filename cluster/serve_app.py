@@ -5,9 +5,10 @@ deployment's method that has the RPC's name. All else is in frontend/: the same 
 process without Ray.
 """
 
+import asyncio
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from starlette.responses import Response
 from checkpoint.config import read_config
 from checkpoint.tokenizer import Tokenizer
 from cluster.metrics_reader import deployment_reader
+from cluster.part_directory import PartDirectory
 from cluster.router_client import RayRouterConnection
 from frontend.chat_template import ChatTemplate
 from frontend.generation import Generation
@@ -52,8 +54,8 @@ GRPC_SERVICER_FUNCTIONS = (
 class FrontendSpec:
     """What a frontend replica serves, and where its routers are.
 
-    shard_names: by shard number, for their metrics. silence_s: a router that is silent for so long
-    is down. heal_s: how long requests wait for a router when all are.
+    router_names, shard_names: until the controller says which there are now. silence_s: a router
+    that is silent for so long is down. heal_s: how long requests wait for a router when all are.
     """
 
     model_name: str
@@ -78,15 +80,17 @@ class Frontend:
         # starts once this object is made.
         grpc_util.DEFAULT_GRPC_SERVER_OPTIONS[:] = server_options(limits.max_context_tokens)
         frontend_id = f"frontend-{uuid.uuid4().hex[:12]}"
-        router = RouterPool(
-            [RayRouterConnection(name, spec.namespace, frontend_id, spec.silence_s) for name in spec.router_names],
-            limits,
-            spec.heal_s,
-        )
+
+        def connect(name: str) -> RayRouterConnection:
+            return RayRouterConnection(name, spec.namespace, frontend_id, spec.silence_s)
+
+        router = RouterPool(list(map(connect, spec.router_names)), limits, spec.heal_s)
+        directory, loop = PartDirectory(spec.namespace, spec.router_names, spec.shard_names), asyncio.get_running_loop()
+        directory.watch(lambda names: _call_soon(loop, router.follow, names, connect))
         tokenizer, chat_template = Tokenizer.open(spec.checkpoint), ChatTemplate.open(spec.checkpoint)
         self._inference = InferenceService(Generation(card, tokenizer, chat_template, router))
         self._health = HealthService(router)
-        self._metrics = deployment_reader(spec.model_name, spec.router_names, spec.shard_names, spec.namespace)
+        self._metrics = deployment_reader(spec.model_name, directory, spec.namespace)
 
     async def Generate(self, request: Any, grpc_context: Any) -> AsyncGenerator[pb.GenerateResponse, None]:
         async with aclosing(answer_stream(self._inference.Generate, request, grpc_context)) as responses:
@@ -128,6 +132,11 @@ class Frontend:
         # Also without a router: Prometheus drops a page with another status, and with it who is up
         # and who is not.
         return Response(page, headers={"Content-Type": CONTENT_TYPE})
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: object) -> None:
+    with suppress(RuntimeError):  # the event loop may have ended
+        loop.call_soon_threadsafe(callback, *args)
 
 
 def build(spec: FrontendSpec, replicas: int) -> serve.Application:

@@ -8,8 +8,9 @@ from ray.util.placement_group import remove_placement_group
 
 from cluster.config import DeploymentConfig
 from cluster.names import actor_names, app_name
-from cluster.stored_drains import forget_drains
 from cluster.stored_events import forget_events
+from cluster.stored_placement import forget_placement
+from cluster.stored_wanted import forget_wanted
 
 
 def end(config: DeploymentConfig) -> None:
@@ -36,8 +37,9 @@ def stop(namespace: str) -> list[str]:
             removed.append(name)
         except ValueError:
             pass  # it ended in the meantime
-    forget_drains(namespace)
+    forget_wanted(namespace)
     forget_events(namespace)
+    forget_placement(namespace)
     group = _find_group(namespace)
     if group is not None:
         remove_placement_group(group)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from checkpoint.tensors import Checkpoint
+from experts.load_pace import LoadPace
 from experts.placement import Slot
 from experts.slot_loader import SlotLoader
 from experts.slots import Slots
@@ -61,11 +62,15 @@ class ExpertShard:
         self.rows_computed += len(x_ND)
         return y_ND
 
-    def warm_up(self, hidden_size: int) -> None:
-        """Compile loops now, and not in a request. Only the thread that computes may call it."""
-        held = self.slots.any_expert()
-        if held is not None:
-            self.kernels.grouped_mlp(self.kernels.zeros(1, hidden_size), [held], [1])
+    def warm_up(self, hidden_size: int, width: int) -> None:
+        """Compile loops now, and not in a request. Only the thread that computes may call it.
+
+        width: of an expert, which is made up where none is held.
+        """
+        zeros, held = self.kernels.zeros, self.slots.any_expert()
+        if held is None:
+            held = self.kernels.expert(zeros(2 * width, hidden_size), zeros(hidden_size, width))
+        self.kernels.grouped_mlp(zeros(1, hidden_size), [held], [1])
 
 
 def shard_bytes(checkpoint: Checkpoint, slots: Iterable[Slot]) -> int:
@@ -79,24 +84,25 @@ def slot_loader(
     versions: Mapping[Slot, int],
     kernels: Kernels,
     on_bytes: Callable[[int], None] | None = None,
+    pace: LoadPace | None = None,
 ) -> SlotLoader:
     """What fills `slots` with exactly these experts of the checkpoint, laid out for `kernels`.
 
     versions: of the weights that the checkpoint has for each slot. on_bytes: called with each
-    piece's size.
+    piece's size. pace: see SlotLoader.
     """
 
     def count(size: int) -> None:
-        loader.bytes_read += size
         if on_bytes is not None:
             on_bytes(size)
+        loader.count(size)
 
     def read(slot: Slot) -> Expert:
         layer, expert = slot
         gate_up_F2D, down_DF = checkpoint.read_expert(layer, expert, kernels.dtype, count)
         return kernels.expert(gate_up_F2D.to(kernels.device), down_DF.to(kernels.device))
 
-    loader = SlotLoader(slots, versions, read)
+    loader = SlotLoader(slots, versions, read, pace)
     return loader
 
 
@@ -110,5 +116,5 @@ def load_shard(
     slots = Slots()
     slot_loader(checkpoint, slots, versions, kernels, on_bytes).load_all()
     shard = ExpertShard(slots, kernels)
-    shard.warm_up(checkpoint.config.hidden_size)
+    shard.warm_up(checkpoint.config.hidden_size, checkpoint.config.intermediate_size)
     return shard

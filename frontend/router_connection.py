@@ -68,3 +68,7 @@ class RouterConnection(RequestSink, Protocol):
     async def readiness(self) -> Readiness:
         """Whether every part that a request needs is up, as this router sees it. Never raises."""
         ...
+
+    def close(self) -> None:
+        """Look for the router no more, and tell its listener nothing from now on."""
+        ...

@@ -8,7 +8,7 @@ compute, or until a router is there, at most heal_s.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -42,6 +42,7 @@ MAX_LOSSES = 3
 # A router that misses experts for so long loses its requests to one that has missed none for
 # WELL_S. A shard's death does not start this: routers notice it, and its return, almost together.
 MISSING_S, WELL_S = 1.0, 1.0
+NO_ROUTER = "there is no router"
 
 
 class RouterPool:
@@ -64,6 +65,22 @@ class RouterPool:
         for connection in connections:
             connection.start(self)
 
+    def follow(self, names: Collection[str], connect: Callable[[str], RouterConnection]) -> None:
+        """Know the routers of these names from now on. Others are forgotten once they are down.
+
+        connect: makes the way to a new one.
+        """
+        for name in [name for name in names if name not in self._routers]:
+            logger.info("%s is new", name)
+            self._routers[name] = KnownRouter(connect(name))
+            self._routers[name].connection.start(self)
+        for name in [name for name, router in self._routers.items() if name not in names and not router.up]:
+            logger.info("%s is gone", name)
+            for running in self._running.values():
+                if running.router == name:
+                    running.router = None
+            self._routers.pop(name).connection.close()
+
     async def limits(self) -> RequestLimits:
         return self._limits
 
@@ -78,7 +95,7 @@ class RouterPool:
                     missing = [router.detail for router in self._routers.values() if not router.up]
                     return replace(readiness, degraded="; ".join(filter(None, [*missing, readiness.degraded])))
                 details.append(readiness.detail)
-        return Readiness(False, "; ".join(sorted(details)))
+        return Readiness(False, "; ".join(sorted(details)) or NO_ROUTER)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> DeltaStream:
         return self._streams.new_stream(requests)
@@ -279,7 +296,7 @@ class RouterPool:
             router.detail if not router.up else f"{name} is draining" if router.draining else f"{name} has no room"
             for name, router in self._routers.items()
         ]
-        return f"{'; '.join(reasons)}; try again"
+        return f"{'; '.join(reasons) or NO_ROUTER}; try again"
 
     async def _mind_stranded(self) -> None:
         """Try again, for as long as there are stranded requests: nobody tells when a router has room."""

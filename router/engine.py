@@ -75,7 +75,7 @@ class Engine:
             counts.requests.copy(),
             counts.step_s.copy(),
             dict(counts.clock.seconds),
-            tuple(asker.rows_of_shard),
+            dict(asker.rows_of_shard),
             dict(asker.retries),
             dict(asker.slowness()),
             counts.expert_load.summary(),

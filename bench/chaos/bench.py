@@ -94,7 +94,7 @@ class Bench:
         source = self._source()
         checkpoint = reference.of_dtype(source, plan.dtype, self._work)
         config = read_config(checkpoint)
-        wanted = plan.modes or tuple(MODES)
+        wanted = plan.modes or tuple(mode for mode in MODES if MODES[mode].by_default)
         no_root = missing()
         left_out = [{"mode": mode, "target": "all", "why": no_root} for mode in wanted if _needs_root(mode) and no_root]
         modes = [mode for mode in wanted if not (_needs_root(mode) and no_root)]

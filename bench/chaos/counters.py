@@ -79,6 +79,8 @@ class Watch:
         self.well_s = 0.0
         """When a page last said that every part is up; time.monotonic."""
         self.unwell: list[str] = ["not read yet"]
+        self.parts: frozenset[str] = frozenset()
+        """The routers and shards that the last page named: those that are wanted."""
         self.relinked = 0
         """How often a link was down in one page, and up in the next."""
         self._down: set[str] = set()
@@ -113,5 +115,6 @@ class Watch:
             self.relinked += len(self._down - down)
             self._down = down
         self.unwell = unwell_now
+        self.parts = frozenset(sample.labels["part"] for sample in found if sample.name == "drover_up")
         if not unwell_now:
             self.well_s = began_s

@@ -21,6 +21,7 @@ from bench.process import ROOT
 POINT_S = 8.0
 """A point that nothing passes for so long is given up: the fault then comes at random."""
 RESTART_POINT_S = 30.0
+KILL_WITHIN_S, RESIZED_WITHIN_S = 6.0, 180.0
 SLOW_FACTOR = 100
 LOOK_S = 0.01
 IN_SHARD = ("compute", "computed")
@@ -272,6 +273,29 @@ class Injector:
 
         crashed.heal = heal
         return crashed
+
+    def _resize(self, part: Part) -> Injected:
+        """Begin to change a number of parts, and kill any part at any moment of that. Healing waits for the end."""
+        resizing = self._drover("resize", f"--{part.target}", part.point)
+        time.sleep(part.draw * KILL_WITHIN_S)  # the moment is the fault's
+        actors = self._system.actors()
+        victim = sorted(actors)[int(part.draw * 7919) % len(actors)]
+        at_s = time.monotonic()
+        send(actors[victim], signal.SIGKILL)
+
+        def heal() -> dict[str, float]:
+            with resizing:
+                try:
+                    code = resizing.wait(RESIZED_WITHIN_S)
+                except subprocess.TimeoutExpired:
+                    resizing.kill()
+                    raise BenchError(f"{part.target} {part.point} took longer than {RESIZED_WITHIN_S:g} s") from None
+            if code:
+                raise BenchError(f"drover resize --{part.target} {part.point} ended with {code}")
+            return {"resized": 1.0}
+
+        uncovered = int(victim.startswith("shard-") and self._system.shape.replicas == 1)
+        return Injected([victim], at_s, f"{part.target} {part.point}", uncovered, gone=[actors[victim]], heal=heal)
 
     @property
     def _hosts(self) -> Hosts:

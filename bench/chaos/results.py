@@ -21,6 +21,10 @@ UNCOVERED = "no other copy of some experts: streams wait until a shard of theirs
 HARMLESS = {
     ("disk-full", "logs"): "nothing has to recover: logs are lost, streams go on",
     ("head-loss", "gcs"): "nothing has to recover: no token passes Ray's head",
+    **{
+        ("resize", target): "one copy: streams wait until a killed shard is back; else nothing has to recover"
+        for target in ("shards", "routers")
+    },
     **{("delay", target): "TCP waits; nothing else has to recover" for target in SHARD_TARGETS},
     **{("drop", target): "TCP sends again; nothing else has to recover" for target in SHARD_TARGETS},
 }

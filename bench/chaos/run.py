@@ -150,6 +150,7 @@ class Run:
                 # HAProxy's processes before a reload stay until their connections end.
                 len(now.get(name, [])) >= (1 if name == "haproxy" else len(pids))
                 for name, pids in before.items()
+                if name in watch.parts or not name.startswith(("router-", "shard-"))  # else it is not wanted any more
             )
             is_moving = load.state.stalled_s < FLOWING_S and load.state.active > 0 and load.state.at_s > since_s
             if is_complete and is_moving and watch.well_s > since_s and not any(map(lives, gone)):

@@ -21,6 +21,8 @@ TARGETS = {
     "node": "a whole node with shards",
     "logs": "the file system of all logs",
     "any": "whatever the parts of a composed fault name",
+    "shards": "the number of shards: 2, 4, 3, 2",
+    "routers": "the number of routers: 1, 2, 1",
 }
 AT_RANDOM, DRAIN = "random", "drain"
 SHARD_POINTS = (AT_RANDOM, "dispatch", "dispatched", "combine", "compute", "computed", DRAIN, "load", "join", "start")
@@ -34,7 +36,8 @@ class Mode:
     """A way to fail.
 
     help: for --help. targets: by default. hold_s: how long it lasts before it is healed; None if
-    nothing is held. layout: where it can be done. needs_root: even on one node.
+    nothing is held. layout: where it can be done. needs_root: even on one node. by_default: also
+    where no mode is named.
     """
 
     help: str
@@ -42,6 +45,7 @@ class Mode:
     hold_s: float | None = None
     layout: str = LOCAL
     needs_root: bool = False
+    by_default: bool = True
 
 
 CUT_S = 5.0
@@ -62,6 +66,11 @@ MODES = {
     "disk-full": Mode("no room for logs", ("logs",), CUT_S, LOCAL, needs_root=True),
     "corrupt-slice": Mode("a shard restarts and finds its weights damaged", ("shard", "minority", "replicas"), 4.0),
     "random": Mode("two faults of the modes above at once", ("any",)),
+    "resize": Mode(
+        "other numbers of parts, and amid that SIGKILL of any; for --shards 2 --routers 1",
+        ("shards", "routers"),
+        by_default=False,
+    ),
 }
 PROCESSES = (*SHARD_TARGETS, "router", "frontend", "haproxy", "controller")
 ALLOWED = {mode: MODES[mode].targets for mode in MODES} | {
@@ -79,6 +88,8 @@ COMPOSABLE = {
 }
 """What a composed fault is made of, on any layout."""
 
+RESIZES = (("shards", 4), ("routers", 2), ("shards", 3), ("routers", 1), ("shards", 2))
+"""One cycle of the mode "resize"."""
 CYCLES, FAULTS_PER_MODE = 3, 9
 MOST_DELAY_S = 0.5
 
@@ -119,6 +130,8 @@ def schedule(
     """
     rng = random.Random(f"{seed} {mode}")
     targets = tuple(targets or MODES[mode].targets)
+    if mode == "resize":
+        return [fault for cycle in range(cycles) for fault in _resizes(rng, targets, cycle)]
     if cycles == CYCLES:
         cycles = max(cycles, -(-FAULTS_PER_MODE // len(targets)))
     order = {target: _points(rng, mode, target, points) for target in targets}
@@ -133,6 +146,17 @@ def _fault(rng: random.Random, mode: str, target: str, cycle: int, points: Seque
     for chosen in rng.sample(sorted(COMPOSABLE), 2):
         parts.append(Part(chosen, rng.choice(COMPOSABLE[chosen]), AT_RANDOM, rng.random()))
     return Fault(mode, target, cycle, delay_s, tuple(parts))
+
+
+def _resizes(rng: random.Random, targets: Sequence[str], cycle: int) -> list[Fault]:
+    """The point of each is the new number."""
+    return [
+        Fault(
+            "resize", target, cycle, rng.uniform(0, MOST_DELAY_S), (Part("resize", target, f"{count}", rng.random()),)
+        )
+        for target, count in RESIZES
+        if target in targets
+    ]
 
 
 def _points(rng: random.Random, mode: str, target: str, points: bool) -> list[str]:

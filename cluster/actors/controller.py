@@ -9,51 +9,66 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import ray
 
 from cluster.actors.creation import Blueprint
 from cluster.actors.desired import Desired, View
 from cluster.actors.drains import Drains
+from cluster.actors.part_factory import PartFactory
+from cluster.actors.placement_keeper import PlacementKeeper
+from cluster.actors.resizing import Outside, Resizing
 from cluster.admin.server import AdminServer, AdminSettings
 from cluster.admin.service import AdminService
 from cluster.events import Event, EventLog
-from cluster.names import CONTROLLER, app_name
+from cluster.frontends import scale_frontends
+from cluster.names import CONTROLLER
 from cluster.part_names import part_number
-from cluster.policy.drain import new_nodes
 from cluster.policy.part_events import part_events
-from cluster.policy.reconcile import Action, Create, Kill, Tell, reconcile
-from cluster.policy.wanted import Found, Wanted
+from cluster.policy.reconcile import Action, Create, Forget, Kill, Tell, reconcile
+from cluster.policy.wanted import Resize, Wanted, forgotten
 from cluster.reports import (
     ActorState,
     ControllerStats,
     DrainProgress,
+    HoldOrder,
     LoadView,
     OperationStatus,
     Phase,
     RebalanceReport,
 )
-from cluster.running import Running, free_by_node, nodes
+from cluster.running import Running
 from cluster.status import as_json, read_status
 from cluster.stored_events import read_events, write_events
-from experts.placement import Placement, Slot
+from experts.placement import Placement
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 1.0
 """How often the controller looks at all parts. Ray tells nobody when an actor is gone for good."""
+CHANGE_S = 0.25
+"""The same while a placement changes."""
 SOON_S = 0.1
 CALL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
 class ControllerSpec:
-    """blueprints: of every part, routers first, shards by number."""
+    """blueprints: of every part, routers first, shards by number.
+
+    placement: to begin with. slots: of each shard, for each MoE layer. expert_bytes: of one expert,
+    by layer. replicas: copies that each expert has at least. frontends: how many. grace_s: how long
+    requests of a router that a resize lets go may go on.
+    """
 
     namespace: str
     blueprints: tuple[Blueprint, ...]
     placement: Placement
+    slots: int
+    expert_bytes: Mapping[int, int]
+    replicas: int
+    frontends: int
+    grace_s: float
     admin: AdminSettings
 
 
@@ -62,16 +77,31 @@ class ControllerActor:
 
     def __init__(self, spec: ControllerSpec) -> None:
         self._spec = spec
-        self._blueprints = {blueprint.name: blueprint for blueprint in spec.blueprints}
         begun_with = Wanted(
             routers=tuple(blueprint.name for blueprint in spec.blueprints if not blueprint.is_shard),
             shards=tuple(blueprint.name for blueprint in spec.blueprints if blueprint.is_shard),
             placement=spec.placement,
+            replicas=spec.replicas,
+            frontends=spec.frontends,
         )
         self._desired = Desired(spec.namespace, begun_with)
+        self._factory = PartFactory(spec.namespace, spec.blueprints, self._desired)
         self._running = Running(spec.namespace)
-        self._drains = Drains(self._desired, self._running, self._blueprints)
+        self._drains = Drains(self._desired, self._running, self._factory)
         self.events = EventLog(read_events(spec.namespace))
+        self._placement = PlacementKeeper(
+            spec.namespace, self._desired, self._running, self.events, spec.slots, spec.expert_bytes
+        )
+        self._resizing = Resizing(
+            self._desired,
+            self._running,
+            self._factory,
+            self._placement,
+            self.events,
+            spec.slots,
+            spec.grace_s,
+            Outside(scale_frontends=lambda count: scale_frontends(spec.namespace, count)),
+        )
         self._view = View(self._desired.wanted)
         service = AdminService(self, lambda: as_json(read_status(spec.namespace)))
         self._admin = AdminServer(service, spec.namespace, spec.admin)
@@ -82,13 +112,14 @@ class ControllerActor:
 
     def stats(self) -> ControllerStats:
         wanted = self._desired.wanted
-        slots = {name: len(self.slots_of(name)) for name in wanted.shards}
+        slots = {name: len(wanted.placement.slots_of(part_number(name))) for name in wanted.shards}
         return ControllerStats(
             wanted.parts,
             dict(wanted.drained),
             dict(wanted.cleared),
             slots,
             dict(self._view.problems),
+            self._resizing.status(self._view) or self._placement.operation(),
             admin=self._admin.view,
         )
 
@@ -107,7 +138,11 @@ class ControllerActor:
         running = self.stats().operation
         if running is not None and running.operation_id == operation_id:
             return running
-        return self.events.operation(operation_id)
+        return self.events.operation(operation_id) or self._placement.ended(operation_id)
+
+    def part_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The routers and the shards, also those that are drained."""
+        return self._desired.wanted.routers, self._desired.wanted.shards
 
     def resize(
         self,
@@ -117,24 +152,43 @@ class ControllerActor:
         replicas: int | None = None,
         frontends: int | None = None,
     ) -> str:
-        """Change the numbers of parts; None leaves one as it is. Returns why not, or an empty string."""
-        return "the numbers of parts cannot be changed yet"
+        """Change the numbers of parts; None leaves one as it is. Returns why not, or an empty string.
+
+        replicas: copies that each expert has at least. Goes on by itself; `operation` tells how far it
+        is. Asked again, it changes nothing.
+        """
+        return self._resizing.begin(Resize(operation_id, shards, routers, replicas, frontends))
 
     def rebalance(self, operation_id: str, is_dry_run: bool) -> RebalanceReport:
         """Place experts anew by their load, if it is worth it, or tell what that would do."""
         return RebalanceReport("experts cannot be placed anew yet")
 
     def abort(self, operation_id: str) -> str:
-        """End an operation; returns why not, or an empty string."""
-        return f"{operation_id} does not run"
+        """End an operation; returns why not, or an empty string. A resize goes back to what was before."""
+        resize = self._desired.wanted.resize
+        if resize is not None and resize.operation_id == operation_id:
+            return self._resizing.abort(operation_id)
+        return self._placement.abort(operation_id)
 
     def pause_autoscaling(self, is_paused: bool) -> str:
         """Scale and rebalance nothing from now on, or again; returns why not, or an empty string."""
         return "nothing is scaled by itself yet"
 
-    def slots_of(self, shard: str) -> Mapping[Slot, int]:
-        """What the shard is to hold: the version of each slot's weights."""
-        return self._desired.wanted.placement.slots_of(part_number(shard))
+    def slots_of(self, shard: str) -> HoldOrder:
+        """What the shard is to hold."""
+        return self._placement.slots_of(part_number(shard))
+
+    def placement(self) -> Placement:
+        """What routers are to route."""
+        return self._placement.state.current
+
+    def change(self, operation_id: str, target: Placement, kind: str) -> str:
+        """Go to another placement; returns why not, or an empty string.
+
+        Goes on by itself, and ends or is aborted by itself; `operation` tells how far it is. Asked
+        again, it changes nothing. kind: who wants it, such as "rebalance".
+        """
+        return self._placement.change(operation_id, target, kind)
 
     def drain(self, target: str, grace_s: float) -> str:
         """Let a part, or all parts of a node, go; returns why not, or an empty string.
@@ -174,7 +228,9 @@ class ControllerActor:
             except Exception:
                 logger.exception("watching failed")
             self._store_events()
-            self._desired.changed.wait(SOON_S if acted else WATCH_S)
+            is_settled = self._placement.state.is_settled and self._desired.wanted.resize is None
+            pause_s = WATCH_S if is_settled else CHANGE_S
+            self._desired.changed.wait(SOON_S if acted else pause_s)
             self._desired.changed.clear()
 
     def _store_events(self) -> None:
@@ -188,7 +244,7 @@ class ControllerActor:
     def _look_and_act(self) -> bool:
         """Whether anything was done, so that there may be more to do at once."""
         wanted, found = self._desired.wanted, self._running.look()
-        found |= {name: replace(found[name], can_go_home=True) for name in self._homeless(wanted, found)}
+        found |= {name: replace(found[name], can_go_home=True) for name in self._factory.homeless(wanted, found)}
         problems = {}
         actions = reconcile(wanted, found)
         for action in actions:
@@ -204,7 +260,9 @@ class ControllerActor:
             for part, text in part_events(self._view.found, found):
                 self.events.add("part", part, text)
         self._view = View(wanted, found, problems)
-        return len(actions) > len(problems)
+        has_moved = self._placement.look(found)
+        self._resizing.look(self._view)
+        return has_moved or len(actions) > len(problems)
 
     def _act(self, action: Action, wanted: Wanted) -> None:
         logger.info("%s", action)
@@ -214,30 +272,7 @@ class ControllerActor:
             case Kill(part):
                 ray.kill(self._running.actor(part), no_restart=True)
             case Create(part):
-                self._create(part, wanted)
-
-    def _create(self, part: str, wanted: Wanted) -> None:
-        """In the part's own bundle; if that is on a cleared node, on another node with room."""
-        blueprint = self._blueprints[part]
-        group = ray.util.get_placement_group(app_name(self._spec.namespace))
-        node = None
-        if self._home(group, part) in wanted.cleared:
-            node = new_nodes({part: blueprint.needs}, free_by_node(wanted.cleared))[part]
-        blueprint.create(group, node)
-        self._desired.note_move(part, is_moved=node is not None)
-
-    def _home(self, group: Any, part: str) -> str | None:
-        """The node of the part's bundle, as Ray has it."""
-        home: str | None = ray.util.placement_group_table(group)["bundles_to_node_id"].get(
-            self._blueprints[part].bundle
-        )
-        return home
-
-    def _homeless(self, wanted: Wanted, found: Mapping[str, Found]) -> list[str]:
-        """Moved parts for which Ray finds no node, though that of their bundle may be used."""
-        lost = [name for name in self._desired.moved if name in found and found[name].node is None]
-        if not lost:
-            return []
-        group = ray.util.get_placement_group(app_name(self._spec.namespace))
-        usable = {node["id"] for node in nodes()} - wanted.cleared.keys()
-        return [name for name in lost if self._home(group, name) in usable]
+                self._factory.create(part, wanted)
+            case Forget(part):
+                with self._desired.lock:
+                    self._desired.want(forgotten(part, self._desired.wanted))

@@ -2,7 +2,7 @@
 
 import pickle
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -18,18 +18,20 @@ MIN_CPUS = 0.001
 class Blueprint:
     """All that it takes to create one router or shard, as often as needed.
 
-    bundle: its place in the deployment's placement group. spec: a RouterSpec or ShardSpec, pickled,
-    so that whoever only passes it on needs no torch. environment: of its process.
+    bundle: its place in the deployment's placement group; None: Ray finds it a node. spec: a
+    RouterSpec or ShardSpec, pickled, so that whoever only passes it on needs no torch.
+    environment: of its process. changes: fields of the spec, pickled, that are other for this part.
     """
 
     name: str
     namespace: str
     is_shard: bool
-    bundle: int
+    bundle: int | None
     cpus: float
     gpus: float
     environment: Mapping[str, str]
     spec: bytes
+    changes: bytes | None = None
 
     @property
     def needs(self) -> dict[str, float]:
@@ -37,16 +39,16 @@ class Blueprint:
         return {"CPU": max(self.cpus, MIN_CPUS)} | ({"GPU": self.gpus} if self.gpus else {})
 
     def create(self, group: Any, node: str | None = None) -> Any:
-        """Create the actor: in its bundle of the placement group, or on the node with this id.
+        """Create the actor: on the node with this id, or else in its bundle, or else where Ray likes.
 
         A node is only where it starts: should that node be lost, Ray starts it on any with room.
         Raises ValueError if an actor of that name exists.
         """
-        where: Any = (
-            PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=self.bundle)
-            if node is None
-            else NodeAffinitySchedulingStrategy(node, soft=True)
-        )
+        where: Any = "SPREAD"
+        if node is not None:
+            where = NodeAffinitySchedulingStrategy(node, soft=True)
+        elif self.bundle is not None:
+            where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=self.bundle)
         options = {
             "name": self.name,
             "namespace": self.namespace,
@@ -61,14 +63,19 @@ class Blueprint:
             "runtime_env": {"env_vars": dict(self.environment)},
         }
         cls = RemoteShard if self.is_shard else RemoteRouter
-        return ray.remote(cls).options(**options).remote(_Sealed(self.spec))
+        return ray.remote(cls).options(**options).remote(_Sealed(self.spec, self.changes))
 
 
 class _Sealed:
-    """Arrives as what was pickled, and is not opened before."""
+    """Arrives as the spec that was pickled, with its changes, and is not opened before."""
 
-    def __init__(self, pickled: bytes) -> None:
-        self._pickled = pickled
+    def __init__(self, spec: bytes, changes: bytes | None) -> None:
+        self._spec, self._changes = spec, changes
 
-    def __reduce__(self) -> tuple[Callable[[bytes], Any], tuple[bytes]]:
-        return pickle.loads, (self._pickled,)
+    def __reduce__(self) -> tuple[Callable[[bytes, bytes | None], Any], tuple[bytes, bytes | None]]:
+        return _opened, (self._spec, self._changes)
+
+
+def _opened(spec: bytes, changes: bytes | None) -> Any:
+    opened = pickle.loads(spec)
+    return opened if changes is None else replace(opened, **pickle.loads(changes))

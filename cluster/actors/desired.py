@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cluster.policy.wanted import Found, Wanted
-from cluster.stored_drains import StoredDrains, read_drains, write_drains
+from cluster.stored_wanted import read_wanted, write_wanted
 
 
 class Desired:
@@ -14,9 +14,7 @@ class Desired:
     def __init__(self, namespace: str, wanted: Wanted) -> None:
         """wanted: what the deployment began with."""
         self._namespace = namespace
-        stored = read_drains(namespace)
-        self._moved = frozenset(stored.moved)
-        self._wanted = wanted.with_drains(stored.drained, stored.cleared)
+        self._wanted, self._moved = read_wanted(namespace, wanted)
         self.lock = threading.RLock()
         """Held while something is judged and then wanted: one decision at a time."""
         self.changed = threading.Event()
@@ -33,7 +31,7 @@ class Desired:
 
     def want(self, wanted: Wanted) -> None:
         with self.lock:
-            self._store(wanted, self._moved)
+            write_wanted(self._namespace, wanted, self._moved)
             self._wanted = wanted
         self.changed.set()
 
@@ -48,12 +46,8 @@ class Desired:
         if is_moved != (part in self._moved):
             with self.lock:
                 moved = self._moved ^ {part}
-                self._store(self._wanted, moved)
+                write_wanted(self._namespace, self._wanted, moved)
                 self._moved = moved
-
-    def _store(self, wanted: Wanted, moved: frozenset[str]) -> None:
-        drains = StoredDrains(dict(wanted.drained), dict(wanted.cleared), sorted(moved))
-        write_drains(self._namespace, drains)
 
 
 @dataclass(frozen=True)

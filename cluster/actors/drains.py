@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from cluster.actors.creation import Blueprint
 from cluster.actors.desired import Desired, View
+from cluster.actors.part_factory import PartFactory
 from cluster.policy.drain import NoRoom, matching_nodes, new_nodes, objection
 from cluster.policy.reconcile import going
 from cluster.policy.wanted import leaving
@@ -15,8 +15,8 @@ from cluster.running import Running, free_by_node, nodes
 class Drains:
     """For any thread. It judges and notes; the controller's watch does what is noted."""
 
-    def __init__(self, desired: Desired, running: Running, blueprints: Mapping[str, Blueprint]) -> None:
-        self._desired, self._running, self._blueprints = desired, running, blueprints
+    def __init__(self, desired: Desired, running: Running, factory: PartFactory) -> None:
+        self._desired, self._running, self._factory = desired, running, factory
 
     def drain(self, target: str, grace_s: float) -> str:
         """Let a part, or all parts of a node, go; returns why not, or an empty string."""
@@ -34,7 +34,7 @@ class Drains:
             cleared = replace(wanted, cleared={**wanted.cleared, node: grace_s})
             leaves = leaving(cleared, found).keys() - wanted.drained.keys()
             try:
-                new_nodes({name: self._blueprints[name].needs for name in leaves}, free_by_node(cleared.cleared))
+                new_nodes(self._factory.needs_of(leaves), free_by_node(cleared.cleared))
             except NoRoom as error:
                 return str(error)
             self._desired.want(cleared)

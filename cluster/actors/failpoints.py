@@ -11,7 +11,12 @@ then looks for the file FOLDER/NAME.POINT, which holds one action:
     slow FACTOR                        the call takes FACTOR times as long while the file is there
 
 Points of a router: start, load, dispatch, dispatched (between dispatch and combine), combine,
-drain. Of a shard: start, load, join, compute, computed (before the answer is sent), drain.
+drain (before it follows new orders), commit (before it takes another placement). Of a shard: start,
+load, join, compute, computed (before the answer is sent), prepare (before it is to hold more), retire
+(before it lets go). Of the controller: start, prepare (before it tells shards of a step), commit and
+retire (before it stores them).
+
+Whoever starts a deployment with the variable hands it on to all parts.
 """
 
 import os
@@ -23,7 +28,14 @@ from typing import Any
 
 VARIABLE = "DROVER_FAILPOINTS"
 # A blocked thread looks so often whether it may go on. Nothing tells it: the file is another process's.
-_LOOK_S = 0.01
+# Rarely: a thread that uses a hundredth of a processor does not count as stuck.
+_LOOK_S = 0.1
+
+
+def environment() -> dict[str, str]:
+    """What the processes of all parts need to have the points, too; nothing if they are off."""
+    folder = os.environ.get(VARIABLE)
+    return {VARIABLE: folder} if folder else {}
 
 
 class Failpoints:
@@ -91,8 +103,9 @@ def install_in_router(name: str) -> None:
 
         points.wrap(Dispatcher, "dispatch", "dispatch", "dispatched")
         points.wrap(Dispatcher, "combine", "combine")
+        points.wrap(Dispatcher, "route", "commit")
         points.wrap(LoadProgress, "add_bytes", "load")
-        _wrap_drain(points, RouterActor)
+        points.wrap(RouterActor, "follow", "drain")
 
 
 def install_in_shard(name: str) -> None:
@@ -101,16 +114,22 @@ def install_in_shard(name: str) -> None:
         from cluster.actors.load_progress import LoadProgress
         from cluster.actors.shard import ShardActor
         from experts.shard import ExpertShard
+        from experts.slot_loader import SlotLoader
 
         points.wrap(ExpertShard, "compute", "compute", "computed")
         points.wrap(LoadProgress, "add_bytes", "load")
         points.wrap(ShardActor, "join", "join")
-        _wrap_drain(points, ShardActor)
+        points.wrap(SlotLoader, "prepare", "prepare")
+        points.wrap(SlotLoader, "retire", "retire")
 
 
-def _wrap_drain(points: Failpoints, actor: type) -> None:
-    if hasattr(actor, "drain"):
-        points.wrap(actor, "drain", "drain")
+def install_in_controller(name: str) -> None:
+    """Turn on the points of the controller's process, if the environment says so."""
+    if (points := of_actor(name)) is not None:
+        from cluster.actors.placement_keeper import PlacementKeeper
+
+        for point in ("prepare", "commit", "retire"):
+            points.wrap(PlacementKeeper, point, point)
 
 
 def _read(file: str) -> list[str]:

@@ -12,7 +12,7 @@ import ray
 import torch
 
 from cluster.actors.link_invitation import LinkInvitation
-from cluster.part_names import part_number
+from cluster.part_names import name_of_link, part_number
 from experts.connection import connect
 from experts.endpoint import Liveness
 from experts.group_link import GroupLink
@@ -117,7 +117,7 @@ class LinkKeeper:
     def _keep(self, shard: int, shard_name: str, kept: _Kept) -> None:
         """Form the shard's link whenever it is down, for as long as it is wanted."""
         while kept.is_wanted:
-            link_name = f"{self._router_name}-{self._incarnation}--{shard_name}--{next(self._generations)}"
+            link_name = name_of_link(self._router_name, self._incarnation, shard_name, next(self._generations))
             try:
                 self._keep_one(shard, shard_name, link_name, kept)
             except Exception as error:

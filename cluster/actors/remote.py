@@ -15,6 +15,7 @@ from cluster.reports import (
     Batch,
     ControllerStats,
     DrainProgress,
+    HoldOrder,
     LoadView,
     OperationStatus,
     RebalanceReport,
@@ -22,7 +23,7 @@ from cluster.reports import (
     RouterStats,
     ShardStats,
 )
-from experts.placement import Slot
+from experts.placement import Placement
 from frontend.router_client import Readiness
 from router.request import GenerationRequest
 
@@ -55,8 +56,14 @@ class RemoteRouter:
     async def metrics(self) -> RouterMetrics:
         return await self._router.metrics()
 
-    async def slots_of(self, shard: str) -> Mapping[Slot, int]:
+    async def slots_of(self, shard: str) -> HoldOrder:
         return await self._router.slots_of(shard)
+
+    async def placement(self) -> Placement:
+        return await self._router.placement()
+
+    async def route(self, placement: Placement) -> None:
+        await self._router.route(placement)
 
     async def follow(self, orders: Orders) -> None:
         await self._router.follow(orders)
@@ -93,6 +100,9 @@ class RemoteShard:
     def stats(self) -> ShardStats:
         return self._shard.stats()
 
+    def hold(self, order: HoldOrder) -> None:
+        self._shard.hold(order)
+
     def join(self, invitation: "LinkInvitation") -> tuple[str, int]:
         return self._shard.join(invitation)
 
@@ -102,10 +112,10 @@ class RemoteController:
 
     def __init__(self, spec: "ControllerSpec") -> None:
         from cluster.actors.controller import ControllerActor
-        from cluster.actors.failpoints import of_actor
+        from cluster.actors.failpoints import install_in_controller
         from cluster.names import CONTROLLER
 
-        of_actor(CONTROLLER)
+        install_in_controller(CONTROLLER)
         self._controller = ControllerActor(spec)
 
     def state(self) -> ActorState:
@@ -123,8 +133,17 @@ class RemoteController:
     def operation(self, operation_id: str) -> OperationStatus | None:
         return self._controller.operation(operation_id)
 
-    def slots_of(self, shard: str) -> Mapping[Slot, int]:
+    def part_names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self._controller.part_names()
+
+    def slots_of(self, shard: str) -> HoldOrder:
         return self._controller.slots_of(shard)
+
+    def placement(self) -> Placement:
+        return self._controller.placement()
+
+    def change(self, operation_id: str, target: Placement, kind: str) -> str:
+        return self._controller.change(operation_id, target, kind)
 
     def resize(
         self,

@@ -23,12 +23,13 @@ from checkpoint.weights import WeightReader, router_bytes
 from cluster.actors.link_keeper import LinkKeeper, LinkSettings
 from cluster.actors.load_progress import LoadProgress
 from cluster.actors.outboxes import Outboxes
+from cluster.actors.start_orders import placement_to_route
 from cluster.life_line import Heart
 from cluster.part_names import part_number, shard_name
 from cluster.policy.wanted import Orders
-from cluster.reports import RATE_WINDOW_S, ActorState, Batch, RouterMetrics, RouterStats
+from cluster.reports import RATE_WINDOW_S, ActorState, Batch, HoldOrder, RouterMetrics, RouterStats
 from experts.link_table import LinkTable, Use
-from experts.placement import Placement, Slot
+from experts.placement import Placement
 from frontend.delta_stream import released
 from frontend.router_client import Readiness
 from frontend.router_connection import Pulse
@@ -98,7 +99,7 @@ class RouterActor:
         self._heart = Heart(spec.links.router_liveness.heartbeat_s, self._pulse)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watcher: asyncio.Task[None] | None = None
-        threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
+        threading.Thread(target=self._ask_and_load, name="load", daemon=True).start()
 
     async def state(self) -> ActorState:
         self._start_watching()
@@ -141,6 +142,7 @@ class RouterActor:
             shard_names=orders.shard_names,
             down_s={name: now - self._down_since_s.get(name, now) for name in down},
             degraded=self._degraded(),
+            epoch=self._dispatcher.epoch,
         )
 
     async def metrics(self) -> RouterMetrics:
@@ -150,9 +152,18 @@ class RouterActor:
         is_degraded = bool(self._degraded())
         return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses), missing, is_degraded)
 
-    async def slots_of(self, shard: str) -> Mapping[Slot, int]:
+    async def slots_of(self, shard: str) -> HoldOrder:
         """What the shard is to hold, as this router routes: for one that finds no controller."""
-        return self._spec.placement.slots_of(part_number(shard))
+        return HoldOrder(0, self._dispatcher.placement.slots_of(part_number(shard)))
+
+    async def placement(self) -> Placement:
+        """What this router routes: for a part that finds no controller, or a controller that finds nothing stored."""
+        return self._dispatcher.placement
+
+    async def route(self, placement: Placement) -> None:
+        """Route by this placement from the next step on; one that is older is ignored."""
+        await asyncio.to_thread(self._dispatcher.route, placement)
+        self._keep_links()
 
     async def follow(self, orders: Orders) -> None:
         """Follow these orders. Requests that the router has go on, whatever they are."""
@@ -304,6 +315,11 @@ class RouterActor:
         # In the engine's thread. It comes to the loop after every delta of the request.
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._outboxes.owner_of.pop, request_id, None)
+
+    def _ask_and_load(self) -> None:
+        if (placement := placement_to_route(self._spec.name, self._spec.namespace)) is not None:
+            self._dispatcher.route(placement)
+        self._progress.run(self._load)
 
     def _load(self) -> None:
         spec = self._spec

@@ -18,11 +18,12 @@ from checkpoint.errors import DroverError
 from checkpoint.tensors import Checkpoint
 from cluster.actors.link_invitation import LinkInvitation
 from cluster.actors.load_progress import LoadProgress
-from cluster.actors.wanted_slots import wanted_slots
-from cluster.reports import ActorState, ShardStats
+from cluster.actors.start_orders import slots_to_hold
+from cluster.reports import ActorState, HoldOrder, ShardStats
 from experts.connection import Listener
 from experts.errors import NotHeld
 from experts.groups.nccl import SHARD_RANK
+from experts.load_pace import LoadPace
 from experts.placement import Slot
 from experts.shard import ExpertShard, shard_bytes, slot_loader
 from experts.shard_server import ShardServer
@@ -38,16 +39,15 @@ logger = logging.getLogger(__name__)
 class ShardSpec:
     """What a shard actor is to hold.
 
-    slots: (layer, expert) -> version of its weights; a restarted shard asks the controller or one
-    of the routers instead, and takes these only if nobody answers. threads: None gives an equal
-    share of its machine's cores.
+    slots: (layer, expert) -> version of its weights, if nobody says anything else: what it is to hold
+    changes. threads: None gives an equal share of its machine's cores.
     neighbours: how many shards share that machine, this one included. stuck_after_s: a computation
-    that takes longer ends the process.
+    that takes longer ends the process. load_bytes_per_s: how fast it reads beside streams; None: as
+    fast as it can.
     """
 
     name: str
     namespace: str
-    routers: tuple[str, ...]
     checkpoint: Path
     slots: Mapping[Slot, int]
     dtype: torch.dtype
@@ -55,6 +55,7 @@ class ShardSpec:
     threads: int | None
     neighbours: int = 1
     stuck_after_s: float | None = None
+    load_bytes_per_s: float | None = None
 
 
 class ShardActor:
@@ -70,17 +71,40 @@ class ShardActor:
         self._progress = LoadProgress()
         self._server: ShardServer | None = None
         self._loader: SlotLoader | None = None
-        self._held: Mapping[Slot, int] | None = None  # until it has asked
-        threading.Thread(target=self._progress.run, args=(self._load,), name="load", daemon=True).start()
+        self._held = HoldOrder(0, spec.slots)
+        self._holding = threading.Lock()  # while orders and the loader are brought together
+        threading.Thread(target=self._load_and_keep, name="load", daemon=True).start()
 
     def state(self) -> ActorState:
         return self._progress.state()
 
     def stats(self) -> ShardStats:
-        if self._server is None:
-            return ShardStats(0, 0, ())
-        shard = self._server.shard
-        return ShardStats(len(shard.slots), shard.rows_computed, self._server.link_names)
+        with self._holding:
+            held, loader, server = self._held, self._loader, self._server
+        if server is None or loader is None:
+            return ShardStats(0, 0, (), held.order, len(held.slots))
+        return ShardStats(
+            len(server.shard.slots),
+            server.shard.rows_computed,
+            server.link_names,
+            held.order,
+            loader.missing,
+            loader.problem,
+            loader.failures,
+            loader.bytes_read,
+        )
+
+    def hold(self, order: HoldOrder) -> None:
+        """Hold exactly these slots from now on; an order that is older than the last one is ignored.
+
+        What is new is read in a thread that leaves the cores to others. Until then the shard refuses it.
+        """
+        with self._holding:
+            if order.order < self._held.order:
+                return
+            self._held = order
+            if self._loader is not None:
+                self._loader.hold(order.slots)
 
     def join(self, invitation: LinkInvitation) -> tuple[str, int]:
         """Begin to form this shard's end of a link; returns the address at which it waits for the router.
@@ -103,43 +127,42 @@ class ShardActor:
         threading.Thread(target=form, name=f"form {invitation.name}", daemon=True).start()
         return listener.address
 
-    def _slots(self) -> Mapping[Slot, int]:
-        spec, asked = self._spec, None
-        if ray.get_runtime_context().was_current_actor_reconstructed:
-            asked = wanted_slots(spec.name, spec.namespace, spec.routers)
-        return spec.slots if asked is None else asked
+    def _load_and_keep(self) -> None:
+        if (order := slots_to_hold(self._spec.name, self._spec.namespace)) is not None:
+            self.hold(order)
+        self._progress.run(self._load)
+        assert self._loader is not None
+        self._loader.keep_filled()
 
     def _load(self) -> None:
         """Serve from the start, and read the experts meanwhile. May be called again after a failure."""
         spec = self._spec
         checkpoint, device = Checkpoint.open(spec.checkpoint), torch.device(spec.device)
-        if self._held is None:
-            self._held = self._slots()
-        self._progress.expect(shard_bytes(checkpoint, self._held))
+        self._progress.expect(shard_bytes(checkpoint, self._held.slots))
         if self._server is None or self._loader is None:
             kernels, slots = choose_kernels(device, spec.dtype, self._threads), Slots()
-            loader = slot_loader(checkpoint, slots, self._held, kernels, self._progress.add_bytes)
+            pace = None if spec.load_bytes_per_s is None else LoadPace(spec.load_bytes_per_s)
+            with self._holding:
+                loader = slot_loader(checkpoint, slots, self._held.slots, kernels, self._progress.add_bytes, pace)
+                self._loader = loader
             shard = ExpertShard(slots, kernels, loader)
-            self._loader = loader
             # A shard that cannot compute is worth nothing; when its process ends, Ray starts a new one.
             self._server = ShardServer(
                 shard,
                 device,
                 on_crash=lambda: os._exit(1),
                 is_loaded=False,
-                prepare=lambda: _warm_up(shard, loader, checkpoint.config.hidden_size),
+                prepare=lambda: _warm_up(shard, loader, checkpoint),
                 stuck_after_s=spec.stuck_after_s,
             )
         self._loader.load_all()
         self._server.loaded()
 
 
-def _warm_up(shard: ExpertShard, loader: SlotLoader, hidden_size: int) -> None:
+def _warm_up(shard: ExpertShard, loader: SlotLoader, checkpoint: Checkpoint) -> None:
     """Compile what computes, before routers wait for it."""
-    first = next(iter(loader.wanted), None)
-    if first is None:
-        return
-    layer, expert = first
-    with suppress(NotHeld):  # it cannot be read; loading tells
-        loader.load_now(layer, [expert])
-        shard.warm_up(hidden_size)
+    if (first := next(iter(loader.wanted), None)) is not None:
+        layer, expert = first
+        with suppress(NotHeld):  # it cannot be read; loading tells
+            loader.load_now(layer, [expert])
+    shard.warm_up(checkpoint.config.hidden_size, checkpoint.config.intermediate_size)

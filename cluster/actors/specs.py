@@ -78,13 +78,13 @@ def shard_specs(
         ShardSpec(
             name=name,
             namespace=config.ray.namespace,
-            routers=router_names(config),
             checkpoint=config.checkpoint,
             slots=held.slots_of(index),
             dtype=_dtype(config, checkpoint),
             device=config.shards.device,
             threads=config.shards.threads,
             stuck_after_s=config.links.stuck_after_ms / 1e3,
+            load_bytes_per_s=config.placement.load_mbps * 1e6,
         )
         for index, name in enumerate(_shard_names(config))
     ]
@@ -116,6 +116,16 @@ def placement(config: DeploymentConfig, checkpoint: Checkpoint, shard_nodes: Seq
     return even_placement(
         model.moe_layers, model.num_experts, config.shards.count, replicas=replicas, nodes=shard_nodes
     )
+
+
+def slots(config: DeploymentConfig, first: Placement) -> int:
+    """How many experts of each MoE layer a shard has room for. first: what the deployment begins with."""
+    return max(config.shards.slots or 0, first.most_per_layer + 1)
+
+
+def expert_bytes(checkpoint: Checkpoint) -> dict[int, int]:
+    """What a shard reads of one expert, by MoE layer."""
+    return {layer: checkpoint.expert_bytes(layer) for layer in checkpoint.config.moe_layers}
 
 
 def _shard_names(config: DeploymentConfig) -> tuple[str, ...]:

@@ -8,6 +8,39 @@ from experts.placement import Placement
 
 
 @dataclass(frozen=True)
+class Resize:
+    """An operation that changes numbers of parts. None: that number stays as it is.
+
+    replicas: copies of each expert. before: what to go back to if it is aborted. aborted: why, once
+    it is; then it goes back.
+    """
+
+    operation_id: str
+    shards: int | None = None
+    routers: int | None = None
+    replicas: int | None = None
+    frontends: int | None = None
+    before: "Before | None" = None
+    aborted: str = ""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What it changes."""
+        counts = {name: getattr(self, name) for name in ("shards", "routers", "replicas", "frontends")}
+        return {name: count for name, count in counts.items() if count is not None}
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was wanted when an operation began."""
+
+    routers: tuple[str, ...]
+    shards: tuple[str, ...]
+    replicas: int
+    frontends: int
+
+
+@dataclass(frozen=True)
 class Wanted:
     """routers, shards: the parts of the deployment, in the order of their numbers.
 
@@ -15,7 +48,8 @@ class Wanted:
     released: parts that are to be gone and then forgotten; a shard only once it holds nothing.
     Each with its grace in seconds: how long the requests of a router there may go on.
     is_stopping: the whole deployment is about to end. changing: numbers of the shards that hold
-    something before or after a change of placement which is under way.
+    something before or after a change of placement which is under way. replicas: copies that each
+    expert has at least. frontends: how many. resize: the operation that is under way.
     """
 
     routers: tuple[str, ...]
@@ -26,6 +60,9 @@ class Wanted:
     is_stopping: bool = False
     released: Mapping[str, float] = field(default_factory=dict)
     changing: frozenset[int] = frozenset()
+    replicas: int = 1
+    frontends: int = 1
+    resize: Resize | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -41,10 +78,6 @@ class Wanted:
         is_needed = name in self.shards and part_number(name) in self.placement.used_shards | self.changing
         return name in self.released and not is_needed
 
-    def with_drains(self, drained: Mapping[str, float], cleared: Mapping[str, float]) -> "Wanted":
-        """The same, with these drains."""
-        return replace(self, drained=drained, cleared=cleared)
-
 
 def forgotten(name: str, wanted: Wanted) -> Wanted:
     """What is wanted once a released part is gone."""
@@ -52,10 +85,8 @@ def forgotten(name: str, wanted: Wanted) -> Wanted:
         wanted,
         routers=tuple(router for router in wanted.routers if router != name),
         shards=tuple(shard for shard in wanted.shards if shard != name),
-        **{
-            held: {part: grace_s for part, grace_s in getattr(wanted, held).items() if part != name}
-            for held in ("drained", "released")
-        },
+        drained={part: grace_s for part, grace_s in wanted.drained.items() if part != name},
+        released={part: grace_s for part, grace_s in wanted.released.items() if part != name},
     )
 
 
@@ -74,6 +105,21 @@ class Orders:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What a shard says of its slots.
+
+    order: the newest that it follows. missing: slots that it has to read yet. failures: how often in
+    a row it could not read one, and problem: why. links: the routers that it is linked to.
+    """
+
+    order: int
+    missing: int
+    links: frozenset[str]
+    problem: str = ""
+    failures: int = 0
+
+
+@dataclass(frozen=True)
 class Found:
     """A part that exists.
 
@@ -82,6 +128,8 @@ class Found:
     is as it last answered.
     orders: those that a router follows; None for shards, and if it has never answered.
     draining_s: for how long a router has drained. open_requests: of a router.
+    epoch: of the placement that a router's steps use, all of them; None if it does not answer.
+    held: of a shard; None if it does not answer.
     can_go_home: it was moved out of its bundle of the placement group, Ray finds no node for it now,
     and the bundle is on a node that may be used.
     restarts: how often Ray has started it again. unlinked: of a router, the shards that it has no
@@ -94,6 +142,8 @@ class Found:
     orders: Orders | None = None
     draining_s: float = 0.0
     open_requests: int = 0
+    epoch: int | None = None
+    held: Held | None = None
     can_go_home: bool = False
     restarts: int = 0
     unlinked: Mapping[str, str] = field(default_factory=dict)

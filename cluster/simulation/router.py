@@ -14,6 +14,7 @@ from cluster.simulation.routing import Counts, Routing
 from cluster.simulation.scenario import Scenario
 from cluster.simulation.step_time import Floats, StepTimer, StepTimes
 from cluster.simulation.traffic import Arrival
+from experts.placement import Placement
 from router.errors import ResourceExhausted
 from router.request import GenerationRequest, SamplingParams
 from router.schedule.kv_layout import KvLayout
@@ -29,8 +30,7 @@ class World(Protocol):
     """What a router needs of the simulation."""
 
     now_s: float
-    routes: RouteTable
-    epoch: int
+    shard_busy_s: float
     slowdown_S: Floats
     timer: StepTimer
 
@@ -39,11 +39,15 @@ class World(Protocol):
         """Whether nobody else ever asks the shards."""
         ...
 
+    def routes_of(self, placement: Placement) -> RouteTable:
+        """By the shards that live now."""
+        ...
+
     def at(self, time_s: float, call: Callable[[], None]) -> None:
         """Call back when it is that time."""
         ...
 
-    def step_ended(self, router: "SimulatedRouter", tokens: list["Told"], work: ShardWork) -> None:
+    def step_ended(self, tokens: list["Told"], work: ShardWork) -> None:
         """A step has ended, which told these tokens and asked this of the shards."""
         ...
 
@@ -59,13 +63,14 @@ class Told:
 
 @dataclass
 class _Step:
-    """Under way. work: None while it waits for an expert that is away."""
+    """Under way. epoch, work, times: None while it waits for an expert that is away."""
 
     began_s: float
     works: list[Work]
     tokens: int
     context: int
     rows_LE: Counts
+    epoch: int | None = None
     work: ShardWork | None = None
     times: StepTimes | None = None
     factor: float = 1.0
@@ -76,10 +81,9 @@ class SimulatedRouter:
 
     tokens_LE, reads_LE: rows that each expert got since the start, and steps in which it got any,
     as a router counts them.
-    epoch: of the routes that its steps use.
     """
 
-    def __init__(self, number: int, scenario: Scenario, routing: Routing, world: World) -> None:
+    def __init__(self, number: int, scenario: Scenario, routing: Routing, placement: Placement, world: World) -> None:
         engine, model = scenario.engine, scenario.model
         self.name = f"router-{number}"
         self._world, self._routing, self._jitter = world, routing, scenario.costs.jitter
@@ -100,9 +104,19 @@ class SimulatedRouter:
         self._layer = 0
         self.tokens_LE: Counts = np.zeros((model.moe_layers, model.experts), np.int64)
         self.reads_LE = np.zeros_like(self.tokens_LE)
-        self.epoch = 0
+        self._placement = placement
         self.lost_s = 0.0
         """How much longer the step under way takes, because a shard has died."""
+
+    @property
+    def epoch(self) -> int:
+        """Of the placement that all its steps use."""
+        return self._placement.epoch if self._step is None or self._step.epoch is None else self._step.epoch
+
+    def route(self, placement: Placement) -> None:
+        """Go by this placement from the next step on."""
+        self._placement = placement
+        self.resume()
 
     @property
     def load(self) -> int:
@@ -155,11 +169,13 @@ class SimulatedRouter:
         """Send the step on its way, by the routes as they are now."""
         step, world = self._step, self._world
         assert step is not None
-        if world.routes.is_away(step.rows_LE):
+        routes = world.routes_of(self._placement)
+        if routes.is_away(step.rows_LE):
             return  # `resume` comes back
-        self.epoch = world.epoch
-        step.work = world.routes.share_out(step.rows_LE)
+        step.epoch = self._placement.epoch
+        step.work = routes.share_out(step.rows_LE)
         step.times = world.timer.times(step.tokens, step.context, step.work, world.slowdown_S)
+        world.shard_busy_s += float(step.times.work_LS.sum())
         if self._jitter:
             step.factor = float(np.exp(self._jitter * self._rng.standard_normal() - self._jitter**2 / 2))
         if world.is_only_router:
@@ -210,6 +226,6 @@ class SimulatedRouter:
         self.scheduler.record_step(step.works, world.now_s - step.began_s)
         self.tokens_LE += step.rows_LE
         self.reads_LE += step.rows_LE > 0
-        world.step_ended(self, told, step.work)  # new requests may come of it, and wait for the next step
+        world.step_ended(told, step.work)  # new requests may come of it, and wait for the next step
         self._step = None
         self._begin()

@@ -109,14 +109,14 @@ class TraceRouting:
 class HotRouting:
     """For some time each row of `base` goes to one of a few experts instead, with a probability.
 
-    The experts are spread over all numbers: of 128 the hot 4 are 0, 32, 64 and 96 in layer 0, 1,
-    33, 65 and 97 in layer 1.
+    Their numbers follow each other, so that one shard of an even placement has them. Each layer
+    begins elsewhere: in 4 layers of 128 experts, 4 hot ones are 0 to 3, 32 to 35, 64 to 67, 96 to 99.
     """
 
     def __init__(self, base: Routing, hot: Sequence[HotSection], model: ModelSection) -> None:
         self._base, self._hot = base, hot
         self._experts_of = [
-            (np.arange(each.experts) * model.experts // each.experts + np.arange(model.moe_layers)[:, None])
+            (np.arange(each.experts) + np.arange(model.moe_layers)[:, None] * model.experts // max(1, model.moe_layers))
             % model.experts
             for each in hot
         ]

@@ -7,10 +7,13 @@ microseconds, times of the scenario in seconds.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from checkpoint.errors import listed
+from cluster.autoscale_config import AutoscaleConfig
 from cluster.config import ConfigError, problem_of
+from cluster.config_section import Section
+from cluster.policy.judgement import ScaleSettings
 
 DEMO_TRACE = Path(__file__).parents[2] / "demo" / "routing_trace.npz"
 
@@ -19,10 +22,6 @@ Seconds = Annotated[float, Field(ge=0)]
 Micros = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
@@ -155,7 +154,10 @@ class TrafficSection(Section):
 
 
 class HotSection(Section):
-    """For some time a share of all rows goes to a few experts of every layer, evenly."""
+    """For some time a share of all rows goes to a few experts of every layer, evenly.
+
+    They are neighbours, which one shard has at first.
+    """
 
     experts: Count = 4
     share: Share = 0.5
@@ -209,6 +211,7 @@ class Scenario(Section):
     engine: EngineSection = EngineSection()
     traffic: TrafficSection = TrafficSection()
     routing: RoutingSection = RoutingSection()
+    autoscale: AutoscaleConfig = AutoscaleConfig()
     costs: CostsSection = CostsSection()
     faults: Annotated[tuple[FaultSection, ...], Field(strict=False)] = ()
 
@@ -217,6 +220,26 @@ class Scenario(Section):
         """At the start; a dense model has none."""
         return self.shards.count if self.model.moe_layers else 0
 
+    @property
+    def most_shards(self) -> int:
+        """That there may ever be."""
+        limits = self.autoscale.shards
+        return max(self.num_shards, limits.max) if limits is not None and self.num_shards else self.num_shards
+
+    @property
+    def scale_settings(self) -> ScaleSettings:
+        return self.autoscale.settings(self.num_shards, self.routers, 1)
+
+    @property
+    def slots(self) -> int:
+        """Of each shard, for each MoE layer."""
+        return self.shards.slots or self._needed_slots
+
+    @property
+    def _needed_slots(self) -> int:
+        """By the first placement, and one for moves."""
+        return -(-self.model.experts * self.shards.replicas // self.shards.count) + 1
+
     @model_validator(mode="after")
     def _the_experts_fit(self) -> "Scenario":
         shards, experts = self.shards, self.model.experts
@@ -224,11 +247,25 @@ class Scenario(Section):
             raise ValueError(f"shards.count is {shards.count}; with {experts} experts, at most {experts} have any")
         if shards.replicas > shards.count:
             raise ValueError(f"shards.replicas is {shards.replicas}, and shards.count is {shards.count}")
-        needed = -(-experts * shards.replicas // shards.count) + 1
+        needed = self._needed_slots
         if shards.slots is not None and shards.slots < needed:
             raise ValueError(
                 f"shards.slots is {shards.slots}; {experts} experts with {shards.replicas} replicas on "
                 f"{shards.count} shards need {needed - 1}, and one for moves: at least {needed}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fewer_shards_hold_all(self) -> "Scenario":
+        limits, needed = self.autoscale.shards, self.model.experts * self.shards.replicas
+        if limits is None or not self.model.moe_layers:
+            return self
+        if limits.max > self.model.experts:
+            raise ValueError(f"autoscale.shards.max is {limits.max}; the model has {self.model.experts} experts")
+        if limits.min * (self.slots - 1) < needed:
+            raise ValueError(
+                f"autoscale.shards.min is {limits.min}; so few hold {limits.min} * {self.slots - 1} experts of a "
+                f"layer, and {needed} are needed: raise it, or shards.slots"
             )
         return self
 

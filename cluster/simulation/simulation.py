@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cluster.simulation.changes import LOOK_S, Changes
+from cluster.simulation.operator import Operator
 from cluster.simulation.recorder import Recorder
 from cluster.simulation.route_table import RouteTable, ShardWork
 from cluster.simulation.router import SimulatedRouter, Told
@@ -13,7 +15,7 @@ from cluster.simulation.routing import routing_of
 from cluster.simulation.scenario import Scenario
 from cluster.simulation.step_time import StepTimer
 from cluster.simulation.traffic import Arrival, arrival, arrivals
-from experts.placement import even_placement
+from experts.placement import Placement, even_placement
 from frontend.router_choice import choose_router
 
 
@@ -29,32 +31,58 @@ class Simulation:
         Raises DroverError where a recorded trace cannot be read.
         """
         self.scenario, self._requests = scenario, requests
-        self.now_s, self.epoch = 0.0, 1
+        self.now_s = 0.0
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
-        model, shards = scenario.model, scenario.num_shards
-        self.placement = even_placement(
+        model, shards, most = scenario.model, scenario.num_shards, scenario.most_shards
+        placement = even_placement(
             range(model.moe_layers),
             model.experts,
             shards,
             replicas=scenario.shards.replicas,
             nodes=[self.node_of(shard) for shard in range(shards)],
         )
-        self.living = set(range(shards))
-        self.timer = StepTimer(scenario, shards)
-        self.slowdown_S = np.ones(shards)
-        self.recorder = Recorder(model.moe_layers, shards)
-        self.moved_bytes = 0
-        routing = routing_of(scenario.routing, model, scenario.seed)
-        self.routers = [SimulatedRouter(number, scenario, routing, self) for number in range(scenario.routers)]
+        self.routers: list[SimulatedRouter] = []
+        self._leaving: list[SimulatedRouter] = []
+        self.changes = Changes(scenario, placement, self, lambda: self._all_routers)
+        self.operator = Operator(scenario, self) if scenario.num_shards else None
+        self._routes: dict[int, RouteTable] = {}
+        self.timer = StepTimer(scenario, most)
+        self.slowdown_S = np.ones(most)
+        self.shard_busy_s = 0.0
+        self.recorder = Recorder(model.moe_layers, most)
+        self._routing = routing_of(scenario.routing, model, scenario.seed)
+        self._routers_made = 0
+        for _ in range(scenario.routers):
+            self._add_router()
         self._traffic_rng = np.random.default_rng([scenario.seed, 2])
         self.arrived = self.refused = 0
         self.last_token_s = 0.0
-        self._route()
+
+    @property
+    def placement(self) -> Placement:
+        """The current one."""
+        return self.changes.state.current
 
     @property
     def is_only_router(self) -> bool:
-        return len(self.routers) == 1
+        return len(self._all_routers) == 1
+
+    @property
+    def _all_routers(self) -> list[SimulatedRouter]:
+        """Those that leave, too."""
+        return [*self.routers, *self._leaving]
+
+    def set_routers(self, number: int) -> None:
+        """See World. New ones take requests once their process is there."""
+        for _ in range(number - len(self.routers)):
+            self.at(self.now_s + self.scenario.costs.shard.start_s, self._add_router)
+        self._leaving += self.routers[number:]
+        del self.routers[number:]
+
+    def _add_router(self) -> None:
+        self.routers.append(SimulatedRouter(self._routers_made, self.scenario, self._routing, self.placement, self))
+        self._routers_made += 1
 
     def node_of(self, shard: int) -> str:
         return f"node-{shard // self.scenario.shards.per_node}"
@@ -68,6 +96,9 @@ class Simulation:
         """Simulate to the end, and return the result as plain data; see docs/simulation.md."""
         scenario = self.scenario
         self._sample_at(scenario.sample_s, on_progress)
+        self._look()
+        if self.operator is not None:
+            self.operator.sample()
         for fault in scenario.faults:
             self.at(fault.at_s, lambda shard=fault.shard: self._shard_dies(shard))  # type: ignore[misc]
         if self._requests is not None:
@@ -90,15 +121,16 @@ class Simulation:
                 "requests": self.arrived,
                 "finished": self.recorder.finished,
                 "refused": self.refused,
-                "under_way": sum(router.load for router in self.routers),
-                "moved_bytes": self.moved_bytes,
-                "shards": len(self.living),
+                "under_way": sum(router.load for router in self._all_routers),
+                "moved_bytes": self.changes.moved_bytes,
+                "shards": len(self.changes.living),
                 "routers": len(self.routers),
             },
             "series": self.recorder.series(),
+            "decisions": [] if self.operator is None else self.operator.decisions(),
         }
 
-    def step_ended(self, router: SimulatedRouter, tokens: list[Told], work: ShardWork) -> None:
+    def step_ended(self, tokens: list[Told], work: ShardWork) -> None:
         """See World."""
         self.recorder.step(tokens, work)
         if tokens:
@@ -109,11 +141,27 @@ class Simulation:
                 if token.is_last and (ends_s is None or self.now_s < ends_s):
                     self._arrive(arrival(self.scenario.traffic, self.now_s, self._traffic_rng))
 
-    def _route(self) -> None:
-        """Have routers go by the placement and the living shards from their next steps on."""
-        self.routes = RouteTable(self.placement, self.living, len(self.slowdown_S))
-        for router in self.routers:
+    def routes_of(self, placement: Placement) -> RouteTable:
+        """See World."""
+        if placement.epoch not in self._routes:
+            self._routes[placement.epoch] = RouteTable(placement, self.changes.living, len(self.slowdown_S))
+        return self._routes[placement.epoch]
+
+    def shards_changed(self) -> None:
+        """See cluster.simulation.changes.World."""
+        self._routes.clear()
+        loading = self.changes.loading
+        slowdown = self.scenario.costs.shard.load_slowdown
+        self.slowdown_S = np.array([slowdown if shard in loading else 1.0 for shard in range(len(self.slowdown_S))])
+        for router in self._all_routers:
             router.resume()
+
+    def _look(self) -> None:
+        self.changes.look()
+        self._leaving = [router for router in self._leaving if router.load]
+        if self.operator is not None:
+            self.operator.look()
+        self.at(self.now_s + LOOK_S, self._look)
 
     def _expect(self, coming: Iterator[Arrival]) -> None:
         """Wait for the next request of an open loop."""
@@ -146,26 +194,17 @@ class Simulation:
         self.recorder.sample(
             self.now_s,
             self.placement,
-            shards=len(self.living),
+            shards=len(self.changes.living),
             routers=len(self.routers),
-            running=sum(router.scheduler.num_running for router in self.routers),
-            waiting=sum(router.scheduler.num_waiting for router in self.routers),
-            moved_bytes=self.moved_bytes,
+            running=sum(router.scheduler.num_running for router in self._all_routers),
+            waiting=sum(router.scheduler.num_waiting for router in self._all_routers),
+            moved_bytes=self.changes.moved_bytes,
         )
 
     def _shard_dies(self, shard: int) -> None:
         """Its rows are asked for elsewhere, and Ray starts it again."""
-        if shard not in self.living:
-            return
-        costs = self.scenario.costs
-        self.living.discard(shard)
-        for router in self.routers:
-            if not router.is_idle and not router.is_waiting:
-                router.lost_s = costs.link.lost_ms * 1e-3
-        size = len(self.placement.slots_of(shard)) * self.scenario.model.expert_bytes
-        self.at(self.now_s + costs.shard.restart_s + size / (costs.shard.load_mb_s * 1e6), lambda: self._is_back(shard))
-        self._route()
-
-    def _is_back(self, shard: int) -> None:
-        self.living.add(shard)
-        self._route()
+        if shard in self.changes.living:
+            for router in self._all_routers:
+                if not router.is_idle and not router.is_waiting:
+                    router.lost_s = self.scenario.costs.link.lost_ms * 1e-3
+        self.changes.dies(shard)

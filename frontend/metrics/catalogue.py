@@ -20,7 +20,7 @@ class RouterReport:
 
     name: str
     snapshot: EngineSnapshot | None
-    shard_names: Sequence[str]
+    shard_names: Mapping[int, str]
     down: frozenset[str] = frozenset()
     losses: Mapping[str, int] = field(default_factory=dict)
     missing_experts: int = 0
@@ -91,7 +91,7 @@ GAUGES = (
         "drover_shard_linked",
         "1 if the router's link to the shard works, else 0.",
         ("shard",),
-        lambda report, _: [((name,), float(name not in report.down)) for name in report.shard_names],
+        lambda report, _: [((name,), float(name not in report.down)) for name in report.shard_names.values()],
     ),
     Family(
         "drover_degraded",
@@ -110,7 +110,9 @@ GAUGES = (
         "How many times as long as the fastest a slow shard takes for the same work, as the router has measured. "
         "Shards that are not slow are not named. A slow shard gets only what no other holds.",
         ("shard",),
-        lambda report, snapshot: [((report.shard_names[n],), ratio) for n, ratio in snapshot.slowness.items()],
+        lambda report, snapshot: [
+            ((report.shard_names[n],), ratio) for n, ratio in snapshot.slowness.items() if n in report.shard_names
+        ],
     ),
     Family(
         "drover_expert_load_tokens",
@@ -204,7 +206,7 @@ COUNTERS = (
         "(token, expert) rows that the router has sent to a shard. Uneven rates mean uneven experts.",
         ("shard",),
         lambda report, snapshot: [
-            ((name,), rows) for name, rows in zip(report.shard_names, snapshot.rows_of_shard, strict=True)
+            ((name,), snapshot.rows_of_shard.get(shard, 0)) for shard, name in report.shard_names.items()
         ],
     ),
 )

@@ -177,7 +177,7 @@ class EngineSnapshot:
     requests: RequestMetrics
     step_s: Histogram
     phase_s: dict[Phase, float]
-    rows_of_shard: tuple[int, ...]
+    rows_of_shard: dict[int, int]
     retries: dict[str, int]
     slowness: dict[int, float]
     expert_load: ExpertLoadSummary | None

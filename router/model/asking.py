@@ -86,9 +86,11 @@ class Asker:
     def __init__(
         self, placement: Placement, links: LinkTable, heal_s: float, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._placement, self._links, self._heal_s, self._clock = placement, links, heal_s, clock
+        self.placement = placement
+        """The newest one: whom to ask for rows that are lost or late, also amid a step that began with another."""
+        self._links, self._heal_s, self._clock = links, heal_s, clock
         self.speeds = ShardSpeeds()
-        self.rows_of_shard = [0] * placement.num_shards
+        self.rows_of_shard: Counter[int] = Counter()
         """(token, expert) pairs that each shard was asked for since the start."""
         self.retries: Counter[str] = Counter()
         """Parts asked for elsewhere, by reason: "lost", "not_held", "compute_failed", "late"."""
@@ -197,7 +199,7 @@ class Asker:
             for shard, use in self._links.use_of.items()
             if part.refused_until_s.get(shard, now_s) <= now_s and self._links.down_reason(shard) is None
         }
-        shards_of = self._placement.shards_of[part.message.layer]
+        shards_of = self.placement.shards_of[part.message.layer]
         holders = [best_holders(shards_of[expert], use_of) for expert in part.message.experts]
         return [[shard for shard in shards if shard not in part.failed] or shards for shards in holders]
 
@@ -232,7 +234,7 @@ class Asker:
     def _away_since_s(self, part: Part) -> float:
         """Since when an expert of the part has had nobody who could be asked, in this wait or an earlier one."""
         layer = part.message.layer
-        shards_of = self._placement.shards_of[layer]
+        shards_of = self.placement.shards_of[layer]
         return min(
             max(self._cannot_answer_since_s(shard, layer, expert, part.lost_s) for shard in shards_of[expert])
             for expert in part.message.experts

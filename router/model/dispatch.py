@@ -7,8 +7,10 @@ Legend: T tokens, D model width, E experts, R the same in the order of rows, A e
 token, N = T * A rows on their way to experts.
 """
 
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import compress
 from typing import NamedTuple
 
@@ -62,15 +64,52 @@ class Dispatcher:
         """device: the one that gates compute on. heal_s: see Asker."""
         self.load = ExpertLoad(placement)
         self.asker = Asker(placement, links, heal_s, clock)
-        self._placement = placement
         self._links = links
         self._device = device
-        self._routes: Routes | None = None
+        self._swapping = threading.Lock()  # of routes; a step takes it only as it begins and ends
+        self._is_amid_step = False
+        self._newest = self._routes = Routes(placement, links.use_of, device)
+
+    @property
+    def placement(self) -> Placement:
+        """By which steps that begin now are routed."""
+        return self._newest.placement
+
+    @property
+    def epoch(self) -> int:
+        """Of the oldest placement in use: that of the step under way, or else the newest."""
+        return self._routes.placement.epoch
+
+    def route(self, placement: Placement) -> None:
+        """Route by this placement from the next step on; one that is older than the newest is ignored. From any thread.
+
+        Versions must be as before: rows under way may be asked for where the new placement says.
+        """
+        routes = Routes(placement, self._links.use_of, self._device)  # here, because it takes as long as a step
+        with self._swapping:
+            if placement.epoch < self._newest.placement.epoch:
+                return
+            self._newest = routes
+            self.asker.placement = placement
+            if not self._is_amid_step:
+                self._routes = routes
+        self._links.bell.ring()  # a step may wait for a shard that is not the only one any more
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """All that is dispatched within is routed by one placement."""
+        with self._swapping:
+            self._routes, self._is_amid_step = self._newest, True
+        try:
+            yield
+        finally:
+            with self._swapping:
+                self._routes, self._is_amid_step = self._newest, False
 
     @property
     def needed_shards(self) -> frozenset[int]:
         """The shards that hold anything as the placement says."""
-        return self._placement.used_shards
+        return self.placement.used_shards
 
     def down_reasons(self) -> dict[int, str]:
         """Needed shards that cannot be reached now, and why."""
@@ -80,7 +119,7 @@ class Dispatcher:
     def missing_experts(self) -> int:
         """How many (layer, expert) no living shard holds now."""
         use_of: Mapping[int, object] = self._links.use_of
-        by_experts = self._placement.shards_of.values()
+        by_experts = self.placement.shards_of.values()
         return sum(not any(shard in use_of for shard in shards) for by_expert in by_experts for shards in by_expert)
 
     def wake(self) -> None:
@@ -95,13 +134,11 @@ class Dispatcher:
         Llama 4 applies the score to the expert's input: shared(x) + sum over chosen experts of
         expert(score * x).
         """
-        if self._routes is None or self._routes.use_of is not self._links.use_of:
-            self.asker.speeds.keep_only(self._links.use_of)
-            self._routes = Routes(self._placement, self._links.use_of, self._device)
+        step_routes = self._routes_now()
         expert_N = expert_TA.flatten()
-        count_E = np.bincount(expert_N.cpu().numpy(), minlength=len(self._placement.shards_of[layer]))
+        count_E = np.bincount(expert_N.cpu().numpy(), minlength=len(step_routes.placement.shards_of[layer]))
         self.load.count((layer, count_E))
-        routes = self._routes.layer(layer, count_E, self.asker.slowness_now)
+        routes = step_routes.layer(layer, count_E, self.asker.slowness_now)
         sort_N = torch.argsort(routes.rank_E[expert_N], stable=True)
         x_ND = x_TD[sort_N // expert_TA.shape[1]] * score_TA.flatten()[sort_N, None]
         row_N = torch.arange(len(sort_N))
@@ -124,6 +161,18 @@ class Dispatcher:
         unsort_N = torch.empty_like(sort_N)
         unsort_N[sort_N] = torch.arange(len(sort_N), device=sort_N.device)
         return DispatchHandle(parts, unsort_N, expert_TA.shape[1])
+
+    def _routes_now(self) -> Routes:
+        """Those of the step, for the shards that can be asked now."""
+        if self._routes.use_of is not self._links.use_of:
+            self.asker.speeds.keep_only(self._links.use_of)
+            old = self._routes
+            new = Routes(old.placement, self._links.use_of, self._device)
+            with self._swapping:
+                self._routes = new
+                if self._newest is old:
+                    self._newest = new
+        return self._routes
 
     def combine(self, handle: DispatchHandle) -> torch.Tensor:
         """y_TD: the sum of each token's experts.

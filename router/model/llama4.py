@@ -158,8 +158,9 @@ class Model:
         token_id_T, position_T, row_R = upload(arrays, self._device)
         heads = self._heads.begin(self._plan(spans, position_T, cache))
         x_TD = F.embedding(token_id_T, self._embedding_VD)
-        for layer in self._layers:
-            x_TD = layer(x_TD, heads)
+        with self.dispatcher.step():
+            for layer in self._layers:
+                x_TD = layer(x_TD, heads)
         return x_TD[row_R]
 
     def _plan(self, spans: Sequence[Span], position_T: torch.Tensor, cache: KvCache) -> StepPlan:

@@ -57,7 +57,7 @@ class Routes:
 
     def __init__(self, placement: Placement, use_of: Mapping[int, Use], device: torch.device) -> None:
         """use_of: the living shards. device: the one that gates compute on."""
-        self.use_of = use_of
+        self.placement, self.use_of = placement, use_of
         self._device, self._versions_of = device, placement.versions_of
         self._holders_of = {
             layer: [best_holders(shards, use_of) or shards[:1] for shards in by_expert]

@@ -93,6 +93,27 @@ def test_a_resize_is_followed_to_its_end(
     ]
 
 
+def test_a_terminal_gets_a_bar(
+    drover: Callable[..., Said],
+    controller: SmallController,
+    meanwhile: list[Callable[[], None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+    meanwhile += [
+        lambda: setattr(controller, "running", replace(RUNS, waits_for="shard-2: [12] missing")),
+        lambda: None,
+        lambda: controller.end(replace(RUNS, phase="done")),
+    ]
+    code, out, err = drover(*RESIZE)
+    assert code == 0
+    assert "done after" in out
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", err)
+    assert "resize-1 (3 shards) prepare 1/2 ━━━━━━━━━━╺" in text  # a quarter of the bytes
+    assert "shard-2: [12] missing" in text  # no markup
+
+
 def test_its_end_as_json_alone_on_stdout(
     drover: Callable[..., Said], controller: SmallController, meanwhile: list[Callable[[], None]]
 ) -> None:

@@ -38,6 +38,9 @@ class LocalRouter(RouterActor):
         self.thaw()
         super().__init__(spec)
 
+    def _ask_and_load(self) -> None:
+        self._progress.run(self._load)
+
     def _load(self) -> None:
         self._engine = EngineThread(make_engine(self.model), self._deliver)
 

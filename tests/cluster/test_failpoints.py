@@ -9,15 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from cluster.actors.failpoints import VARIABLE, Failpoints, install_in_router, install_in_shard, of_actor
+from cluster.actors.failpoints import (
+    VARIABLE,
+    Failpoints,
+    install_in_controller,
+    install_in_router,
+    install_in_shard,
+    of_actor,
+)
 from cluster.actors.load_progress import LoadProgress
+from cluster.actors.placement_keeper import PlacementKeeper
+from cluster.actors.router import RouterActor
 from cluster.actors.shard import ShardActor
 from experts.shard import ExpertShard
+from experts.slot_loader import SlotLoader
 from router.model.dispatch import Dispatcher
 from tests.processes import PATIENCE_S, wait_until
 
 WRAPPED = ((Dispatcher, "dispatch"), (Dispatcher, "combine"), (ExpertShard, "compute"), (LoadProgress, "add_bytes"),
-           (ShardActor, "join"))  # fmt: skip
+           (ShardActor, "join"), (SlotLoader, "prepare"), (SlotLoader, "retire"), (Dispatcher, "route"),
+           (RouterActor, "follow"), (PlacementKeeper, "prepare"), (PlacementKeeper, "commit"),
+           (PlacementKeeper, "retire"))  # fmt: skip
 
 
 class Work:
@@ -47,6 +59,7 @@ def test_off_no_method_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
     before = [getattr(owner, name) for owner, name in WRAPPED]
     install_in_router("router-0")
     install_in_shard("shard-0")
+    install_in_controller("controller")
     assert [getattr(owner, name) for owner, name in WRAPPED] == before
     assert not any(method.__code__.co_name == "passing" for method in before)
 
@@ -57,6 +70,7 @@ def test_on_every_point_is_wrapped_and_the_process_id_is_told(tmp_path: Path, mo
     monkeypatch.setenv(VARIABLE, str(tmp_path))
     install_in_router("router-0")
     install_in_shard("shard-0")
+    install_in_controller("controller")
     assert all(getattr(owner, name).__code__.co_name == "passing" for owner, name in WRAPPED)
     assert (tmp_path / "router-0.pid").read_text() == (tmp_path / "shard-0.pid").read_text() == str(os.getpid())
 

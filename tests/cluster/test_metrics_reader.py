@@ -36,7 +36,7 @@ def run(main: Callable[[], object]) -> None:
 
 def test_scrapes_that_time_out_take_no_thread_from_tokenizing(slow: Slow) -> None:
     async def main() -> None:
-        reader = MetricsReader(slow.read, b"nobody", timeout_s=0.01)
+        reader = MetricsReader(slow.read, lambda: b"nobody", timeout_s=0.01)
         pages = [await reader.page() for _ in range(100)]  # asyncio's own executor has 32 threads at most
         assert set(pages) == {b"# Ray did not answer within 0.01 s\nnobody"}
         assert await asyncio.to_thread(lambda: "tokenized") == "tokenized"
@@ -51,7 +51,7 @@ def test_scrapes_that_time_out_take_no_thread_from_tokenizing(slow: Slow) -> Non
 
 def test_scrapes_at_once_share_a_reading_and_one_that_leaves_does_not_end_it(slow: Slow) -> None:
     async def main() -> None:
-        reader = MetricsReader(slow.read, b"nobody", timeout_s=PATIENCE_S)
+        reader = MetricsReader(slow.read, lambda: b"nobody", timeout_s=PATIENCE_S)
         scrapes = [asyncio.create_task(reader.page()) for _ in range(3)]
         await asyncio.sleep(0)  # they have begun
         scrapes[0].cancel()
@@ -73,7 +73,7 @@ def test_a_reading_that_fails_fails_its_scrape_alone(kind: type[Exception]) -> N
         return page
 
     async def main() -> None:
-        reader = MetricsReader(read, b"nobody")
+        reader = MetricsReader(read, lambda: b"nobody")
         with pytest.raises(kind):
             await reader.page()
         assert await reader.page() == b"page"

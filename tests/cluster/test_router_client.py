@@ -138,3 +138,22 @@ def test_a_router_that_never_comes_back_costs_bounded_memory() -> None:
     for number in range(2 * MAX_RELEASES):
         connection.release(f"{number:032x}", keep=f"{number:032x}+1")
     assert list(connection._to_release) == [f"{number:032x}" for number in range(MAX_RELEASES, 2 * MAX_RELEASES)]
+
+
+def test_a_connection_that_is_closed_looks_no_more_and_leaves_no_thread() -> None:
+    async def scenario() -> None:
+        connection = FailingConnection(ValueError("no such actor"))
+        pool = RouterPool([connection], LIMITS, heal_s=PATIENCE_S)
+        reading = asyncio.ensure_future(end_of(pool))
+        while connection.lookups < 2:
+            await asyncio.sleep(0.01)
+        pool.follow([], connect=lambda name: connection)
+        await asyncio.sleep(0)  # the cancelled tasks end
+        lookups = connection.lookups
+        assert connection._keeper is not None
+        assert connection._keeper.done()
+        await asyncio.to_thread(connection._threads.shutdown)  # returns once its threads have ended
+        assert connection.lookups == lookups
+        reading.cancel()
+
+    run(scenario())

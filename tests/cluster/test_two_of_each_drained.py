@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
+from cluster.actors.wanted_slots import wanted_slots
 
 from checkpoint.errors import DroverError
 from client import Client
-from cluster.actors.wanted_slots import wanted_slots
 from cluster.controller_client import ControllerClient
 from cluster.launch import Deployment
 from cluster.names import CONTROLLER, part_names

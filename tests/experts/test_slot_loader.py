@@ -5,13 +5,15 @@ import threading
 import pytest
 import torch
 
+from experts import slot_loader
 from experts.errors import NotHeld
+from experts.load_pace import LoadPace
 from experts.placement import Slot
 from experts.slot_loader import SlotLoader
 from experts.slots import Slots
 from kernels.choose import choose_kernels
 from kernels.grouped_mlp import Expert
-from tests.processes import PATIENCE_S
+from tests.processes import PATIENCE_S, wait_until
 
 KERNELS = choose_kernels(torch.device("cpu"), torch.float32, 1)
 EXPERT = KERNELS.expert(torch.zeros(4, 2), torch.zeros(2, 2))
@@ -80,3 +82,98 @@ def test_what_is_not_wanted_is_not_read() -> None:
     SlotLoader(slots, WANTED, reader).load_now(2, [0])
     SlotLoader(slots, WANTED, reader).load_now(1, [7])
     assert (reader.read, len(slots)) == ([], 0)
+
+
+class Keeper:
+    """A loader whose `keep_filled` runs."""
+
+    def __init__(self, reader: Reader, pace: LoadPace | None = None) -> None:
+        self.slots = Slots()
+        self.loader = SlotLoader(self.slots, WANTED, reader, pace)
+        self.loader.load_all()
+        self._thread = threading.Thread(target=self.loader.keep_filled)
+        self._thread.start()
+
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.loader.close()
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+
+
+MORE = {**WANTED, (7, 0): 3, (7, 1): 3}
+
+
+def test_what_else_is_to_be_held_is_read_beside_the_rest() -> None:
+    reader = Reader()
+    with Keeper(reader) as keeper:
+        keeper.loader.hold(MORE)
+        wait_until(lambda: keeper.loader.missing == 0)
+        assert keeper.slots.versions() == MORE
+        assert reader.read[len(WANTED) :] == [(7, 0), (7, 1)]
+
+
+def test_what_is_not_to_be_held_any_more_is_let_go_at_once() -> None:
+    with Keeper(Reader()) as keeper:
+        keeper.loader.hold({(1, 0): 3})
+        assert keeper.slots.versions() == {(1, 0): 3}
+
+
+def test_what_is_let_go_while_it_is_read_is_not_held() -> None:
+    reader = Reader(held_at=(7, 0))
+    with Keeper(reader) as keeper:
+        keeper.loader.hold(MORE)
+        assert reader.reached.wait(PATIENCE_S)
+        keeper.loader.hold({**WANTED, (7, 1): 3})
+        reader.go.set()
+        wait_until(lambda: keeper.loader.missing == 0)
+        assert keeper.slots.versions() == {**WANTED, (7, 1): 3}
+
+
+def test_a_slot_that_cannot_be_read_is_told_and_tried_again_and_the_old_ones_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slot_loader, "FIRST_RETRY_S", 0.001)
+    reader = Reader(fails_at=(7, 0))
+    with Keeper(reader) as keeper:
+        keeper.loader.hold(MORE)
+        wait_until(lambda: keeper.loader.failures >= 3)
+        assert keeper.loader.problem == "the disk is broken"
+        assert (keeper.loader.missing, keeper.slots.versions()) == (1, {**WANTED, (7, 1): 3})
+        keeper.loader.hold(WANTED)
+        assert (keeper.loader.missing, keeper.loader.problem, keeper.loader.failures) == (0, "", 0)
+        keeper.loader.hold(MORE)
+        reader.fails_at = None
+        wait_until(lambda: keeper.loader.missing == 0 and keeper.loader.problem == "")
+
+
+def test_reading_keeps_its_pace_unless_a_router_waits() -> None:
+    """At a byte in ten minutes nothing more would come, but for whoever asks."""
+    reader = Reader()
+    with Keeper(reader, LoadPace(1 / 600)) as keeper:
+        loader = keeper.loader
+
+        def read_one_byte(slot: Slot) -> Expert:
+            began.set()
+            loader.count(1)
+            return reader(slot)
+
+        began = threading.Event()
+        loader._read = read_one_byte
+        loader.hold(MORE)
+        assert began.wait(PATIENCE_S)
+        assert loader.missing == 2
+        loader.load_now(7, [0, 1])
+        assert loader.missing == 0
+        assert (loader.bytes_read, reader.read[-2:]) == (2, [(7, 0), (7, 1)])
+
+
+def test_a_pace_saves_nothing_up() -> None:
+    now_s = 0.0
+    pace = LoadPace(100, lambda: now_s)
+    assert pace.pause_s(50) == 0.5
+    assert pace.pause_s(50) == 1.0
+    now_s = 10.0
+    assert pace.pause_s(50) == 0.5

@@ -40,7 +40,7 @@ class SteppedRouter:
         self.released: list[tuple[str, str]] = []
         self.draining, self.missing_s = False, 0.0
         self.loads = False
-        self.answers = True
+        self.answers, self.is_closed = True, False
         self._undelivered: list[TokenDelta] = []
         self._mail: list[tuple[str, GenerationRequest | str]] = []
 
@@ -48,6 +48,10 @@ class SteppedRouter:
         self._listener = listener
         if self.answers:
             self.beat()
+
+    def close(self) -> None:
+        assert not self.answers
+        self.is_closed = True
 
     def release(self, call_id: str, keep: str) -> None:
         self.released.append((call_id, keep))

@@ -58,8 +58,8 @@ def test_expert_load_is_what_the_layers_sent(own_model: Model) -> None:
     # A request's last token is not computed any more.
     rows = (PROMPTED + GENERATED - len(COMPANY)) * config.experts_per_token
     assert own_model.dispatcher.load.tokens_LE.sum(axis=1).tolist() == [rows] * len(config.moe_layers)
-    assert sum(snapshot.rows_of_shard) == rows * len(config.moe_layers)
-    assert all(snapshot.rows_of_shard)
+    assert sum(snapshot.rows_of_shard.values()) == rows * len(config.moe_layers)
+    assert all(snapshot.rows_of_shard.values())
 
 
 def test_prefixes_found_are_counted_in_tokens(own_model: Model) -> None:

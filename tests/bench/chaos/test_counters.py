@@ -25,7 +25,7 @@ def test_a_page_tells_who_is_down_and_which_links() -> None:
 
 
 def test_the_real_page_is_understood() -> None:
-    page = render("m", [RouterReport("router-0", None, ["shard-0"])], [ShardReport("shard-0", 7)]).decode()
+    page = render("m", [RouterReport("router-0", None, {0: "shard-0"})], [ShardReport("shard-0", 7)]).decode()
     assert unwell(samples(page)) == ["router-0"]
 
 

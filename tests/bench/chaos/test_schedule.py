@@ -75,3 +75,15 @@ def test_a_minority_leaves_every_expert_a_shard_where_it_can() -> None:
 def test_without_replicas_a_minority_is_what_it_is() -> None:
     assert len(minority(5, [frozenset({shard}) for shard in range(5)], 0.5)) == 2
     assert minority(1, [frozenset({0})], 0.5) == [0]
+
+
+def test_a_cycle_of_resizes_ends_as_it_began_and_only_comes_when_asked_for() -> None:
+    faults = schedule(1, "resize", cycles=2)
+    assert [(fault.target, fault.parts[0].point) for fault in faults] == 2 * [
+        ("shards", "4"),
+        ("routers", "2"),
+        ("shards", "3"),
+        ("routers", "1"),
+        ("shards", "2"),
+    ]
+    assert [mode for mode in MODES if not MODES[mode].by_default] == ["resize"]

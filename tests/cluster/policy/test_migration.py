@@ -1,7 +1,7 @@
 """Steps between placements: each fits, none leaves an expert alone, and they arrive."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 
 import hypothesis.strategies as st
@@ -18,7 +18,7 @@ def placement(*by_layer: Layer, epoch: int = 1, num_shards: int = 8) -> Placemen
     return uniform_placement(num_shards, dict(enumerate(by_layer)), epoch=epoch)
 
 
-def held(layer: Sequence[Sequence[int]]) -> Counter[int]:
+def held(layer: Iterable[Iterable[int]]) -> Counter[int]:
     return Counter(shard for shards in layer for shard in shards)
 
 

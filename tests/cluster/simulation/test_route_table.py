@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.simulation.route_table import RouteTable
@@ -15,6 +15,7 @@ LAYER = st.lists(HOLDERS, min_size=EXPERTS, max_size=EXPERTS).map(tuple)
 ROWS = st.lists(st.integers(0, 40), min_size=EXPERTS, max_size=EXPERTS)
 
 
+@settings(deadline=None, max_examples=50)  # a busy machine takes long over any of them
 @given(layers=st.lists(st.tuples(LAYER, ROWS), min_size=1, max_size=3))
 def test_the_shards_work_is_that_of_choose_replicas(
     layers: list[tuple[tuple[tuple[int, ...], ...], list[int]]],

@@ -29,6 +29,9 @@ WRONG = {
     "engine: {max_step_tokens: 8}": "max_step_tokens is 8; it must be at least max_running (64)",
     "engine: {kv_tokens: 64}": "engine.kv_tokens is 64; one request may need",
     "faults: [{shard: 4, at_s: 1}]": "faults: shard 4 is none of the 4 shards, from 0",
+    "autoscale: {shards: {min: 2, max: 4}}": "autoscale.shards.min is 2; so few hold 2 * 32 experts",
+    "autoscale: {shards: {min: 5, max: 4}}": "autoscale.shards: min is 5 and max is 4",
+    "autoscale: {stable_window: 4}": "autoscale.stable_window is unknown; valid keys here are paused",
     "model: {experts: 4, experts_per_token: 8}": "experts_per_token is 8, and there are 4 experts",
 }
 
@@ -65,6 +68,13 @@ def test_what_is_commented_out_in_the_shipped_file_is_valid(tmp_path: Path) -> N
 
 def _is_key(line: str) -> bool:
     return line.startswith("  # ") and line.split()[1].endswith(":")
+
+
+def test_limits_default_to_what_there_is_at_the_start() -> None:
+    scenario = parse_scenario({"autoscale": {"shards": {"min": 4, "max": 9}}, "routers": 2})
+    settings = scenario.scale_settings
+    assert (settings.shards.min, settings.shards.max, settings.routers.min, settings.routers.max) == (4, 9, 2, 2)
+    assert (scenario.most_shards, Scenario().most_shards) == (9, 4)
 
 
 def test_overrides_and_files_relative_to_the_scenario(tmp_path: Path) -> None:

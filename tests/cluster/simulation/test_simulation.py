@@ -89,9 +89,9 @@ def test_several_routers_wait_for_each_other_at_the_shards() -> None:
     busy = COSTS | {"shard": {"message_us": 5000, "read_gb_s": 1, "row_us": 0}}
     raw = {"routing": {"hot": ONE_HOT}, "costs": busy, "traffic": ONE_TOKEN | {"streams": 4, "output_tokens": 500}}
     alone, four = (simulated(routers=routers, **raw)[1]["summary"] for routers in (1, 4))
-    # 4 routers with a stream each: the one shard that is asked is the bottleneck, 5.5 ms for each message.
-    assert four["tok_s"] == pytest.approx(1 / (2 * 5.5e-3), rel=0.05)
-    assert alone["tok_s"] > 3 * four["tok_s"]
+    # 4 routers with a stream each: the shard of each layer's hot expert is the bottleneck, 5.5 ms for each message.
+    assert four["tok_s"] == pytest.approx(1 / 5.5e-3, rel=0.05)
+    assert alone["tok_s"] > 1.5 * four["tok_s"]
 
 
 def test_a_dense_model_has_no_shards() -> None:

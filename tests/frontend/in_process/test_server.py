@@ -88,7 +88,7 @@ def test_leaving_ends_an_answer_and_the_server(directory: Path) -> None:
     with ExitStack() as stack:
         with serve_checkpoint(directory) as address:
             client = stack.enter_context(Client(address))
-            stream = client.generate(prompt(5), max_tokens=ENDLESS, timeout_s=PATIENCE_S)
+            stream = client.generate(prompt(5), max_tokens=ENDLESS, timeout_s=PATIENCE_S, resume_s=0)
             next(stream)
         with pytest.raises(ClientError) as ended:
             list(stream)

@@ -42,7 +42,7 @@ def snapshot(expert_load: ExpertLoadSummary | None = None) -> EngineSnapshot:
     step_s = Histogram(STEP_BOUNDS_S)
     step_s.observe(0.004)
     return EngineSnapshot(
-        STATS, requests, step_s, dict.fromkeys(PHASES, 1.5), (70, 60), {"late": 4}, {1: 9.5}, expert_load
+        STATS, requests, step_s, dict.fromkeys(PHASES, 1.5), {0: 70, 1: 60}, {"late": 4}, {1: 9.5}, expert_load
     )
 
 
@@ -58,7 +58,9 @@ def load_of(layers: int, experts: int) -> ExpertLoadSummary:
 
 
 def page(of: EngineSnapshot | None, *shards: ShardReport, down: frozenset[str] = frozenset()) -> str:
-    report = RouterReport("router-0", of, SHARDS, down, losses={"silent": 2}, missing_experts=6, is_degraded=True)
+    report = RouterReport(
+        "router-0", of, dict(enumerate(SHARDS)), down, losses={"silent": 2}, missing_experts=6, is_degraded=True
+    )
     return render("tiny", [report], shards).decode()
 
 

@@ -215,4 +215,4 @@ def test_tokens_are_counted_by_expert_and_rows_by_shard_wherever_the_experts_are
     dispatcher.load.end_step()
     assert dispatcher.load.layers == (LAYER, OTHER_LAYER)
     assert dispatcher.load.tokens_LE.tolist() == [[0] * EXPERTS, [4, 2, 2, 2, 0, 0, 0, 6]]
-    assert dispatcher.asker.rows_of_shard == cluster.carried
+    assert dispatcher.asker.rows_of_shard == dict(enumerate(cluster.carried))
