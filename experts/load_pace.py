@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable
 
-WORKS = 0.2
+WORKS = 0.1
 """The share of the time in which reading may go on. Small experts cost more processor time than bandwidth."""
 
 
 class LoadPace:
-    """Lets so many bytes through each second, and works a fifth of the time at most; saves nothing up while idle."""
+    """Lets so many bytes through each second, and works a tenth of the time at most; saves nothing up while idle."""
 
     def __init__(self, bytes_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._bytes_per_s, self._clock = bytes_per_s, clock

@@ -160,15 +160,15 @@ class PlacementKeeper:
         return bool(calls)
 
     def _routed(self) -> list[Placement]:
-        """What each router routes that answers."""
+        """What the routers that answer route, steps under way included."""
         calls = {}
         for name in part_names(self._namespace):
             if name.startswith("router-"):
                 try:
-                    calls[self._running.actor(name).placement.remote()] = name
+                    calls[self._running.actor(name).placements_in_use.remote()] = name
                 except ValueError:
                     continue  # it has just ended
-        return _wait(calls)
+        return [placement for in_use in _wait(calls) for placement in in_use]
 
 
 def _wait(calls: Mapping[Any, str]) -> list[Any]:

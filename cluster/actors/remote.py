@@ -62,6 +62,9 @@ class RemoteRouter:
     async def placement(self) -> Placement:
         return await self._router.placement()
 
+    async def placements_in_use(self) -> tuple[Placement, ...]:
+        return await self._router.placements_in_use()
+
     async def route(self, placement: Placement) -> None:
         await self._router.route(placement)
 

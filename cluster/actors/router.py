@@ -157,8 +157,12 @@ class RouterActor:
         return HoldOrder(0, self._dispatcher.placement.slots_of(part_number(shard)))
 
     async def placement(self) -> Placement:
-        """What this router routes: for a part that finds no controller, or a controller that finds nothing stored."""
+        """What this router routes: for a part that finds no controller."""
         return self._dispatcher.placement
+
+    async def placements_in_use(self) -> tuple[Placement, ...]:
+        """The same, and what a step under way still uses: for a controller that finds nothing stored."""
+        return self._dispatcher.in_use
 
     async def route(self, placement: Placement) -> None:
         """Route by this placement from the next step on; one that is older is ignored."""

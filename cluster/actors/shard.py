@@ -5,6 +5,7 @@ It serves from its start: an expert that a router asks for is read before all ot
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,6 +34,9 @@ from kernels.choose import choose_kernels
 from kernels.cores import share_of_cores
 
 logger = logging.getLogger(__name__)
+
+SWITCH_S = 5e-4
+"""A thread that reads weights gives the interpreter to the one that computes after so long; 5 ms by default."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class ShardActor:
     def __init__(self, spec: ShardSpec) -> None:
         self._threads = spec.threads or share_of_cores(spec.neighbours)
         torch.set_num_threads(self._threads)  # for the threads that begin later, too
+        sys.setswitchinterval(SWITCH_S)
         self._spec = spec
         self._progress = LoadProgress()
         self._server: ShardServer | None = None

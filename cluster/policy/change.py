@@ -221,7 +221,7 @@ class Plan:
 
 
 def recovered(initial: Placement, routed: Collection[Placement], revision: int) -> PlacementState:
-    """The state when nothing is stored. routed: by each router that answers.
+    """The state when nothing is stored. routed: by the routers that answer, steps under way included.
 
     No more than two of them differ: the next step begins once all route the same. revision: higher
     than any before, such as the time in ms. Else a shard might take new orders for those that it has.

@@ -76,6 +76,12 @@ class Dispatcher:
         return self._newest.placement
 
     @property
+    def in_use(self) -> tuple[Placement, ...]:
+        """The newest one, and that of the step under way."""
+        with self._swapping:
+            return self._newest.placement, self._routes.placement
+
+    @property
     def epoch(self) -> int:
         """Of the oldest placement in use: that of the step under way, or else the newest."""
         return self._routes.placement.epoch

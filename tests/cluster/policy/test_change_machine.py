@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 import hypothesis.strategies as st
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from cluster.policy.change import (
     COMMIT,
@@ -137,7 +137,8 @@ class Cluster:
         if not self.controller_lives and self.rng.random() < 0.2:
             self.starts += 1000
             answering = [router for router in self.routers.values() if router.is_alive and not router.is_frozen]
-            self.stored = recovered(self.initial, [router.newest for router in answering], self.starts)
+            routed = [placement for router in answering for placement in (router.newest, router.step or router.newest)]
+            self.stored = recovered(self.initial, routed, self.starts)
             for router in self.routers.values():  # nobody could tell what those who did not answer route
                 router.is_excused |= len(answering) < len(self.routers)
         self.controller_lives = True
@@ -283,6 +284,7 @@ SHARES = {**dict.fromkeys(OFTEN, 8.0), **dict.fromkeys(NOW_AND_THEN, 2.0), **dic
 
 
 @given(st.integers(0, 2**32))
+@example(2247)  # what is stored is lost while a step still uses the placement before
 @settings(max_examples=60, deadline=None)
 def test_whoever_dies_the_change_ends_and_nobody_is_asked_for_what_was_let_go(seed: int) -> None:
     cluster = Cluster(Random(seed))

@@ -64,6 +64,7 @@ def test_a_step_keeps_its_placement_to_its_end_and_says_so() -> None:
         assert_plain(moving.dispatcher, expert_TA)
         moving.dispatcher.route(all_on(1, 2))
         assert (moving.dispatcher.epoch, moving.dispatcher.placement.epoch) == (1, 2)
+        assert moving.dispatcher.in_use == (all_on(1, 2), all_on(0, 1))
         assert_plain(moving.dispatcher, expert_TA, OTHER_LAYER)
         assert moving.asked() == [2, 0, 0]
     assert moving.dispatcher.epoch == 2
