@@ -9,23 +9,13 @@ Legend: W windows, L layers, E experts, S usable shards.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 
-from cluster.policy.alignment import aligned
-from cluster.policy.improvement import improved, shed
-from cluster.policy.layout import Bools, Floats, Ints, NoLayout, Rooms, repaired
+from cluster.policy.layout import Bools, Ints, NoLayout, Rooms, repaired
 from cluster.policy.load import Loads
-from cluster.policy.packing import EXPONENTS, allotment, pack
+from cluster.policy.options import LayerLoad, Taste, choose, cost_of, load_by_layer
 from experts.placement import Placement
-
-EXTRA_SHARES = (0.0, 0.25, 0.5, 1.0)
-"""Of the free slots, how many a newly packed layout may fill."""
-REFINED = 2
-"""Newly packed layouts of a layer that are improved; the others only compete to be among these."""
-MAX_STEPS = 100
-"""Of improving one layout of one layer."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ class ShardRoom:
 class BalanceSettings:
     """replicas: copies that every expert keeps. expert_bytes: of one expert's weights.
 
-    bandwidth_bytes_s: how fast a shard loads them beside its work. horizon_s: for how long a
+    bandwidth_bytes_s: how fast a shard loads them beside its work; all shards load at once. horizon_s: for how long a
     placement is expected to be right. threshold: while the imbalance is no larger, nothing moves.
     min_gain: the share of the shards' time that a change must save. reserved_slots: of each shard
     and layer, kept free for changes. max_extra: copies beyond the replicas, over all layers; None:
@@ -66,9 +56,9 @@ class BalanceSettings:
 
 @dataclass(frozen=True)
 class Proposal:
-    """placement: what is proposed, or the present one. imbalance: largest over mean load of the shards, averaged over
-    layers. gain: share of the shards' time saved. gain_tok_s: rows per second and layer that they could compute more.
-    copies: over all layers. is_accepted: whether to change to it; reason: why, in numbers.
+    """placement: what is proposed, or the present one. imbalance: see imbalance_of. gain: share of the
+    shards' time saved. gain_tok_s: rows per second and layer that they could compute more. copies: over
+    all layers. is_accepted: whether to change to it; reason: why, in numbers.
     """
 
     placement: Placement
@@ -86,15 +76,6 @@ class Proposal:
     def only_sheds(self) -> bool:
         """It lets go of copies and loads none."""
         return self.moved_bytes == 0 and self.copies_after < self.copies_before
-
-
-class _Option(NamedTuple):
-    """A layout for a layer. cost: what its most loaded shard has to do, on average over windows."""
-
-    held_ES: Bools
-    cost: float
-    moved: int
-    copies: int
 
 
 def propose(
@@ -132,12 +113,27 @@ def propose(
     except NoLayout as error:
         return _unchanged(current, str(error))
     is_broken = bool((start_LES != now_LES).any()) or _holds_elsewhere(current, {shard.number for shard in usable})
-    chosen_LES = _choose(loads, now_LES, start_LES, rooms, settings)
-    return _judged(loads, current, now_LES, start_LES, chosen_LES, usable, is_broken, settings)
+    load_L = load_by_layer(loads)
+    total = sum(cost_of(held_ES, load) for held_ES, load in zip(start_LES, load_L, strict=True))
+    taste = Taste(
+        price=total * settings.load_s / len(usable) / settings.horizon_s,
+        goal=1.0 + (settings.threshold - 1.0) / 2,
+        min_gain=settings.min_gain,
+        budget=None if settings.max_extra is None else settings.max_extra + mean_LE.size * rooms.least_copies,
+    )
+    chosen_LES = choose(load_L, now_LES, start_LES, rooms, taste)
+    found = _compared(load_L, now_LES, start_LES, chosen_LES, current, settings)
+    accepted, why = _verdict(
+        found, is_broken, is_same=bool((chosen_LES == now_LES).all()), settings=settings, shards=len(usable)
+    )
+    found = replace(found, is_accepted=accepted, reason=f"{why}: {found.reason}")
+    if not accepted:
+        return found
+    return replace(found, placement=_placement(current, loads.layers, chosen_LES, [shard.number for shard in usable]))
 
 
 def imbalance_of(loads: Loads, placement: Placement, shards: Sequence[ShardRoom]) -> float:
-    """Largest over mean load of the shards, window by window, averaged over the layers that have any.
+    """Largest load of the shards, at mean + Z * deviation, over their mean; averaged over the layers that have any.
 
     >>> from experts.placement import even_placement
     >>> loads = Loads((0,), np.array([[[3.0, 1.0]]]))
@@ -147,7 +143,7 @@ def imbalance_of(loads: Loads, placement: Placement, shards: Sequence[ShardRoom]
     numbers = [shard.number for shard in shards if shard.is_usable]
     if not numbers or not loads.layers:
         return 1.0
-    return _imbalance(_held(placement, loads.layers, numbers), loads.rows_WLE.transpose(1, 0, 2))
+    return _imbalance(_held(placement, loads.layers, numbers), load_by_layer(loads))
 
 
 def _held(placement: Placement, layers: Sequence[int], numbers: Sequence[int]) -> Bools:
@@ -164,159 +160,69 @@ def _holds_elsewhere(placement: Placement, usable: set[int]) -> bool:
     return any(not usable.issuperset(of) for by_expert in placement.shards_of.values() for of in by_expert)
 
 
-def _choose(loads: Loads, now_LES: Bools, start_LES: Bools, rooms: Rooms, settings: BalanceSettings) -> Bools:
-    """chosen_LES: of each layer's options that of the best value, within the budget of copies."""
-    mean_LE, rows_LWE = loads.mean_LE, loads.rows_WLE.transpose(1, 0, 2)
-    cost_L = [_cost(held_ES, rows_WE) for held_ES, rows_WE in zip(start_LES, rows_LWE, strict=True)]
-    price = sum(cost_L) * settings.load_s / settings.horizon_s
-    budget = None if settings.max_extra is None else settings.max_extra + mean_LE.size * rooms.least_copies
-    busy = np.flatnonzero(mean_LE.sum(axis=1) > 0)
-    packed = _packed(rows_LWE[busy], rooms, by_extra=budget is not None)
-    menus = []
-    for layer, rows_WE in enumerate(rows_LWE):
-        now_ES, start_ES, mean_E = now_LES[layer], start_LES[layer], mean_LE[layer]
-        layouts = [start_ES]
-        if layer in busy:
-            goal = 1.0 + (settings.threshold - 1.0) / 2
-            fresh = [aligned(held_ES, now_ES, rooms) for held_ES in packed[int(np.searchsorted(busy, layer))]]
-            for begin_ES in (start_ES, *fresh):
-                better_ES = improved(begin_ES, now_ES, mean_E, rooms, price, MAX_STEPS, may_add=budget is None)
-                layouts.append(shed(better_ES, now_ES, mean_E, rooms, goal))
-            layouts.append(shed(start_ES, now_ES, mean_E, rooms, goal))
-        menus.append([_option(held_ES, now_ES, rows_WE) for held_ES in layouts])
-    worth = [_worthwhile(menu, settings.min_gain, price) for menu in menus]
-    return np.stack([option.held_ES for option in _within_budget(worth, price, budget)])
-
-
-def _option(held_ES: Bools, now_ES: Bools, rows_WE: Floats) -> _Option:
-    return _Option(held_ES, _cost(held_ES, rows_WE), int((held_ES & ~now_ES).sum()), int(held_ES.sum()))
-
-
-def _cost(held_ES: Bools, rows_WE: Floats) -> float:
-    """What the most loaded shard has to do, window by window, on average."""
-    shares_WE = rows_WE / np.maximum(held_ES.sum(axis=1), 1)
-    return float((shares_WE @ held_ES.astype(np.float64)).max(axis=1).mean())
-
-
-def _packed(rows_LWE: Floats, rooms: Rooms, *, by_extra: bool) -> list[list[Bools]]:
-    """For each layer the best newly packed layouts, of several allotments of copies.
-
-    by_extra: the best of each number of copies, instead of the best of all.
-    """
-    if not len(rows_LWE):
-        return []
-    num_experts, most = rows_LWE.shape[2], len(rooms.slots_S)
-    free = int(rooms.slots_S.sum()) - num_experts * rooms.least_copies
-    extras = sorted({int(free * share) for share in EXTRA_SHARES})
-    tries = [(extra, exponent) for extra in extras for exponent in (EXPONENTS if extra else EXPONENTS[:1])]
-    layer_B, copies_BE = [], []
-    for layer, rows_WE in enumerate(rows_LWE):
-        mean_E = rows_WE.mean(axis=0)
-        for extra, exponent in tries:
-            layer_B.append(layer)
-            copies_BE.append(allotment(mean_E, extra, exponent, rooms.least_copies, most))
-    held_BES = pack(rows_LWE, layer_B, np.array(copies_BE), rooms)
-    by_layer = []
-    for layer, rows_WE in enumerate(rows_LWE):
-        made = held_BES[layer * len(tries) : (layer + 1) * len(tries)]
-        ranked = sorted(zip(made, tries, strict=True), key=lambda pair: _cost(pair[0], rows_WE))
-        if by_extra:
-            best = list({extra: held_ES for held_ES, (extra, _) in reversed(ranked)}.values())
-        else:
-            best = [held_ES for held_ES, _ in ranked[:REFINED]]
-        by_layer.append([repaired(held_ES, rows_WE.mean(axis=0), rooms) for held_ES in best])
-    return by_layer
-
-
-def _worthwhile(menu: list[_Option], min_gain: float, price: float) -> list[_Option]:
-    """The first option, which is the present layout, and those that save enough, or that only let go of copies."""
-    stay = menu[0]
-    worth = [
-        option
-        for option in menu[1:]
-        if (stay.cost - option.cost > min_gain * stay.cost and _value(option, price) > _value(stay, price))
-        or (option.moved <= stay.moved and option.copies < stay.copies)
-    ]
-    return [stay, *worth]
-
-
-def _value(option: _Option, price: float) -> float:
-    return -option.cost - price * option.moved
-
-
-def _within_budget(menus: Sequence[Sequence[_Option]], price: float, budget: int | None) -> list[_Option]:
-    """One option of each layer: slots are a budget, and go where a copy is worth most (CRAFT, arXiv 2603.28768).
-
-    Begins with the fewest copies everywhere. Then, again and again, that layer is changed whose
-    value rises most for each copy more.
-    """
-    if budget is None:
-        return [max(menu, key=lambda option: (_value(option, price), -option.copies)) for menu in menus]
-    chosen = [min(menu, key=lambda option: (option.copies, -_value(option, price))) for menu in menus]
-    while True:
-        left = budget - sum(option.copies for option in chosen)
-        best, index_of_best, rate = None, -1, 0.0
-        for index, menu in enumerate(menus):
-            for option in menu:
-                more = option.copies - chosen[index].copies
-                rises = _value(option, price) - _value(chosen[index], price)
-                if more <= left and rises > 0 and rises / max(more, 1) > rate:
-                    best, index_of_best, rate = option, index, rises / max(more, 1)
-        if best is None:
-            return chosen
-        chosen[index_of_best] = best
-
-
-def _judged(
-    loads: Loads, current: Placement, now_LES: Bools, start_LES: Bools, chosen_LES: Bools, usable: Sequence[ShardRoom],
-    is_broken: bool, settings: BalanceSettings,
-) -> Proposal:  # fmt: skip
-    rows_LWE, mean_LE = loads.rows_WLE.transpose(1, 0, 2), loads.mean_LE
+def _compared(
+    load_L: Sequence[LayerLoad],
+    now_LES: Bools,
+    start_LES: Bools,
+    chosen_LES: Bools,
+    current: Placement,
+    settings: BalanceSettings,
+) -> Proposal:
+    """What the chosen layouts are against the present ones. Not yet judged."""
 
     def cost(held_LES: Bools) -> float:
-        return sum(_cost(held_ES, rows_WE) for held_ES, rows_WE in zip(held_LES, rows_LWE, strict=True))
+        return sum(cost_of(held_ES, load) for held_ES, load in zip(held_LES, load_L, strict=True))
 
-    before, after = _imbalance(start_LES, rows_LWE), _imbalance(chosen_LES, rows_LWE)
     cost_before, cost_after = cost(start_LES), cost(chosen_LES)
     gain = 1.0 - cost_after / cost_before if cost_before > 0 else 0.0
-    moved, rate = int((chosen_LES & ~now_LES).sum()), float(mean_LE.sum(axis=1).mean())
-    proposal = Proposal(
-        placement=current, imbalance_before=before, imbalance_after=after, moved_bytes=moved * settings.expert_bytes,
-        gain=gain, gain_tok_s=rate * (cost_before / cost_after - 1.0) if cost_after else 0.0,
-        copies_before=int(now_LES.sum()), copies_after=int(chosen_LES.sum()), is_accepted=False, reason="",
-    )  # fmt: skip
-    saved_s, load_s = gain * settings.horizon_s, moved * settings.load_s
+    rate = float(np.mean([load.mean_E.sum() for load in load_L]))
+    moved = int((chosen_LES & ~now_LES).sum())
+    before, after = _imbalance(start_LES, load_L), _imbalance(chosen_LES, load_L)
+    copies_before, copies_after = int(now_LES.sum()), int(chosen_LES.sum())
     facts = (
-        f"imbalance {before:.2f} -> {after:.2f}, gain {gain:.1%} or {saved_s:.1f} s of {settings.horizon_s:.0f} s, "
-        f"{moved} experts or {load_s:.1f} s to load, copies {proposal.copies_before} -> {proposal.copies_after}"
+        f"imbalance {before:.2f} -> {after:.2f}, gain {gain:.1%} of {settings.horizon_s:.0f} s, {moved} experts or "
+        f"{moved * settings.load_s / now_LES.shape[2]:.1f} s to load, copies {copies_before} -> {copies_after}"
     )
+    return Proposal(
+        placement=current,
+        imbalance_before=before,
+        imbalance_after=after,
+        moved_bytes=moved * settings.expert_bytes,
+        gain=gain,
+        gain_tok_s=rate * (cost_before / cost_after - 1.0) if cost_after else 0.0,
+        copies_before=copies_before,
+        copies_after=copies_after,
+        is_accepted=False,
+        reason=facts,
+    )
+
+
+def _verdict(
+    found: Proposal, is_broken: bool, *, is_same: bool, settings: BalanceSettings, shards: int
+) -> tuple[bool, str]:
+    """Whether to change, and why."""
+    load_s = found.moved_bytes / settings.bandwidth_bytes_s / shards
     if is_broken:
-        accepted, why = True, "experts lack copies where they may be"
-    elif (chosen_LES == now_LES).all():
-        accepted, why = False, "no change pays"
-    elif proposal.only_sheds:
-        accepted, why = True, "some copies bring nothing"
-    elif before <= settings.threshold:
-        accepted, why = False, f"the imbalance is not above {settings.threshold:g}"
-    elif gain < settings.min_gain:
-        accepted, why = False, f"the gain is less than {settings.min_gain:.1%}"
-    elif saved_s <= load_s:
-        accepted, why = False, "loading takes longer than it saves"
-    else:
-        accepted, why = True, "it pays"
-    if not accepted:
-        return replace(proposal, reason=f"{why}: {facts}")
-    placement = _placement(current, loads.layers, chosen_LES, [shard.number for shard in usable])
-    return replace(proposal, placement=placement, is_accepted=True, reason=f"{why}: {facts}")
+        return True, "experts lack copies where they may be"
+    if is_same:
+        return False, "no change pays"
+    if found.only_sheds:
+        return True, "some copies bring little"
+    if found.imbalance_before <= settings.threshold:
+        return False, f"the imbalance is not above {settings.threshold:g}"
+    if found.gain < settings.min_gain:
+        return False, f"the gain is less than {settings.min_gain:.1%}"
+    if found.gain * settings.horizon_s <= load_s:
+        return False, "loading takes longer than it saves"
+    return True, "it pays"
 
 
-def _imbalance(held_LES: Bools, rows_LWE: Floats) -> float:
-    """Largest over mean load of the shards, window by window, averaged over the layers that have any."""
-    num_shards = held_LES.shape[2]
+def _imbalance(held_LES: Bools, load_L: Sequence[LayerLoad]) -> float:
+    """Of the layers that have any load, the mean."""
     of_layers = [
-        _cost(held_ES, rows_WE) * num_shards / rows_WE.sum(axis=1).mean()
-        for held_ES, rows_WE in zip(held_LES, rows_LWE, strict=True)
-        if rows_WE.any()
+        cost_of(held_ES, load) * held_ES.shape[1] / float(load.mean_E.sum())
+        for held_ES, load in zip(held_LES, load_L, strict=True)
+        if load.mean_E.any()
     ]
     return float(np.mean(of_layers)) if of_layers else 1.0
 

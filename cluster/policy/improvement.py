@@ -12,7 +12,7 @@ import numpy as np
 from cluster.policy.layout import Bools, Floats, Ints, Rooms, load_of_shards, may_leave, may_move
 
 _ROUNDING = 1e-9
-CLOSE = 1e-3
+CLOSE = 2e-4
 """A largest load so close to the goal needs no further step."""
 TARGETS = 32
 """The least loaded shards, which a step may give something to."""
@@ -63,13 +63,14 @@ class _Walk:
     """A layout that changes cell by cell, and its loads."""
 
     def __init__(self, held_ES: Bools, mean_E: Floats, rooms: Rooms, may_add: bool) -> None:
-        self.held_ES, self._mean_E, self._rooms, self._may_add = held_ES.copy(), mean_E, rooms, may_add
+        self.held_ES: Bools = held_ES.copy()
+        self.mean_E, self.rooms, self._may_add = mean_E, rooms, may_add
         self._copies_E, self._used_S = held_ES.sum(axis=1), held_ES.sum(axis=0)
         self.load_S = load_of_shards(held_ES, mean_E)
 
     def set(self, expert: int, shard: int, is_held: bool) -> None:
         """Hold the expert on the shard, or no more."""
-        row_S, mean = self.held_ES[expert], self._mean_E[expert]
+        row_S, mean = self.held_ES[expert], self.mean_E[expert]
         self.load_S -= row_S * (mean / max(self._copies_E[expert], 1))
         change = 1 if is_held else -1
         row_S[shard] = is_held
@@ -88,8 +89,8 @@ class _Walk:
 
     def _steps(self, peak: int) -> Iterator[tuple[float, Cells]]:
         """The best step of each kind, and the largest load that it leaves on the peak and on whom it gives more."""
-        held_ES, load_S, mean_E, copies_E = self.held_ES, self.load_S, self._mean_E, self._copies_E
-        is_spread = self._rooms.least_nodes > 1
+        held_ES, load_S, mean_E, copies_E = self.held_ES, self.load_S, self.mean_E, self._copies_E
+        is_spread = self.rooms.least_nodes > 1
         ours_I = np.flatnonzero(held_ES[:, peak])
         share_I, more_I = mean_E[ours_I] / copies_E[ours_I], mean_E[ours_I] / (copies_E[ours_I] + 1)
         rest_I = load_S[peak] - share_I
@@ -98,8 +99,8 @@ class _Walk:
         may_come_IT = ~held_ES[np.ix_(ours_I, near_T)]
         may_go_IT = may_come_IT
         if is_spread:
-            may_go_IT = may_come_IT & may_move(held_ES, self._rooms, ours_I[:, None], peak, near_T)
-        free_T = self._used_S[near_T] < self._rooms.slots_S[near_T]
+            may_go_IT = may_come_IT & may_move(held_ES, self.rooms, ours_I[:, None], peak, near_T)
+        free_T = self._used_S[near_T] < self.rooms.slots_S[near_T]
         if free_T.any():
             after_IT = np.maximum(load_S[near_T] + share_I[:, None], rest_I[:, None])
             for after, i, t in _least(after_IT, may_go_IT & free_T):
@@ -112,7 +113,7 @@ class _Walk:
         without_P = load_S[shard_P] - share_P
         may_swap_P = ~held_ES[theirs_P, peak]
         if is_spread:
-            may_swap_P &= may_move(held_ES, self._rooms, theirs_P, shard_P, peak)
+            may_swap_P &= may_move(held_ES, self.rooms, theirs_P, shard_P, peak)
         after_IP = np.maximum(without_P + share_I[:, None], rest_I[:, None] + share_P)
         for after, i, p in _least(after_IP, may_go_IT[:, t_P] & may_swap_P):
             theirs, there = theirs_P[p], shard_P[p]
@@ -120,9 +121,9 @@ class _Walk:
                 (ours_I[i], peak, False), (ours_I[i], there, True), (theirs, there, False), (theirs, peak, True)
             ]  # fmt: skip
         # A copy more of an expert of the peak instead of one of another, whose other holders get more to do.
-        spare_P = np.flatnonzero(copies_E[theirs_P] > self._rooms.least_copies)
+        spare_P = np.flatnonzero(copies_E[theirs_P] > self.rooms.least_copies)
         if len(spare_P) and is_spread:
-            spare_P = spare_P[may_leave(held_ES, self._rooms)[theirs_P[spare_P], shard_P[spare_P]]]
+            spare_P = spare_P[may_leave(held_ES, self.rooms)[theirs_P[spare_P], shard_P[spare_P]]]
         if len(spare_P):
             theirs_P, t_P, shard_P, without_P = theirs_P[spare_P], t_P[spare_P], shard_P[spare_P], without_P[spare_P]
             extra_P = mean_E[theirs_P] / (copies_E[theirs_P] - 1) - share_P[spare_P]
@@ -164,22 +165,27 @@ def shed(held_ES: Bools, now_ES: Bools, mean_E: Floats, rooms: Rooms, goal: floa
     >>> shed(held, held, np.array([0.0, 1, 1]), rooms, 1.0).astype(int).tolist()
     [[0, 1], [1, 0], [0, 1]]
     """
-    held_ES = held_ES.copy()
-    load_S = load_of_shards(held_ES, mean_E)
-    limit = max(float(load_S.max()), goal * float(load_S.mean())) * (1 + _ROUNDING)
-    experts_P, shards_P = np.nonzero(may_leave(held_ES, rooms))
+    walk = _Walk(held_ES, mean_E, rooms, may_add=False)
+    limit = max(float(walk.load_S.max()), goal * float(walk.load_S.mean())) * (1 + _ROUNDING)
+    while _drop_one_by_one(walk, now_ES, limit):
+        pass
+    return walk.held_ES
+
+
+def _drop_one_by_one(walk: _Walk, now_ES: Bools, limit: float) -> bool:
+    """Let go of every copy after which no shard has more than `limit` to do; whether there was any."""
+    experts_P, shards_P = np.nonzero(may_leave(walk.held_ES, walk.rooms))
+    mean_E, load_S = walk.mean_E, walk.load_S.copy()
     pairs = sorted(
         zip(experts_P.tolist(), shards_P.tolist(), strict=True),
         key=lambda pair: (bool(now_ES[pair]), mean_E[pair[0]], -load_S[pair[1]]),
     )
+    dropped = False
     for expert, shard in pairs:
-        row_S = held_ES[expert]
-        if not may_leave(held_ES[expert : expert + 1], rooms)[0, shard]:
-            continue
-        copies = int(row_S.sum())
-        after_S = load_S + row_S * (mean_E[expert] / (copies - 1) - mean_E[expert] / copies)
-        after_S[shard] = load_S[shard] - mean_E[expert] / copies
-        if after_S.max() <= limit:
-            held_ES[expert, shard] = False
-            load_S = after_S
-    return held_ES
+        if may_leave(walk.held_ES[expert : expert + 1], walk.rooms)[0, shard]:
+            walk.set(expert, shard, False)
+            if walk.load_S.max() <= limit:
+                dropped = True
+            else:
+                walk.set(expert, shard, True)
+    return dropped

@@ -148,7 +148,7 @@ def holds_copies(inputs: Inputs) -> str:
     if why or inputs["imbalance_stable"] is None:
         return why or "no load was measured yet"
     if in_panic(inputs):
-        return ""
+        return "" if inputs["imbalance_panic"] is not None else "panic, and nothing is computed"
     stable, above_s, below_s = inputs["imbalance_stable"], inputs["above_s"], inputs["below_s"]
     if above_s is not None:
         if above_s >= settings.upscale_delay_s:

