@@ -18,9 +18,6 @@ from checkpoint.layout import TensorNames, tensor_specs
 from checkpoint.naming import Naming
 from checkpoint.tensor_files import STORED_DTYPES, TensorFiles, read_tensor_files
 
-# Whoever bounds its rate pauses between pieces.
-_PIECE_BYTES = 4 << 20
-
 
 class Checkpoint:
     """An open Llama 4 checkpoint directory: its config, and where each tensor is stored.
@@ -101,7 +98,7 @@ class Checkpoint:
             with open(entry.path, "rb", buffering=0) as file:
                 position = 0
                 while position < len(view):
-                    piece = view[position : position + _PIECE_BYTES]
+                    piece = view[position : position + (64 << 20)]
                     count = os.preadv(file.fileno(), [piece], entry.offset + start * row_bytes + position)
                     if count == 0:
                         raise CheckpointError(f"{entry.path} ends inside {name}; the file is truncated")

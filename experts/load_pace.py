@@ -1,18 +1,25 @@
-"""How fast weights are read beside streams: reading takes memory bandwidth, which they need, too."""
+"""How fast weights are read beside streams: reading takes memory bandwidth, cores and the interpreter, as they do."""
 
 import time
 from collections.abc import Callable
 
+WORKS = 0.2
+"""The share of the time in which reading may go on. Small experts cost more processor time than bandwidth."""
+
 
 class LoadPace:
-    """A bucket that lets so many bytes through each second, and saves nothing up while nobody reads."""
+    """Lets so many bytes through each second, and works a fifth of the time at most; saves nothing up while idle."""
 
     def __init__(self, bytes_per_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._bytes_per_s, self._clock = bytes_per_s, clock
-        self._free_s = clock()
+        self._began_s: float | None = None
+
+    def begin(self) -> None:
+        """An expert is about to be read."""
+        self._began_s = self._clock()
 
     def pause_s(self, size: int) -> float:
-        """How long to wait after so many bytes were read."""
-        now_s = self._clock()
-        self._free_s = max(self._free_s, now_s) + size / self._bytes_per_s
-        return self._free_s - now_s
+        """How long to wait after it was read. size: its bytes."""
+        assert self._began_s is not None
+        took_s = self._clock() - self._began_s
+        return max(size / self._bytes_per_s, took_s / WORKS) - took_s

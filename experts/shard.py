@@ -93,9 +93,9 @@ def slot_loader(
     """
 
     def count(size: int) -> None:
+        loader.bytes_read += size
         if on_bytes is not None:
             on_bytes(size)
-        loader.count(size)
 
     def read(slot: Slot) -> Expert:
         layer, expert = slot

@@ -13,7 +13,6 @@ from experts.errors import NotHeld
 from experts.load_pace import LoadPace
 from experts.placement import Slot
 from experts.slots import HeldExpert, Slots
-from kernels.cores import yield_cores
 from kernels.grouped_mlp import Expert
 
 logger = logging.getLogger(__name__)
@@ -43,12 +42,12 @@ class SlotLoader:
         self.wanted = dict(wanted)
         self._changing = threading.Lock()  # of what is wanted, and of what is held as it was wanted
         self._reading = threading.Lock()  # one expert at a time: two would share the disk's speed
-        self._nobody_waits, self._somebody_waits = threading.Event(), threading.Event()
+        self._nobody_waits = threading.Event()
         self._nobody_waits.set()
-        self._is_paced = self._is_closed = False
-        self._woken = threading.Event()
+        self._is_paced = False
+        self._woken, self._closed = threading.Event(), threading.Event()
         self.bytes_read = 0
-        """So far; see `count`."""
+        """So far; whoever reads adds to it, so that a watch sees that reading gets on."""
         self.problem, self.failures = "", 0
         """Why a slot could not be read last, and how often in a row that was so."""
 
@@ -85,7 +84,7 @@ class SlotLoader:
             for slot in empty:
                 self._nobody_waits.wait()
                 try:
-                    self._fill(slot)
+                    self._fill_at_pace(slot)
                 except Exception as error:
                     first_error = first_error or error
             if first_error is not None:
@@ -95,9 +94,8 @@ class SlotLoader:
 
     def keep_filled(self) -> None:
         """Fill what is empty whenever something else is to be held, at the pace, until `close`."""
-        yield_cores()
         self._is_paced, retry_s = True, FIRST_RETRY_S
-        while not self._is_closed:
+        while not self._closed.is_set():
             self._woken.wait(retry_s if self.problem else None)
             self._woken.clear()
             try:
@@ -110,7 +108,7 @@ class SlotLoader:
 
     def close(self) -> None:
         """Let `keep_filled` end."""
-        self._is_closed = True
+        self._closed.set()
         self._woken.set()
 
     def load_now(self, layer: int, experts: Sequence[int]) -> None:
@@ -120,24 +118,25 @@ class SlotLoader:
         if not empty:
             return
         self._nobody_waits.clear()
-        self._somebody_waits.set()
         try:
             for slot in empty:
                 self._fill(slot)
         except Exception as error:
             raise NotHeld(f"(layer, expert) {slot} cannot be read: {error}") from error
         finally:
-            self._somebody_waits.clear()
             self._nobody_waits.set()
-
-    def count(self, size: int) -> None:
-        """A piece was read: a watch sees that reading gets on, and reading keeps its pace while nobody waits for it."""
-        self.bytes_read += size
-        if self._is_paced and self._pace is not None:
-            self._somebody_waits.wait(self._pace.pause_s(size))
 
     def _empty(self) -> list[Slot]:
         return [slot for slot in self.wanted if not self._slots.holds(slot)]
+
+    def _fill_at_pace(self, slot: Slot) -> None:
+        if self._pace is None or not self._is_paced:
+            self._fill(slot)
+            return
+        self._pace.begin()
+        before = self.bytes_read
+        self._fill(slot)
+        self._closed.wait(self._pace.pause_s(self.bytes_read - before))
 
     def _fill(self, slot: Slot) -> None:
         with self._reading:

@@ -69,18 +69,6 @@ def set_compute_threads(threads: int) -> None:
         _pin(_CORES[:1])
 
 
-def yield_cores() -> None:
-    """Let this thread have only what others leave: one torch thread, at the lowest priority.
-
-    For good. Torch threads that begin later inherit the count until they set their own.
-    """
-    torch.set_num_threads(1)
-    try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # on Linux, of the thread alone
-    except OSError:  # elsewhere there is no process of that number
-        pass
-
-
 def share_of_cores(sharers: int) -> int:
     """Threads for each of `sharers` processes that compute on this machine at the same time."""
     return max(1, (len(_CORES) or os.cpu_count() or 1) // sharers)

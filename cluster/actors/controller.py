@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 1.0
 """How often the controller looks at all parts. Ray tells nobody when an actor is gone for good."""
-CHANGE_S = 0.25
+CHANGE_S = 0.4
 """The same while a placement changes."""
 SOON_S = 0.1
 CALL_TIMEOUT_S = 5.0

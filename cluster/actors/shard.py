@@ -97,7 +97,7 @@ class ShardActor:
     def hold(self, order: HoldOrder) -> None:
         """Hold exactly these slots from now on; an order that is older than the last one is ignored.
 
-        What is new is read in a thread that leaves the cores to others. Until then the shard refuses it.
+        What is new is read at a pace that leaves time to streams. Until then, who asks for it waits for it.
         """
         with self._holding:
             if order.order < self._held.order:

@@ -48,6 +48,12 @@ def test_more_shards_than_experts(checkpoint: Path) -> None:
     assert "shards.count is 129; the model has 128 experts, so it must be from 1 to 128" in message
 
 
+def test_more_experts_than_slots(checkpoint: Path) -> None:
+    message = start_fails(checkpoint, shards={"count": 3, "slots": 43})
+    assert "shards.slots is 43; 3 shards with placement.replicas 1 begin with 43 experts of a layer each" in message
+    assert "set it to at least 44" in message
+
+
 def test_a_shard_that_fails_to_load_is_named(checkpoint: Path) -> None:
     """All looks right to the launcher, but the shards' processes find no GPU to put their weights on."""
     message = start_fails(checkpoint, shards={"count": 2, "cpus": 0.1, "device": "cuda", "gpus": 0.1})

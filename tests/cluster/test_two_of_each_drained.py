@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
-from cluster.actors.wanted_slots import wanted_slots
 
 from checkpoint.errors import DroverError
 from client import Client
@@ -172,10 +171,5 @@ def test_a_part_that_ray_gave_up_is_created_anew(
 @pytest.mark.parametrize("asked", [CONTROLLER, "router-0"])
 def test_what_a_shard_holds_is_known_to_the_controller_and_to_routers(asked: str, two_of_each: Deployment) -> None:
     assert two_of_each
-    slots = ray.get(actor(asked).slots_of.remote("shard-1"), timeout=PATIENCE_S)
+    slots = ray.get(actor(asked).slots_of.remote("shard-1"), timeout=PATIENCE_S).slots
     assert sorted({expert for _, expert in slots}) == list(range(128))
-
-
-def test_a_shard_that_finds_nobody_to_ask_knows_that(two_of_each: Deployment) -> None:
-    assert two_of_each
-    assert wanted_slots("shard-0", "nowhere", ["router-0"]) is None

@@ -7,7 +7,7 @@ import torch
 
 from experts import slot_loader
 from experts.errors import NotHeld
-from experts.load_pace import LoadPace
+from experts.load_pace import WORKS, LoadPace
 from experts.placement import Slot
 from experts.slot_loader import SlotLoader
 from experts.slots import Slots
@@ -149,31 +149,33 @@ def test_a_slot_that_cannot_be_read_is_told_and_tried_again_and_the_old_ones_sta
         wait_until(lambda: keeper.loader.missing == 0 and keeper.loader.problem == "")
 
 
-def test_reading_keeps_its_pace_unless_a_router_waits() -> None:
+def test_reading_keeps_its_pace_but_for_what_a_router_waits_for() -> None:
     """At a byte in ten minutes nothing more would come, but for whoever asks."""
     reader = Reader()
     with Keeper(reader, LoadPace(1 / 600)) as keeper:
         loader = keeper.loader
 
         def read_one_byte(slot: Slot) -> Expert:
-            began.set()
-            loader.count(1)
+            loader.bytes_read += 1
             return reader(slot)
 
-        began = threading.Event()
         loader._read = read_one_byte
-        loader.hold(MORE)
-        assert began.wait(PATIENCE_S)
-        assert loader.missing == 2
-        loader.load_now(7, [0, 1])
-        assert loader.missing == 0
-        assert (loader.bytes_read, reader.read[-2:]) == (2, [(7, 0), (7, 1)])
+        loader.hold({**MORE, (7, 2): 3})
+        wait_until(lambda: loader.missing == 2)
+        loader.load_now(7, [2])
+        assert loader.missing == 1
+        assert reader.read[len(WANTED) :] == [(7, 0), (7, 2)]
 
 
-def test_a_pace_saves_nothing_up() -> None:
+def test_a_pace_bounds_bytes_and_work_and_saves_nothing_up() -> None:
     now_s = 0.0
     pace = LoadPace(100, lambda: now_s)
+    pace.begin()
     assert pace.pause_s(50) == 0.5
-    assert pace.pause_s(50) == 1.0
     now_s = 10.0
-    assert pace.pause_s(50) == 0.5
+    pace.begin()
+    now_s = 10.1
+    assert pace.pause_s(50) == pytest.approx(0.4)
+    pace.begin()
+    now_s = 11.1
+    assert pace.pause_s(50) == pytest.approx(1.0 / WORKS - 1.0)
