@@ -173,7 +173,7 @@ def live(asked: Sequence[Asked]) -> dict[str, Any]:
     work.mkdir(exist_ok=True)
     shape = ClusterShape(router_threads=2, shards=SHARDS, shard_threads=1)
     # Prompts that were computed before must be computed again: they are the load.
-    changes = {
+    changes: dict[str, dict[str, Any]] = {
         "shards": {"slots": SLOTS},
         "engine": {"prefix_cache": False},
         "autoscale": {"paused": False} | AUTOSCALE,

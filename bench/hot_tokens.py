@@ -108,7 +108,8 @@ def hot_prompts(recorder: Recorder, shards: int, count: int, prompt_tokens: int)
 
 def _by_prompt(experts_TL: Experts, prompt_tokens: int) -> Experts:
     """experts_PVL: position by position of all prompts."""
-    return experts_TL.reshape(-1, prompt_tokens, experts_TL.shape[1]).transpose(1, 0, 2)
+    experts_PVL: Experts = experts_TL.reshape(-1, prompt_tokens, experts_TL.shape[1]).transpose(1, 0, 2)
+    return experts_PVL
 
 
 def _dominant(experts_PVL: Experts) -> tuple[Experts, npt.NDArray[np.float64]]:
