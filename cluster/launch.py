@@ -26,7 +26,7 @@ from cluster.actors.creation import MIN_CPUS, Blueprint
 from cluster.actors.remote import RemoteController
 from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
-from cluster.actors.specs import expert_bytes, frontend_spec, placement, router_specs, shard_specs, slots
+from cluster.actors.specs import expert_bytes, frontend_spec, placement, router_specs, scaling, shard_specs, slots
 from cluster.addresses import split_address
 from cluster.admin.server import AdminSettings
 from cluster.config import ConfigError, DeploymentConfig, PartConfig
@@ -277,6 +277,7 @@ def _create_controller(
         config.frontend.replicas,
         config.frontend.grace_s,
         admin,
+        scaling(config, checkpoint, held),
     )
     options = {"name": CONTROLLER, "namespace": config.ray.namespace, "lifetime": "detached", "max_restarts": -1}
     options |= {"runtime_env": {"env_vars": failpoints.environment()}}
