@@ -37,6 +37,7 @@ examples:
   drover simulate --set traffic.shape=closed --set traffic.streams=32   # no arrivals: 32 streams at once
   drover simulate --set routing.source=trace --set 'routing.kinds=[chat]'
   drover simulate --set 'routing.hot=[{experts: 4, share: 0.6}]'        # 4 experts get hot for a minute
+  drover simulate --costs bench/simulation.json                         # of a machine that was measured
   drover simulate --set 'faults=[{shard: 1, at_s: 30}]' --json result.json
 """
 
@@ -60,6 +61,12 @@ def add_parser(subparsers: "Subparsers") -> None:
         help="override a key of the file, such as shards.count=16; may be repeated",
     )
     parser.add_argument(
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="take the section costs from there; bench/simulation.json has measured ones",
+    )
+    parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write scenario, summary, rows and decisions there; - is stdout"
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them; needs matplotlib")
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         from cluster.simulation import plot
 
         plot.check()
-    result = _simulated(load_scenario(args.scenario, args.overrides))
+    result = _simulated(load_scenario(args.scenario, args.overrides, args.costs))
     if args.json is not None:
         text = json.dumps(result, indent=1)
         if str(args.json) == "-":
