@@ -90,7 +90,7 @@ class ControllerActor:
         self._factory = PartFactory(spec.namespace, spec.blueprints, self._desired)
         self._running = Running(spec.namespace)
         self._drains = Drains(self._desired, self._running, self._factory)
-        self.events = EventLog(read_events(spec.namespace))
+        self.events = EventLog(read_events(spec.namespace), lambda text: write_events(spec.namespace, text))
         self._placement = PlacementKeeper(
             spec.namespace, self._desired, self._running, self.events, spec.slots, spec.expert_bytes
         )
@@ -242,19 +242,11 @@ class ControllerActor:
                 acted = self._look_and_act()
             except Exception:
                 logger.exception("watching failed")
-            self._store_events()
+            self.events.store()
             is_settled = self._placement.state.is_settled and self._desired.wanted.resize is None
             pause_s = WATCH_S if is_settled else CHANGE_S
             self._desired.changed.wait(SOON_S if acted else pause_s)
             self._desired.changed.clear()
-
-    def _store_events(self) -> None:
-        events = self.events.to_store()
-        if events is not None:
-            try:
-                write_events(self._spec.namespace, events)
-            except Exception:  # the next ones are stored with these
-                logger.exception("storing events failed")
 
     def _look_and_act(self) -> bool:
         """Whether anything was done, so that there may be more to do at once."""
