@@ -24,8 +24,8 @@ and how far the simulator is off the live cluster.
 
 SCENARIO is a YAML file; deploy/simulation.yaml shows every key with its default.
 Without one, all keys have their defaults: the embedded model on 4 shards, each
-on a machine like the one that was measured. The same scenario and seed give the
-same figures, bit for bit.
+on a machine of round numbers. The same scenario and seed give the same figures,
+bit for bit.
 
 Exit codes: 0 done; 1 failed, stderr says why; 2 wrong usage; 130 Ctrl-C.
 """
