@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,20 +49,30 @@ def deployment(
         "router": {"cpus": 0.5, "threads": shape.router_threads},
         "shards": {"count": shape.shards, "cpus": 0.1, "threads": shape.shard_threads},
         "links": {"dead_after_ms": PATIENT_MS},
+        "autoscale": {"paused": True},  # what is measured stays as it is
         "engine": {"max_running": max_running, "max_waiting": 4096},
         "frontend": {"grpc_port": grpc_port, "http_port": http_port},
     }
 
 
 @contextmanager
-def serving(checkpoint: Path, shape: ClusterShape, max_running: int, work: Path) -> Iterator[str]:
+def serving(
+    checkpoint: Path,
+    shape: ClusterShape,
+    max_running: int,
+    work: Path,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[str]:
     """A server that answers; gives its address. It and its Ray have ended when the block is left. Raises BenchError.
 
-    max_running: requests computed at once. work: where its file and its log go.
+    max_running: requests computed at once. work: where its file and its log go. changes: keys of the
+    file's sections that are to be otherwise.
     """
     grpc_port, http_port = free_ports(2)
     file, log = work / "drover.yaml", work / "drover.log"
     content = deployment(checkpoint, shape, max_running, grpc_port, http_port)
+    for section, keys in (changes or {}).items():
+        content[section] = content.get(section, {}) | dict(keys)
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     with log.open("wb") as stderr:
         process = subprocess.Popen(

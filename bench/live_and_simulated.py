@@ -14,12 +14,14 @@ from bench.simulation_runs import Point
 from checkpoint.errors import DroverError
 
 ROOT = Path(__file__).parents[1]
-OUT = ROOT / "bench" / "simulation.json"
+OUT, DOCS = ROOT / "bench" / "simulation.json", ROOT / "docs" / "simulation.md"
+BEGIN, END = "<!-- python -m bench.live_and_simulated writes from here -->", "<!-- to here -->"
 LIVE = ROOT / ".bench" / "live_runs.json"
 HELD_OUT_SHARDS, HELD_OUT_STREAMS = (3,), (8, 24)
 DESCRIPTION = """\
-Serve the embedded model with 1, 2, 3 and 4 shards, ask for recorded text with 1 to 32 streams at once, fit the costs of
-`drover simulate` to some of these runs, simulate all of them, and compare. Writes bench/simulation.json.
+Serve the embedded model with 1, 2, 3 and 4 shards, ask for recorded text with 1 to 32 streams
+at once, fit the costs of `drover simulate` to some of these runs, simulate all of them, and
+compare. Writes bench/simulation.json, and its tables into docs/simulation.md.
 
 Runs with 3 shards, and those with 8 or 24 streams, are held out: no cost is fitted to them.
 """
@@ -70,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure([Point(shards, streams) for shards in args.shards for streams in args.streams], args.repeats)
         found = compared()
         args.out.write_text(json.dumps(found, indent=1) + "\n")
+        if args.out == OUT:
+            DOCS.write_text(documented(DOCS.read_text(), found))
         print("\n".join(tables(found)))
     except DroverError as error:
         print(f"live_and_simulated: error: {error}", file=sys.stderr)
@@ -179,6 +183,15 @@ def tables(found: Mapping[str, Any]) -> list[str]:
     for label, errors in found["errors"].items():
         lines.append(_cells([label.replace("_", " "), *(f"{value:.0f} %" for value in errors.values())]))
     return lines
+
+
+def documented(text: str, found: Mapping[str, Any]) -> str:
+    """The document with these tables between its two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    machine = found["machine"]
+    told = f"Measured on {found['date'][:10]} on {machine['cores']} cores of {machine['cpu']}."
+    return "\n".join([before + BEGIN, "", told, "", *tables(found), "", END + after])
 
 
 def _cells(cells: Sequence[object]) -> str:

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
 
 DESCRIPTION = """\
-End a resize or rebalancing that runs. What it has committed stays, and all goes
-on serving. drover status shows the operation's name, and drover events how it
-has ended.
+End a resize or rebalancing that runs. A resize goes back to what was before; of
+a rebalancing, what is committed stays. All goes on serving. drover status shows
+the operation's name, and drover events how it has ended.
 """
 EPILOG = """\
 example:
@@ -37,5 +37,5 @@ def run(args: argparse.Namespace) -> int:
     """End it."""
     with connected_controller(args) as controller:
         controller.abort(args.operation)
-    tell(args, f"{args.operation} ends; what it has committed stays", operation_id=args.operation, is_aborted=True)
+    tell(args, f"{args.operation} ends", operation_id=args.operation, is_aborted=True)
     return 0

@@ -24,8 +24,8 @@ and how far the simulator is off the live cluster.
 
 SCENARIO is a YAML file; deploy/simulation.yaml shows every key with its default.
 Without one, all keys have their defaults: the embedded model on 4 shards, each
-on a machine like the one that was measured. The same scenario and seed give the
-same figures, bit for bit.
+on a machine of round numbers. The same scenario and seed give the same figures,
+bit for bit.
 
 Exit codes: 0 done; 1 failed, stderr says why; 2 wrong usage; 130 Ctrl-C.
 """
@@ -37,6 +37,7 @@ examples:
   drover simulate --set traffic.shape=closed --set traffic.streams=32   # no arrivals: 32 streams at once
   drover simulate --set routing.source=trace --set 'routing.kinds=[chat]'
   drover simulate --set 'routing.hot=[{experts: 4, share: 0.6}]'        # 4 experts get hot for a minute
+  drover simulate --costs bench/simulation.json                         # of a machine that was measured
   drover simulate --set 'faults=[{shard: 1, at_s: 30}]' --json result.json
 """
 
@@ -60,6 +61,12 @@ def add_parser(subparsers: "Subparsers") -> None:
         help="override a key of the file, such as shards.count=16; may be repeated",
     )
     parser.add_argument(
+        "--costs",
+        type=Path,
+        metavar="FILE",
+        help="take the section costs from there; bench/simulation.json has measured ones",
+    )
+    parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write scenario, summary, rows and decisions there; - is stdout"
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw them; needs matplotlib")
@@ -76,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         from cluster.simulation import plot
 
         plot.check()
-    result = _simulated(load_scenario(args.scenario, args.overrides))
+    result = _simulated(load_scenario(args.scenario, args.overrides, args.costs))
     if args.json is not None:
         text = json.dumps(result, indent=1)
         if str(args.json) == "-":

@@ -1,7 +1,8 @@
 """How many frontend replicas Ray Serve runs."""
 
+from typing import Any
+
 import ray
-from ray import serve
 from ray.serve._private.common import DeploymentID
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
@@ -17,8 +18,12 @@ def scale_frontends(namespace: str, count: int) -> bool:
 
     Serve starts new replicas beside the others, and lets those that go finish. Raises what Ray raises.
     """
-    deployment = DeploymentID(name=FRONTEND, app_name=app_name(namespace))
     controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-    ray.get(controller.update_deployment_replicas.remote(deployment, count), timeout=ANSWER_S)
-    states = serve.status().applications[deployment.app_name].deployments[FRONTEND].replica_states
-    return {state: number for state, number in states.items() if number} == {"RUNNING": count}
+    details: Any = ray.get(controller.get_serve_instance_details.remote(), timeout=ANSWER_S)
+    frontend = details["applications"][app_name(namespace)]["deployments"][FRONTEND]
+    if frontend["target_num_replicas"] != count:
+        deployment = DeploymentID(name=FRONTEND, app_name=app_name(namespace))
+        ray.get(controller.update_deployment_replicas.remote(deployment, count), timeout=ANSWER_S)
+        return False
+    states = [replica["state"] for replica in frontend["replicas"]]
+    return states == ["RUNNING"] * count

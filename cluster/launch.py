@@ -1,14 +1,12 @@
 """Starts a deployment: placement group, detached named actors, links, and the Serve application."""
 
-import pickle
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import ray
 from ray import serve
@@ -24,21 +22,18 @@ from cluster.actors import failpoints
 from cluster.actors.controller import ControllerSpec
 from cluster.actors.creation import MIN_CPUS, Blueprint
 from cluster.actors.remote import RemoteController
-from cluster.actors.router import RouterSpec
-from cluster.actors.shard import ShardSpec
-from cluster.actors.specs import expert_bytes, frontend_spec, placement, router_specs, shard_specs, slots
+from cluster.actors.specs import expert_bytes, frontend_spec, placement, scaling, slots
 from cluster.addresses import split_address
 from cluster.admin.server import AdminSettings
-from cluster.config import ConfigError, DeploymentConfig, PartConfig
+from cluster.blueprints import blueprints_of, nodes_of_bundles
+from cluster.config import ConfigError, DeploymentConfig
 from cluster.local_rays import forget_gone_rays
 from cluster.marked_processes import end_left_over
 from cluster.names import CONTROLLER, actor_names, app_name
 from cluster.reports import ActorState, Phase
 from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
 from cluster.teardown import end, serve_applications
-from experts.groups.nccl import NCCL_ENVIRONMENT
 from frontend.chat_template import ChatTemplate
-from kernels.openmp import WAITING_THREADS
 
 # Actors and Serve are polled at this interval: Ray sends no notification when they are ready or gone.
 POLL_S = 0.1
@@ -46,7 +41,6 @@ ROOM_TIMEOUT_S = 30.0
 # A node that starts on a busy machine may miss deadlines of Ray's own.
 RAY_ATTEMPTS = 3
 HEALTH_TIMEOUT_S = 5.0
-Spec = TypeVar("Spec", RouterSpec, ShardSpec)
 
 
 class StartError(DroverError):
@@ -99,7 +93,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
         progress.stage("reserving CPUs and GPUs")
         group = _reserve(config)
         began = time.monotonic()
-        blueprints = _blueprints(config, checkpoint, group)
+        blueprints = blueprints_of(config, checkpoint, group)
         actors = {blueprint.name: blueprint.create(group) for blueprint in blueprints}
         progress.stage("opening the gRPC port")
         _start_frontend(config, checkpoint)  # meanwhile the actors start and read their weights
@@ -229,42 +223,10 @@ def _reserve(config: DeploymentConfig) -> Any:
     return group
 
 
-def _nodes_of_bundles(group: Any) -> list[str]:
-    """The nodes of the bundles: each router's, then each shard's."""
-    nodes: dict[int, str] = ray.util.placement_group_table(group)["bundles_to_node_id"]
-    return [nodes[bundle] for bundle in sorted(nodes)]
-
-
-def _blueprints(config: DeploymentConfig, checkpoint: Checkpoint, group: Any) -> tuple[Blueprint, ...]:
-    """Routers first, in the order of their bundles."""
-    nodes, count = _nodes_of_bundles(group), config.router.count
-    router_nodes, shard_nodes = nodes[:count], nodes[count:]
-    routers = _with_neighbours(router_specs(config, checkpoint, shard_nodes), router_nodes)
-    shards = _with_neighbours(shard_specs(config, checkpoint, shard_nodes), shard_nodes)
-    return (
-        *(_blueprint(router, config, config.router, index) for index, router in enumerate(routers)),
-        *(_blueprint(shard, config, config.shards, count + index) for index, shard in enumerate(shards)),
-    )
-
-
-def _with_neighbours(specs: Sequence[Spec], nodes: Sequence[str]) -> list[Spec]:
-    """The specs, told how many of them share each one's node. nodes: of each."""
-    on_node = Counter(nodes)
-    return [replace(spec, neighbours=on_node[node]) for spec, node in zip(specs, nodes, strict=True)]
-
-
-def _blueprint(spec: RouterSpec | ShardSpec, config: DeploymentConfig, part: PartConfig, bundle: int) -> Blueprint:
-    environment = WAITING_THREADS | NCCL_ENVIRONMENT | failpoints.environment()
-    is_shard = isinstance(spec, ShardSpec)
-    return Blueprint(
-        spec.name, config.ray.namespace, is_shard, bundle, part.cpus, part.gpus, environment, pickle.dumps(spec)
-    )
-
-
 def _create_controller(
     config: DeploymentConfig, checkpoint: Checkpoint, group: Any, blueprints: tuple[Blueprint, ...]
 ) -> None:
-    shard_nodes = _nodes_of_bundles(group)[config.router.count :]
+    shard_nodes = nodes_of_bundles(group)[config.router.count :]
     held = placement(config, checkpoint, shard_nodes)
     admin = AdminSettings(config.admin.host, config.admin.port, config.admin.token_file)
     spec = ControllerSpec(
@@ -277,6 +239,7 @@ def _create_controller(
         config.frontend.replicas,
         config.frontend.grace_s,
         admin,
+        scaling(config, checkpoint, held),
     )
     options = {"name": CONTROLLER, "namespace": config.ray.namespace, "lifetime": "detached", "max_restarts": -1}
     options |= {"runtime_env": {"env_vars": failpoints.environment()}}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from experts.placement import Slot
+from router.counts.expert_totals import ExpertTotals
 from router.counts.requests import EngineSnapshot, EngineStats
 from router.request import TokenDelta
 
@@ -90,6 +91,19 @@ class RouterMetrics:
 
 
 @dataclass(frozen=True)
+class RouterLoad:
+    """What autoscaling asks a router. totals: what it has computed of each expert.
+
+    busy: how full it is, 1 at its limit: of running requests, or of the KV cache, whichever is more.
+    With a queue it is more than 1. open_requests: those whose end has not been handed out.
+    """
+
+    totals: ExpertTotals
+    busy: float
+    open_requests: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """The answer to one pull. A frontend names the number in its next pull, as a receipt.
 
@@ -114,7 +128,8 @@ class ShardStats:
     """experts_held: (layer, expert) pairs. rows_computed: since the start.
 
     order: the newest that the shard follows. missing: (layer, expert) pairs that it has to read yet.
-    problem: why it could not read one, failures times in a row. bytes_read: of weights.
+    problem: why it could not read one, failures times in a row. bytes_read: of weights. busy_s: spent
+    computing since the start.
     """
 
     experts_held: int
@@ -125,6 +140,7 @@ class ShardStats:
     problem: str = ""
     failures: int = 0
     bytes_read: int = 0
+    busy_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Looks at a deployment's parts as they are now, for the controller."""
 
+import json
 import threading
 import time
 from collections.abc import Container, Mapping
@@ -7,12 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray.experimental import internal_kv
 
 from cluster.names import part_names
 from cluster.part_names import part_number, router_of_link
 from cluster.policy.wanted import Found, Held, Orders
 from cluster.reports import ActorState, Phase, RouterStats, ShardStats
 
+GROUP_LABEL = "ray.io/node-group"
 LOOK_TIMEOUT_S = 3.0
 """For all parts together."""
 
@@ -126,5 +130,13 @@ def free_by_node(without: Container[str]) -> dict[str, dict[str, float]]:
 
 
 def has_autoscaler() -> bool:
-    """Whether Ray may add nodes by itself."""
-    return ray._private.state.state.get_max_resources_from_cluster_config() is not None
+    """Whether Ray may add nodes by itself, as far as it tells.
+
+    An autoscaler gives nodes types: in its report, or as labels. Where there is none, what reports in
+    its place makes a type of each node's id.
+    """
+    stored = internal_kv._internal_kv_get(ray_constants.DEBUG_AUTOSCALING_STATUS)
+    report = (json.loads(stored).get("autoscaler_report") if stored else None) or {}
+    types = (report.get("node_type_mapping") or {}).items()
+    is_reported = any(node_type != f"node_{node}" for node, node_type in types)
+    return is_reported or any(GROUP_LABEL in node.get("Labels", {}) for node in ray.nodes())

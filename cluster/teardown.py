@@ -8,6 +8,7 @@ from ray.util.placement_group import remove_placement_group
 
 from cluster.config import DeploymentConfig
 from cluster.names import actor_names, app_name
+from cluster.stored_autoscaling import forget_is_paused
 from cluster.stored_events import forget_events
 from cluster.stored_placement import forget_placement
 from cluster.stored_wanted import forget_wanted
@@ -39,6 +40,7 @@ def stop(namespace: str) -> list[str]:
             pass  # it ended in the meantime
     forget_wanted(namespace)
     forget_events(namespace)
+    forget_is_paused(namespace)
     forget_placement(namespace)
     group = _find_group(namespace)
     if group is not None:

@@ -5,6 +5,7 @@ Knows no transport.
 Legend: N rows, D model width, F expert width.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -34,6 +35,8 @@ class ExpertShard:
         self._loader = loader
         self.rows_computed = 0
         """Rows (token, expert pairs) computed so far."""
+        self.busy_s = 0.0
+        """Seconds spent computing so far."""
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -58,8 +61,10 @@ class ExpertShard:
         """
         if self._loader is not None:
             self._loader.load_now(layer, experts)
+        began_s = time.perf_counter()
         y_ND = self.kernels.grouped_mlp(x_ND, self.slots.experts(layer, experts, versions), counts)
         self.rows_computed += len(x_ND)
+        self.busy_s += time.perf_counter() - began_s
         return y_ND
 
     def warm_up(self, hidden_size: int, width: int) -> None:

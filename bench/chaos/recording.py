@@ -1,6 +1,8 @@
-"""Records a real terminal: `drover chat` above, `kill -9` of a shard below, and the answer goes on.
+"""Records a real terminal: `drover chat` above; below a shard is killed, or one is added, and the answer goes on.
 
-python -m bench.chaos.recording [OUT]     # writes OUT.cast (asciinema) and OUT.svg; default: docs/failover; needs tmux
+python -m bench.chaos.recording failover|resize [OUT]     # needs tmux
+
+It writes OUT.cast (asciinema) and OUT.svg, by default docs/failover or docs/resize.
 
 A tmux of its own shows both halves. What it draws is the recording: nothing is made up or cut.
 """
@@ -16,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.chaos.bench import EMBEDDED
@@ -30,7 +33,18 @@ FRAME_S, KEY_S = 0.1, 0.03
 ANSWER_S = 60.0
 QUESTION = "What is a transformer?"
 CHAT = "drover chat --address {address} --temperature 0.7 --seed 7 --min-tokens 330 --max-tokens 330"
-SHAPE = Shape(shards=3, replicas=2, routers=1, frontends=1)
+QUESTIONS = (QUESTION, "What is an expert?", "What is attention?", "What is a router?", "What is a token?")
+PROMPT = "\n>"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """play: what is typed, and what is waited for. highlight: lines with it stand out."""
+
+    title: str
+    shape: Shape
+    highlight: str
+    play: Callable[["Terminal", System], None]
 
 
 class Terminal:
@@ -109,25 +123,25 @@ class Terminal:
             self.frames.append((time.monotonic() - self.began_s, lines))
 
 
-def record(out: Path) -> None:
+def record(scene: Scene, out: Path) -> None:
     """Start a deployment, play, and write OUT.cast and OUT.svg. Raises BenchError."""
     if shutil.which("tmux") is None:
         raise BenchError("tmux is not installed")
     work = ROOT / ".bench" / "chaos"
     work.mkdir(parents=True, exist_ok=True)
     with (
-        System(EMBEDDED, SHAPE, work) as system,
+        System(EMBEDDED, scene.shape, work) as system,
         tempfile.TemporaryDirectory() as folder,
         Terminal(Path(folder), Path(sys.executable).parent) as terminal,
     ):
-        _play(terminal, system)
-    header = {"version": 2, "width": COLUMNS, "height": ROWS, "title": "kill -9 of an expert shard amid an answer"}
+        scene.play(terminal, system)
+    header = {"version": 2, "width": COLUMNS, "height": ROWS, "title": scene.title}
     lines = [header, *([round(at_s, 3), "o", text] for at_s, text in terminal.events)]
     out.with_suffix(".cast").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    out.with_suffix(".svg").write_text(svg(terminal.frames, COLUMNS, ROWS, "kill -9"))
+    out.with_suffix(".svg").write_text(svg(terminal.frames, COLUMNS, ROWS, scene.highlight))
 
 
-def _play(terminal: Terminal, system: System) -> None:
+def _kill(terminal: Terminal, system: System) -> None:
     terminal.type(0, CHAT.format(address=system.address))
     terminal.wait_for(lambda text: "is listening" in text, 0, "the chat")
     terminal.type(0, QUESTION)
@@ -141,10 +155,47 @@ def _play(terminal: Terminal, system: System) -> None:
     time.sleep(1.0)  # so long the recording shows its last screen
 
 
+def _resize(terminal: Terminal, system: System) -> None:
+    terminal.type(0, CHAT.format(address=system.address))
+    terminal.wait_for(lambda text: "is listening" in text, 0, "the chat")
+    terminal.type(0, QUESTIONS[0])
+    terminal.wait_for(lambda text: len(text.split(QUESTIONS[0])[-1].split()) > 10, 0, "an answer")
+    terminal.type(1, f"drover resize --shards 3 --namespace {system.namespace}")
+    for question in QUESTIONS[1:]:  # an answer takes a few seconds, a new shard more
+        terminal.wait_for(lambda text: text.rstrip().endswith(PROMPT), 0, "the end of the answer")
+        if "done after" in "\n".join(terminal.screen(1)):
+            break
+        terminal.type(0, question)
+    terminal.wait_for(lambda text: "done after" in text, 1, "the end of the resize")
+    terminal.type(1, f"drover events --last 8 --namespace {system.namespace}")
+    terminal.wait_for(lambda text: text.rstrip().endswith("\n$") and "operation " in text, 1, "the events")
+    time.sleep(2.0)  # so long the recording shows its last screen
+
+
+SCENES = {
+    "failover": Scene(
+        "kill -9 of an expert shard amid an answer",
+        Shape(shards=3, replicas=2, routers=1, frontends=1),
+        "kill -9",
+        _kill,
+    ),
+    "resize": Scene(
+        "drover resize --shards 3 amid answers",
+        Shape(shards=2, replicas=1, routers=1, frontends=1),
+        "drover resize",
+        _resize,
+    ),
+}
+
+
 def main() -> int:
-    out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "failover"
+    if len(sys.argv) < 2 or sys.argv[1] not in SCENES:
+        print(f"recording: error: name a scene: {', '.join(SCENES)}", file=sys.stderr)
+        return 2
+    name = sys.argv[1]
+    out = Path(sys.argv[2]) if len(sys.argv) > 2 else ROOT / "docs" / name
     try:
-        record(out)
+        record(SCENES[name], out)
     except DroverError as error:
         print(f"recording: error: {error}", file=sys.stderr)
         return 1

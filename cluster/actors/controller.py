@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import ray
 
+from cluster.actors.autoscaler import Autoscaler, ScalingSpec
 from cluster.actors.creation import Blueprint
 from cluster.actors.desired import Desired, View
 from cluster.actors.drains import Drains
@@ -70,6 +71,7 @@ class ControllerSpec:
     frontends: int
     grace_s: float
     admin: AdminSettings
+    scaling: ScalingSpec
 
 
 class ControllerActor:
@@ -88,7 +90,7 @@ class ControllerActor:
         self._factory = PartFactory(spec.namespace, spec.blueprints, self._desired)
         self._running = Running(spec.namespace)
         self._drains = Drains(self._desired, self._running, self._factory)
-        self.events = EventLog(read_events(spec.namespace))
+        self.events = EventLog(read_events(spec.namespace), lambda text: write_events(spec.namespace, text))
         self._placement = PlacementKeeper(
             spec.namespace, self._desired, self._running, self.events, spec.slots, spec.expert_bytes
         )
@@ -103,6 +105,16 @@ class ControllerActor:
             Outside(scale_frontends=lambda count: scale_frontends(spec.namespace, count)),
         )
         self._view = View(self._desired.wanted)
+        self._autoscaler = Autoscaler(
+            spec.namespace,
+            spec.scaling,
+            self._desired,
+            self._running,
+            self._placement,
+            self._resizing,
+            self.events,
+            lambda: self._view,
+        )
         service = AdminService(self, lambda: as_json(read_status(spec.namespace)))
         self._admin = AdminServer(service, spec.namespace, spec.admin)
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
@@ -120,14 +132,13 @@ class ControllerActor:
             slots,
             dict(self._view.problems),
             self._resizing.status(self._view) or self._placement.operation(),
+            self._autoscaler.mode,
             admin=self._admin.view,
         )
 
     def load(self) -> LoadView:
         """The load of each expert as it was last measured, and on how many shards it is."""
-        placement = self._desired.wanted.placement
-        copies = {layer: [len(shards) for shards in experts] for layer, experts in placement.shards_of.items()}
-        return LoadView(None, {}, copies)
+        return self._autoscaler.load()
 
     def events_after(self, number: int, limit: int) -> list[Event]:
         """The newest `limit` events after this number, oldest first."""
@@ -161,7 +172,11 @@ class ControllerActor:
 
     def rebalance(self, operation_id: str, is_dry_run: bool) -> RebalanceReport:
         """Place experts anew by their load, if it is worth it, or tell what that would do."""
-        return RebalanceReport("experts cannot be placed anew yet")
+        return self._autoscaler.rebalance(operation_id, is_dry_run)
+
+    def decisions(self) -> list[str]:
+        """What autoscaling has decided lately, and on what grounds: a line of JSON each."""
+        return self._autoscaler.decisions()
 
     def abort(self, operation_id: str) -> str:
         """End an operation; returns why not, or an empty string. A resize goes back to what was before."""
@@ -172,7 +187,7 @@ class ControllerActor:
 
     def pause_autoscaling(self, is_paused: bool) -> str:
         """Scale and rebalance nothing from now on, or again; returns why not, or an empty string."""
-        return "nothing is scaled by itself yet"
+        return self._autoscaler.pause(is_paused)
 
     def slots_of(self, shard: str) -> HoldOrder:
         """What the shard is to hold."""
@@ -227,19 +242,11 @@ class ControllerActor:
                 acted = self._look_and_act()
             except Exception:
                 logger.exception("watching failed")
-            self._store_events()
+            self.events.store()
             is_settled = self._placement.state.is_settled and self._desired.wanted.resize is None
             pause_s = WATCH_S if is_settled else CHANGE_S
             self._desired.changed.wait(SOON_S if acted else pause_s)
             self._desired.changed.clear()
-
-    def _store_events(self) -> None:
-        events = self.events.to_store()
-        if events is not None:
-            try:
-                write_events(self._spec.namespace, events)
-            except Exception:  # the next ones are stored with these
-                logger.exception("storing events failed")
 
     def _look_and_act(self) -> bool:
         """Whether anything was done, so that there may be more to do at once."""

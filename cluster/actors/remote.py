@@ -19,6 +19,7 @@ from cluster.reports import (
     LoadView,
     OperationStatus,
     RebalanceReport,
+    RouterLoad,
     RouterMetrics,
     RouterStats,
     ShardStats,
@@ -55,6 +56,9 @@ class RemoteRouter:
 
     async def metrics(self) -> RouterMetrics:
         return await self._router.metrics()
+
+    async def load(self) -> RouterLoad:
+        return await self._router.load()
 
     async def slots_of(self, shard: str) -> HoldOrder:
         return await self._router.slots_of(shard)
@@ -163,6 +167,9 @@ class RemoteController:
 
     def abort(self, operation_id: str) -> str:
         return self._controller.abort(operation_id)
+
+    def decisions(self) -> list[str]:
+        return self._controller.decisions()
 
     def pause_autoscaling(self, is_paused: bool) -> str:
         return self._controller.pause_autoscaling(is_paused)

@@ -156,11 +156,12 @@ class Resizing:
         self._end(replace(running, aborted=f"{running.aborted}; going back was {outcome}"))
 
     def _end(self, running: Resize) -> None:
-        with self._desired.lock:
-            self._desired.want(replace(self._desired.wanted, resize=None))
         phase = "aborted" if running.aborted else "done"
         text = policy.described(running)
+        # First, so that whoever asks for it finds it running or ended, also if this process ends here.
         self._events.ended(OperationStatus(running.operation_id, KIND, phase, text, reason=running.aborted))
+        with self._desired.lock:
+            self._desired.want(replace(self._desired.wanted, resize=None))
 
     def _room(self, wanted: Wanted) -> Room:
         return Room(

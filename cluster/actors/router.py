@@ -27,7 +27,7 @@ from cluster.actors.start_orders import placement_to_route
 from cluster.life_line import Heart
 from cluster.part_names import part_number, shard_name
 from cluster.policy.wanted import Orders
-from cluster.reports import RATE_WINDOW_S, ActorState, Batch, HoldOrder, RouterMetrics, RouterStats
+from cluster.reports import RATE_WINDOW_S, ActorState, Batch, HoldOrder, RouterLoad, RouterMetrics, RouterStats
 from experts.link_table import LinkTable, Use
 from experts.placement import Placement
 from frontend.delta_stream import released
@@ -151,6 +151,11 @@ class RouterActor:
         missing = self._dispatcher.missing_experts()
         is_degraded = bool(self._degraded())
         return RouterMetrics(engine, tuple(self._down()), dict(self._links.losses), missing, is_degraded)
+
+    async def load(self) -> RouterLoad:
+        """What was computed of each expert, and how full the router is: for autoscaling."""
+        busy = self._engine.stats.fullness(self._spec.limits.max_running) if self._engine else 0.0
+        return RouterLoad(self._dispatcher.load.totals(), busy, self._outboxes.open_requests)
 
     async def slots_of(self, shard: str) -> HoldOrder:
         """What the shard is to hold, as this router routes: for one that finds no controller."""

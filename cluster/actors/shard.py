@@ -97,6 +97,7 @@ class ShardActor:
             loader.problem,
             loader.failures,
             loader.bytes_read,
+            server.shard.busy_s,
         )
 
     def hold(self, order: HoldOrder) -> None:

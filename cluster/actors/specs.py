@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from checkpoint.tensors import Checkpoint
+from cluster.actors.autoscaler import ScalingSpec
 from cluster.actors.link_keeper import LinkSettings
 from cluster.actors.router import RouterSpec
 from cluster.actors.shard import ShardSpec
@@ -126,6 +127,12 @@ def slots(config: DeploymentConfig, first: Placement) -> int:
 def expert_bytes(checkpoint: Checkpoint) -> dict[int, int]:
     """What a shard reads of one expert, by MoE layer."""
     return {layer: checkpoint.expert_bytes(layer) for layer in checkpoint.config.moe_layers}
+
+
+def scaling(config: DeploymentConfig, checkpoint: Checkpoint, first: Placement) -> ScalingSpec:
+    """What autoscaling goes by. first: what the deployment begins with."""
+    largest = max(expert_bytes(checkpoint).values(), default=0)
+    return ScalingSpec(config.scale_settings, config.placement.load_mbps * 1e6, largest, slots(config, first))
 
 
 def _shard_names(config: DeploymentConfig) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ Legend: E experts, S shards.
 """
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from cluster.policy.layout import Bools, Rooms
 
@@ -37,6 +36,8 @@ def aligned(held_ES: Bools, now_ES: Bools, rooms: Rooms) -> Bools:
 
 def _matched(new_EX: Bools, now_EX: Bools, may_XX: Bools) -> list[tuple[int, int]]:
     """Pairs (new column, present column), each once, so that present columns lack little of the new."""
+    from scipy.optimize import linear_sum_assignment  # 50 MB and half a second, which only the controller needs
+
     lacks_XX = new_EX.sum(axis=0)[:, None] - new_EX.T.astype(np.float64) @ now_EX.astype(np.float64)
     rows, chosen = linear_sum_assignment(np.where(may_XX, lacks_XX, _NEVER))
     return list(zip(rows.tolist(), chosen.tolist(), strict=True))

@@ -49,6 +49,7 @@ class _Layer:
     def spread(self, replicas: int, room: int, *, keep_extra: bool) -> tuple[tuple[int, ...], ...]:
         self._drop(replicas, room if keep_extra else 0)
         self._add(replicas)
+        self._drop(replicas, room)  # what was added may have taken the room of copies that were to stay
         while self._level(room):
             pass
         return tuple(map(tuple, self._holders))

@@ -46,7 +46,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     moved.set_ylabel("moved, MB (dashed)")
     acted = [row for row in result.get("decisions", ()) if row["decision"] != "hold"]
     for axis in axes:
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.25 * axis.get_ylim()[1])  # with room for the legend
         axis.legend(loc="upper left", frameon=False, ncols=2)
         for row in acted:
             axis.axvline(row["time_s"], color=_GREY, linewidth=0.6, linestyle=":")

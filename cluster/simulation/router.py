@@ -54,11 +54,15 @@ class World(Protocol):
 
 @dataclass(frozen=True)
 class Told:
-    """A token that a client has now. gap_s: since the one before, or since the request came if it is the first."""
+    """A token that a client has now. gap_s: since the one before, or since the request came if it is the first.
+
+    output_tokens: that its request is to have.
+    """
 
     gap_s: float
     is_first: bool
     is_last: bool
+    output_tokens: int
 
 
 @dataclass
@@ -219,7 +223,8 @@ class SimulatedRouter:
             is_first, samples = work.sequence.generated == 0, work.samples
             finish = self.scheduler.advance(work, 0 if samples else None, _NO_TOKENS)
             if samples:
-                told.append(Told(world.now_s - self._last_s[request_id], is_first, finish is not None))
+                output_tokens = work.sequence.request.sampling.max_tokens
+                told.append(Told(world.now_s - self._last_s[request_id], is_first, finish is not None, output_tokens))
                 self._last_s[request_id] = world.now_s
             if finish is not None:
                 del self._last_s[request_id], self._first_position[request_id]

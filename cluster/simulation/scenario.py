@@ -85,8 +85,9 @@ class LinkCosts(Section):
 
 
 class CostsSection(Section):
-    """The machine. The defaults were measured by `python -m bench.live_and_simulated`.
+    """The machine. The defaults are round numbers of the embedded model on a core of an x86-64 server.
 
+    `python -m bench.live_and_simulated` measures those of a machine; `drover simulate --costs` takes them.
     jitter: standard deviation of the logarithm of a step's time. 0: every step takes what the
     formulas say.
     """

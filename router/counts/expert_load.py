@@ -4,6 +4,7 @@ Legend: L MoE layers, E experts.
 """
 
 import math
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -65,6 +66,7 @@ class ExpertLoad:
     """
 
     def __init__(self, placement: Placement, clock: Callable[[], float] = time.monotonic) -> None:
+        self._incarnation = secrets.token_hex(8)
         self.layers = tuple(placement.shards_of)
         self._clock = clock
         num_experts = max((len(by_expert) for by_expert in placement.shards_of.values()), default=0)
@@ -103,9 +105,9 @@ class ExpertLoad:
             tokens_LE = self.tokens_LE.copy()
             self._folded = (now_s, self._recent(now_s, tokens_LE), tokens_LE)
 
-    def totals(self, incarnation: str) -> ExpertTotals:
+    def totals(self) -> ExpertTotals:
         """What was counted since the start, as a copy."""
-        return ExpertTotals(incarnation, self.tokens_LE.copy(), self.reads_LE.copy())
+        return ExpertTotals(self._incarnation, self.tokens_LE.copy(), self.reads_LE.copy())
 
     def summary(self) -> ExpertLoadSummary | None:
         """The recent load, or None if there was none.

@@ -81,6 +81,13 @@ class EngineStats:
     preemptions: int
     replayed: int
 
+    def fullness(self, max_running: int) -> float:
+        """How full the engine is: of requests or of KV cache, whichever is more; above 1 there is a queue.
+
+        Example: 6 running and 2 waiting of max_running 4, with half of the cache in use, are 2.
+        """
+        return max((self.running + self.waiting) / max_running, self.kv_bytes_used / max(self.kv_bytes_total, 1))
+
 
 @dataclass
 class _Times:

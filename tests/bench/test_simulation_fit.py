@@ -100,6 +100,18 @@ def test_wrong_counts_are_refused(text: str, capsys: pytest.CaptureFixture[str])
     assert "no whole numbers from 1 to 64" in capsys.readouterr().err
 
 
+def test_tables_go_between_the_marks_of_the_document_and_again() -> None:
+    figures = as_if_live(Point(1, 1))[1].figures
+    rows = [live_and_simulated.row_of(Point(3, 1), [figures], [figures])]
+    found = {"machine": {"cores": 2, "cpu": "a processor"}, "date": "2026-11-26T20:00:00", "rows": rows}
+    found["errors"] = live_and_simulated.errors_of(rows)
+    once = live_and_simulated.documented(DOCS.read_text(), found)
+    assert "on 2 cores of a processor" in once
+    assert all(line in once for line in live_and_simulated.tables(found))
+    assert once.endswith(DOCS.read_text().partition(live_and_simulated.END)[2])
+    assert live_and_simulated.documented(once, found) == once
+
+
 @pytest.mark.skipif(not SHIPPED.exists(), reason="nothing has been measured yet")
 def test_the_documented_tables_are_those_of_the_shipped_file() -> None:
     """python -m bench.live_and_simulated --table"""

@@ -32,27 +32,44 @@ def test_the_log_is_bounded() -> None:
 
 
 def test_a_log_goes_on_where_the_stored_one_ended_and_its_numbers_rise() -> None:
-    log = EventLog()
+    stored: list[str] = []
+    log = EventLog(store=stored.append)
     log.add("part", "shard-1", "died")
-    stored = log.to_store()
-    assert stored is not None
-    assert log.to_store() is None
+    log.store()
+    log.store()
+    assert len(stored) == 1  # there was nothing new
     log.add("part", "shard-1", "was not stored")
-    again = EventLog(stored)
-    assert again.to_store() is None
+    again = EventLog(stored[0], stored.append)
+    again.store()
+    assert len(stored) == 1
     again.add("part", "shard-1", "is ready")
     assert texts(again) == ["died", "is ready"]
     seen = log.after(0)[-1].number  # by somebody who follows the events
     assert texts(again, after=seen) == ["is ready"]
 
 
+def test_what_could_not_be_stored_is_stored_with_the_next() -> None:
+    stored: list[str] = []
+
+    def store(text: str) -> None:
+        if not stored:
+            stored.append("")
+            raise ConnectionError("the head is away")
+        stored.append(text)
+
+    log = EventLog(store=store)
+    log.add("part", "shard-1", "died")
+    log.store()
+    log.store()
+    assert texts(EventLog(stored[-1])) == ["died"]
+
+
 def test_how_an_operation_ended_is_known_afterwards() -> None:
-    log = EventLog()
+    stored: list[str] = []
+    log = EventLog(store=stored.append)
     log.add("operation", "resize-1", "step 1 of 2 is committed", epoch=7)
     assert log.operation("resize-1") is None
     log.ended(DONE)
     log.ended(OperationStatus("resize-2", "resize", "aborted", "9 shards", reason="a slot cannot be read"))
-    stored = log.to_store()
-    assert stored is not None
-    assert EventLog(stored).operation("resize-1") == DONE
+    assert EventLog(stored[-1]).operation("resize-1") == DONE  # whatever happens to this process now
     assert texts(log)[1:] == ["resize to 3 shards done", "resize to 9 shards aborted: a slot cannot be read"]

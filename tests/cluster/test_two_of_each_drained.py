@@ -2,13 +2,10 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
-from cluster.actors.wanted_slots import wanted_slots
 
 from checkpoint.errors import DroverError
 from client import Client
@@ -17,13 +14,13 @@ from cluster.launch import Deployment
 from cluster.names import CONTROLLER, part_names
 from cluster.status import as_json, read_status
 from tests.cluster.deployment import NAMESPACE, actor, pid_of
+from tests.cluster.steady_load import TOKENS, SteadyLoad
 from tests.cluster.two_of_each import RESTART_S, ROUTERS, is_ready, is_well, stats_of
 from tests.command import drover_process
 from tests.processes import PATIENCE_S, wait_until
-from tests.reference import Reference, prompt
+from tests.reference import Reference
 
 INFERENCE = "drover.v1.Inference"
-TOKENS = list(prompt(9))
 MANY = 400
 STREAMS = 6
 PARTS = (*ROUTERS, "shard-0", "shard-1")
@@ -54,30 +51,6 @@ def begin(client: Client) -> Callable[[], list[int]]:
     stream = client.generate(TOKENS, max_tokens=MANY, temperature=0, timeout_s=PATIENCE_S)
     token_ids = list(next(stream).token_ids)
     return lambda: token_ids + [token_id for delta in stream for token_id in delta.token_ids]
-
-
-class Load:
-    """Some streams at any time, each followed by the next, until the end of the block; then all their answers."""
-
-    def __init__(self, client: Client) -> None:
-        self.answers: list[list[int]] = []
-        self._client, self._is_over = client, threading.Event()
-
-    def __enter__(self) -> "Load":
-        self._threads = ThreadPoolExecutor(STREAMS)
-        self._reading = [self._threads.submit(self._read) for _ in range(STREAMS)]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._is_over.set()
-        with self._threads:
-            self.answers = [answer for future in self._reading for answer in future.result(PATIENCE_S)]
-
-    def _read(self) -> list[list[int]]:
-        answers = []
-        while not self._is_over.is_set():
-            answers.append(begin(self._client)())
-        return answers
 
 
 def refusal(drain: Callable[[], None]) -> str:
@@ -127,7 +100,7 @@ def test_a_drained_router_goes_and_its_streams_do_not_notice(
     taken_over = replayed("router-0")
     wait_until(lambda: all(stats_of(name).life_lines == 2 for name in ROUTERS))  # both frontends use both
     try:
-        with Load(client) as load:
+        with SteadyLoad(client, MANY, STREAMS) as load:
             wait_until(lambda: all(stats_of(name).open_requests for name in ROUTERS))
             controller.drain("router-1", grace_s)
             wait_until(lambda: controller.drain_progress("router-1").is_done)
@@ -172,10 +145,5 @@ def test_a_part_that_ray_gave_up_is_created_anew(
 @pytest.mark.parametrize("asked", [CONTROLLER, "router-0"])
 def test_what_a_shard_holds_is_known_to_the_controller_and_to_routers(asked: str, two_of_each: Deployment) -> None:
     assert two_of_each
-    slots = ray.get(actor(asked).slots_of.remote("shard-1"), timeout=PATIENCE_S)
+    slots = ray.get(actor(asked).slots_of.remote("shard-1"), timeout=PATIENCE_S).slots
     assert sorted({expert for _, expert in slots}) == list(range(128))
-
-
-def test_a_shard_that_finds_nobody_to_ask_knows_that(two_of_each: Deployment) -> None:
-    assert two_of_each
-    assert wanted_slots("shard-0", "nowhere", ["router-0"]) is None

@@ -128,7 +128,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Abort(self, request, context):
-        """Ends an operation. What it has committed stays.
+        """Ends an operation. A resize goes back; of others, what is committed stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

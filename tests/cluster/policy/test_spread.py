@@ -95,3 +95,11 @@ def test_every_expert_has_its_copies_all_is_level_and_a_second_time_changes_noth
         if copies == 1 or places == len(after):  # nodes bind nothing
             assert max(held.values()) - min(held.values()) <= 1
     assert spread(target, node_of, copies, slots, keep_extra=keep_extra) is target
+
+
+def test_copies_that_were_to_stay_give_room_to_experts_that_have_none() -> None:
+    full = uniform_placement(3, {0: ((0, 1), (0, 1), (0, 1), (2,))})  # 3 of 4 slots are taken on shards 0 and 1
+    after = spread(full, on_one_node(0, 1), 1, 4)
+    assert max(Counter(shard for holders in after.shards_of[0] for shard in holders).values()) <= 3
+    assert all(after.shards_of[0])
+    assert spread(after, on_one_node(0, 1), 1, 4) is after

@@ -86,6 +86,16 @@ def test_overrides_and_files_relative_to_the_scenario(tmp_path: Path) -> None:
     assert load_scenario(None) == Scenario()
 
 
+def test_measured_costs_replace_the_scenarios(tmp_path: Path) -> None:
+    path = tmp_path / "measured.json"
+    path.write_text('{"costs": {"jitter": 0.5, "router": {"step_us": 7.0}}, "rows": []}')
+    costs = load_scenario(None, ["costs.jitter=0.25"], path).costs
+    assert (costs.router.step_us, costs.jitter) == (7.0, 0.25)
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match=r"measured\.json has no costs; bench/simulation\.json is an example"):
+        load_scenario(None, [], path)
+
+
 def test_a_file_that_is_not_there_names_an_example(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"deploy/simulation\.yaml is an example of a scenario file"):
         load_scenario(tmp_path / "none.yaml")
