@@ -1,4 +1,4 @@
-"""`drover autoscale`: pause or resume what the controller does by itself."""
+"""`drover autoscale`: pause or resume what the controller does by itself, or see why it did."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -12,11 +12,15 @@ DESCRIPTION = """\
 Pause or resume autoscaling. While it is paused, the controller rebalances and
 scales nothing by itself; drover resize and drover rebalance work. A pause
 outlives the controller. drover status says whether there is one.
+
+log prints the newest decisions, also those to do nothing: a JSON object on each
+line, with all numbers that it was based on.
 """
 EPILOG = """\
 examples:
   drover autoscale pause
   drover autoscale resume
+  drover autoscale log | tail -1 | python3 -m json.tool
 """
 
 
@@ -24,18 +28,23 @@ def add_parser(subparsers: "Subparsers") -> None:
     """Add `drover autoscale` to the command line."""
     parser = subparsers.add_parser(
         "autoscale",
-        help="pause or resume autoscaling",
+        help="pause or resume autoscaling, or see its decisions",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=("pause", "resume"), help="which of the two")
+    parser.add_argument("what", choices=("pause", "resume", "log"), help="what to do")
     add_json_option(parser)
     add_cluster_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pause or resume."""
+    """Pause, resume, or print the log."""
+    if args.what == "log":
+        with connected_controller(args) as controller:
+            for decision in controller.decisions():
+                print(decision)
+        return 0
     is_paused = args.what == "pause"
     with connected_controller(args) as controller:
         controller.pause_autoscaling(is_paused=is_paused)

@@ -79,6 +79,11 @@ class ControllerClient:
         """Scale and rebalance nothing from now on, or again. Raises DroverError."""
         self._obey(self._ask("pause_autoscaling", is_paused))
 
+    def decisions(self) -> list[str]:
+        """What autoscaling has decided lately, and on what grounds: a line of JSON each. Raises DroverError."""
+        decisions: list[str] = self._ask("decisions")
+        return decisions
+
     def events_after(self, number: int, limit: int = KEPT) -> list[Event]:
         """The newest `limit` events after this number, oldest first. Raises DroverError."""
         events: list[Event] = self._ask("events_after", number, limit)

@@ -226,6 +226,11 @@ def test_autoscaling_is_paused_and_resumed(drover: Callable[..., Said], controll
     assert controller.asked == [("pause_autoscaling", True), ("pause_autoscaling", False)]
 
 
+def test_decisions_are_lines_of_json(drover: Callable[..., Said], controller: SmallController) -> None:
+    code, out, _ = drover("autoscale", "log")
+    assert (code, [json.loads(line)["kind"] for line in out.splitlines()]) == (0, ["copies", "shards"])
+
+
 def test_undrain_is_drain_undone(drover: Callable[..., Said], controller: SmallController) -> None:
     assert drover("undrain", "shard-1") == drover("drain", "--undo", "shard-1")
     assert controller.asked == [("undo_drain", "shard-1")] * 2

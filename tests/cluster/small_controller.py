@@ -66,6 +66,9 @@ class SmallController:
         self.asked.append(("pause_autoscaling", is_paused))
         return self.refusal
 
+    def decisions(self) -> list[str]:
+        return ['{"kind": "copies", "decision": "hold"}', '{"kind": "shards", "decision": "up"}']
+
     def stats(self) -> ControllerStats:
         return ControllerStats(PARTS, {}, {}, {"shard-0": 64, "shard-1": 64}, {}, self.running, "on")
 
