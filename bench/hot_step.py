@@ -106,7 +106,7 @@ def tokens_of(asked: Sequence[Asked], streams: Sequence[Any]) -> list[tuple[floa
     """Of the streams that run all the time."""
     tokens: list[tuple[float, float | None]] = []
     for request, stream in zip(asked, streams, strict=True):
-        if request.hot is None:
+        if request.hot is None and stream.token_s:  # one that failed may have none
             gaps = [None, *(1e3 * gap for gap in np.diff(stream.token_s))]
             tokens += zip(stream.token_s, gaps, strict=True)
     return tokens

@@ -25,8 +25,8 @@ def test_a_row_tells_of_its_second() -> None:
 
 
 def test_only_the_lasting_streams_count() -> None:
-    asked = [Asked(0.0, (1,), 3, 0, None), Asked(0.0, (1,), 2, 0, 1)]
-    streams = [SimpleNamespace(token_s=[1.0, 1.5]), SimpleNamespace(token_s=[1.0, 1.1])]
+    asked = [Asked(0.0, (1,), 3, 0, None), Asked(0.0, (1,), 2, 0, 1), Asked(0.0, (1,), 3, 0, None)]
+    streams = [SimpleNamespace(token_s=token_s) for token_s in ([1.0, 1.5], [1.0, 1.1], [])]
     assert hot_step.tokens_of(asked, streams) == [(1.0, None), (1.5, 500.0)]
 
 
