@@ -32,7 +32,7 @@ from cluster.marked_processes import end_left_over
 from cluster.names import CONTROLLER, actor_names, app_name
 from cluster.reports import ActorState, Phase
 from cluster.serve_app import GRPC_SERVICER_FUNCTIONS, build
-from cluster.teardown import end, serve_applications
+from cluster.teardown import end, forget, serve_applications
 from frontend.chat_template import ChatTemplate
 
 # Actors and Serve are polled at this interval: Ray sends no notification when they are ready or gone.
@@ -89,6 +89,7 @@ def start(config: DeploymentConfig, progress: Progress) -> Deployment:
     deadline = time.monotonic() + config.start_timeout_s
     _connect(config, progress, deadline)
     _check_nothing_runs(config)
+    forget(config.ray.namespace)  # what an earlier deployment has left, however it ended
     try:
         progress.stage("reserving CPUs and GPUs")
         group = _reserve(config)

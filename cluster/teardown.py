@@ -38,14 +38,19 @@ def stop(namespace: str) -> list[str]:
             removed.append(name)
         except ValueError:
             pass  # it ended in the meantime
-    forget_wanted(namespace)
-    forget_events(namespace)
-    forget_is_paused(namespace)
-    forget_placement(namespace)
+    forget(namespace)
     group = _find_group(namespace)
     if group is not None:
         remove_placement_group(group)
     return removed
+
+
+def forget(namespace: str) -> None:
+    """Forget all that a deployment's controller has stored. What it was about to store as it ended may come after."""
+    forget_wanted(namespace)
+    forget_events(namespace)
+    forget_is_paused(namespace)
+    forget_placement(namespace)
 
 
 def serve_applications() -> list[str]:

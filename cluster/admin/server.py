@@ -109,14 +109,16 @@ class _Guard(grpc.aio.ServerInterceptor):
     def __init__(self, token: str, path: Path) -> None:
         self._expected = f"Bearer {token}".encode()
 
-        async def refuse(request: bytes, context: Any) -> None:
+        async def refuse(requests: Any, context: Any) -> None:
             await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED,
                 f"the token is missing or wrong; send metadata 'authorization: Bearer TOKEN' with the one in {path} "
                 "on the controller's node",
             )
 
-        self._refusal: Any = grpc.unary_unary_rpc_method_handler(refuse)
+        # For a stream of requests a handler is called at once, before any has come. Otherwise calls without a token
+        # that never send one would count among MAX_CALLS for as long as their senders like.
+        self._refusal: Any = grpc.stream_stream_rpc_method_handler(refuse)
 
     async def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         given = [value for key, value in handler_call_details.invocation_metadata if key == "authorization"]

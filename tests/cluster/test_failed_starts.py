@@ -11,8 +11,10 @@ import pytest
 import ray
 
 from checkpoint.errors import DroverError
-from cluster import launch
+from cluster import launch, teardown
+from cluster.config import DeploymentConfig
 from cluster.names import actor_names, app_name
+from cluster.stored_events import read_events, write_events
 from cluster.teardown import serve_applications
 from tests.cluster.commands import START_S, marked_environment, write_deployment_file
 from tests.cluster.deployment import NAMESPACE, RAY, SharedRay, Silent, deployment_config
@@ -59,6 +61,20 @@ def test_a_shard_that_fails_to_load_is_named(checkpoint: Path) -> None:
     message = start_fails(checkpoint, shards={"count": 2, "cpus": 0.1, "device": "cuda", "gpus": 0.1})
     assert "shard-" in message
     assert "failed to start" in message
+
+
+def test_what_an_earlier_deployment_has_left_is_forgotten(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its actors may have ended without drover stop."""
+    found = []
+
+    def end(config: DeploymentConfig) -> None:
+        found.append(read_events(NAMESPACE))
+        teardown.end(config)
+
+    monkeypatch.setattr(launch, "end", end)
+    write_events(NAMESPACE, "[]")
+    assert "no room for the actors" in start_fails(checkpoint, shards={"count": 2, "cpus": 1e6})
+    assert found == [""]
 
 
 def remove(name: str) -> Callable[[Path], None]:

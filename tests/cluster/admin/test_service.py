@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,22 @@ def test_nobody_is_let_in_without_the_token(
     assert TOKEN not in message
     assert refusal(lambda: list(stranger.Events(pb.EventsRequest())))[0] is grpc.StatusCode.UNAUTHENTICATED
     assert controller.asked == []
+
+
+def test_strangers_who_never_send_their_request_keep_nobody_out(admin: Bearer, channel: grpc.Channel) -> None:
+    silent = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        silent.wait(PATIENCE_S)
+        yield from ()
+
+    half_open = channel.stream_unary("/drover.v1.Admin/GetStatus", None, None)  # type: ignore[arg-type]
+    calls = [half_open.future(nothing(), timeout=PATIENCE_S) for _ in range(MAX_CALLS)]
+    try:
+        assert {call.code() for call in calls} == {grpc.StatusCode.UNAUTHENTICATED}
+        assert admin.GetStatus(pb.GetStatusRequest()).autoscaling == "on"
+    finally:
+        silent.set()
 
 
 def test_a_resize_is_begun_and_named(admin: Bearer, controller: SmallController) -> None:
