@@ -35,8 +35,8 @@ EPILOG = """\
 examples:
   drover resize --shards 4
   drover resize --routers 2 --replicas 2
-  drover resize --shards 3 --operation-id nightly --no-wait
-  drover resize --shards 3 --operation-id nightly          # waits for that one
+  drover resize --shards 3 --operation-id to-3-on-friday --no-wait
+  drover resize --shards 3 --operation-id to-3-on-friday     # waits for that one
 """
 COUNTS = ("shards", "routers", "replicas", "frontends")
 

@@ -24,9 +24,10 @@ def name_of(document: Path) -> str:
     return str(document.relative_to(ROOT))
 
 
-def listed_files() -> set[str]:
+def listed_files() -> list[str]:
     """The paths in the tree, whose indentation says in which folder a file is."""
-    found, folders = set(), []
+    found: list[str] = []
+    folders: list[str] = []
     for line in (ROOT / "docs" / "house.md").read_text().split("```")[1].splitlines():
         if entry := re.match(r"( *)(\S+) +\S", line):
             depth, name = len(entry[1]) // 2, entry[2]
@@ -34,7 +35,7 @@ def listed_files() -> set[str]:
             if name.endswith("/"):
                 folders.append(name.removesuffix("/"))
             else:
-                found.add("/".join([*folders, name]))
+                found.append("/".join([*folders, name]))
     return found
 
 
@@ -90,7 +91,9 @@ def anchors(document: Path) -> set[str]:
 
 
 def test_the_tree_is_the_repository() -> None:
-    assert {file for file in listed_files() if not file.startswith("tests/")} == source_files()
+    listed = [file for file in listed_files() if not file.startswith("tests/")]
+    assert set(listed) == source_files()
+    assert len(listed) == len(set(listed))
 
 
 def test_the_readme_is_short() -> None:
