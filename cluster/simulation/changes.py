@@ -14,8 +14,8 @@ from cluster.policy.wanted import Found, Held
 from cluster.simulation.scenario import Scenario
 from experts.placement import Placement, Slot
 
-LOOK_S = 1.0
-"""Time between two looks of the controller."""
+LOOK_S, CHANGE_S = 1.0, 0.4
+"""Time between two looks of the controller, WATCH_S and CHANGE_S there: without a change, and amid one."""
 
 
 @dataclass
@@ -90,6 +90,7 @@ class Changes:
         """Want another placement. Returns why that cannot be; empty if it can."""
         change = Change(operation_id, target, kind)
         self.state, refusal = begin(self._plan, change, {shard_name(number) for number in self.shards})
+        self.look()
         return refusal
 
     def add(self, number: int) -> None:

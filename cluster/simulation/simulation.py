@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.simulation.changes import LOOK_S, Changes
+from cluster.simulation.changes import CHANGE_S, LOOK_S, Changes
 from cluster.simulation.operator import Operator
 from cluster.simulation.recorder import Recorder
 from cluster.simulation.route_table import RouteTable, ShardWork
@@ -161,7 +161,7 @@ class Simulation:
         self._leaving = [router for router in self._leaving if router.load]
         if self.operator is not None:
             self.operator.look()
-        self.at(self.now_s + LOOK_S, self._look)
+        self.at(self.now_s + (LOOK_S if self.changes.state.is_settled else CHANGE_S), self._look)
 
     def _expect(self, coming: Iterator[Arrival]) -> None:
         """Wait for the next request of an open loop."""
