@@ -23,8 +23,8 @@ FROM_S, UNTIL_S, END_S = 25.0, 60.0, 95.0
 BASE_PER_S, BASE_PROMPT, BASE_OUTPUT = 6.0, 48, 48
 HOT_PER_S, HOT_PROMPT, HOT_OUTPUT = 10.0, 192, 2
 AUTOSCALE = {
-    "metrics_interval_s": 1.0, "look_back_period_s": 20.0, "stable_window_s": 15.0, "panic_window_s": 4.0,
-    "upscale_delay_s": 25.0, "downscale_delay_s": 15.0, "cooldown_s": 5.0,
+    "dry_run": False, "metrics_interval_s": 1.0, "look_back_period_s": 20.0, "stable_window_s": 15.0,
+    "panic_window_s": 4.0, "upscale_delay_s": 25.0, "downscale_delay_s": 15.0, "cooldown_s": 5.0,
 }  # fmt: skip
 READ_S = 1.0
 DESCRIPTION = f"""\

@@ -23,7 +23,7 @@ It says first what it is worth: the imbalance (the most loaded shard's load over
 the mean of all, averaged over layers) before and after, the weights that move,
 and tokens per second. What is not worth its bytes is not done.
 
-The controller does the same by itself unless autoscale.paused is set; this
+The controller does the same by itself if autoscale.dry_run is off; this
 command asks now. Ctrl-C leaves it going on; drover abort ends it.
 
 Exit codes: 0 done, or not worth it; 1 refused or aborted, stderr says why;

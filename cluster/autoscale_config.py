@@ -24,7 +24,8 @@ class LimitsConfig(Section):
 class AutoscaleConfig(Section):
     """When experts are placed anew, and parts are started or ended, by themselves.
 
-    With the defaults only experts move and get copies, within the slots of the shards that there are.
+    By default it decides and tells, and does nothing. With dry_run off, and no limits given, only experts move and get
+    copies, within the slots of the shards that there are.
 
     paused: nothing by itself; `drover autoscale` changes it at run time. dry_run: decide and tell, and do nothing.
     metrics_interval_s: between two measurements. look_back_period_s: older ones count for nothing, and all stays.
@@ -37,7 +38,7 @@ class AutoscaleConfig(Section):
     """
 
     paused: bool = False
-    dry_run: bool = False
+    dry_run: bool = True
     metrics_interval_s: Annotated[float, Field(gt=0)] = ScaleSettings.metrics_interval_s
     look_back_period_s: Annotated[float, Field(gt=0)] = ScaleSettings.look_back_period_s
     stable_window_s: Annotated[float, Field(gt=0)] = ScaleSettings.stable_window_s

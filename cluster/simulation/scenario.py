@@ -197,6 +197,12 @@ class FaultSection(Section):
     at_s: Seconds
 
 
+class SimulatedAutoscale(AutoscaleConfig):
+    """As in a deployment file, but what it decides is done unless told otherwise: nobody is hurt."""
+
+    dry_run: bool = False
+
+
 class Scenario(Section):
     """Everything that `drover simulate` needs.
 
@@ -212,7 +218,7 @@ class Scenario(Section):
     engine: EngineSection = EngineSection()
     traffic: TrafficSection = TrafficSection()
     routing: RoutingSection = RoutingSection()
-    autoscale: AutoscaleConfig = AutoscaleConfig()
+    autoscale: SimulatedAutoscale = SimulatedAutoscale()
     costs: CostsSection = CostsSection()
     faults: Annotated[tuple[FaultSection, ...], Field(strict=False)] = ()
 
