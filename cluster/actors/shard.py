@@ -8,7 +8,6 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -169,6 +168,8 @@ def _warm_up(shard: ExpertShard, loader: SlotLoader, checkpoint: Checkpoint) -> 
     """Compile what computes, before routers wait for it."""
     if (first := next(iter(loader.wanted), None)) is not None:
         layer, expert = first
-        with suppress(NotHeld):  # it cannot be read; loading tells
+        try:
             loader.load_now(layer, [expert])
+        except NotHeld:
+            return  # it cannot be read; loading tells
     shard.warm_up(checkpoint.config.hidden_size, checkpoint.config.intermediate_size)
