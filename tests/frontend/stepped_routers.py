@@ -43,6 +43,7 @@ class SteppedRouter:
         self.answers, self.is_closed = True, False
         self._undelivered: list[TokenDelta] = []
         self._mail: list[tuple[str, GenerationRequest | str]] = []
+        self._listener: RouterListener | None = None  # until a pool knows it
 
     def start(self, listener: RouterListener) -> None:
         self._listener = listener
@@ -143,7 +144,8 @@ class SteppedRouter:
 
     def _deliver(self, deltas: Sequence[TokenDelta]) -> None:
         undelivered, self._undelivered = self._undelivered, []
-        self._listener.deliver(self.name, [*undelivered, *deltas])
+        if self._listener is not None:
+            self._listener.deliver(self.name, [*undelivered, *deltas])
 
     def _new_engine(self) -> Engine:
         return make_engine(self._model, **self._limits)
