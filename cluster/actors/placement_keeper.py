@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 CALL_TIMEOUT_S = 5.0
 """For all that are told at one look; who does not answer is told again."""
 
+STALLED_S = 120.0
+"""A change is aborted when its shards have got no nearer to a step for so long."""
+
 
 class PlacementKeeper:
     """For any thread; `look` is for the controller's watch. Keeps `Desired.wanted.placement` the current one."""
@@ -40,6 +43,7 @@ class PlacementKeeper:
         self._namespace, self._desired, self._running, self._events = namespace, desired, running, events
         self._slots, self._expert_bytes = slots, expert_bytes
         self._found: Mapping[str, Found] = {}
+        self._progress: tuple[object, float] = (None, time.monotonic())
         stored = read_placement(namespace)
         if stored is None:
             stored = recovered(desired.wanted.placement, self._routed(), time.time_ns() // 10**6)
@@ -100,6 +104,7 @@ class PlacementKeeper:
         """Do what follows from what was found; whether that was anything."""
         self._found = found
         with self._desired.lock:
+            self._abort_stalled(found)
             state = self.state
             following = self._plan.next_state(found, self._desired.wanted.drained.keys())
             if following.previous is not None and state.previous is None:
@@ -113,6 +118,16 @@ class PlacementKeeper:
         if plan.step is not None and any(isinstance(tell, Hold) for tell in tells):
             self.prepare(plan.step)
         return self._tell(tells) or following is not state
+
+    def _abort_stalled(self, found: Mapping[str, Found]) -> None:
+        """One that is dead for good, or hangs, must not keep every later change from being made."""
+        now_s, (before, since_s), change = time.monotonic(), self._progress, self.state.change
+        progress = self._plan.progress(found)
+        if progress is None or progress != before:
+            self._progress = progress, now_s
+        elif change is not None and now_s - since_s > STALLED_S:
+            reason = f"nothing has happened for {STALLED_S:g} s: {self._plan.waits_for(found)}"
+            self._put(abort(self.state, change.operation_id, reason)[0])
 
     def prepare(self, step: Placement) -> None:
         """Shards are about to be told what they are to hold for the step."""

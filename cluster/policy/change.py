@@ -169,6 +169,14 @@ class Plan:
                 tells.append(Hold(name, self.state.revision, self.slots_of(part_number(name))))
         return tells + [Route(name, self.state.current) for name in self._behind(found)]
 
+    def progress(self, found: Mapping[str, Found]) -> object:
+        """Changes whenever a step gets nearer to its commit. None: nothing is prepared."""
+        if self.step is None:
+            return None
+        parts = {shard_name(number): found.get(shard_name(number)) for number in self.gains}
+        held = {name: part.held for name, part in parts.items() if part is not None and part.held is not None}
+        return self.state.revision, {name: (seen.order, seen.missing, seen.links) for name, seen in held.items()}
+
     def waits_for(self, found: Mapping[str, Found]) -> str:
         """Who keeps the change from going on, and why; empty if nobody does."""
         waiting = self._waiting_routers(found) if self.state.previous is not None else self._waiting_shards(found)
@@ -210,14 +218,27 @@ class Plan:
 
     def _problem(self, found: Mapping[str, Found], drained: Set[str]) -> str:
         """Why the step cannot be made; empty if it can."""
+        target = self.state.change.target if self.state.change is not None else None
+        for placement in (self.step, target):
+            if placement is not None and (reason := _only_on(drained, placement)):
+                return reason
         for name in map(shard_name, self.gains):
-            part = found.get(name)
-            if part is None and name in drained:
+            if name in drained:
                 return f"{name} is drained"
-            held = part.held if part is not None else None
+            held = found[name].held if name in found else None
             if held is not None and held.order == self.state.revision and held.failures >= FAILURES:
                 return f"{name}: {held.problem}"
         return ""
+
+
+def _only_on(drained: Set[str], placement: Placement) -> str:
+    """Which expert would be on drained shards alone; empty if none would."""
+    numbers = {part_number(name) for name in drained if name.startswith("shard-")}
+    for layer, by_expert in placement.shards_of.items() if numbers else ():
+        for expert, shards in enumerate(by_expert):
+            if numbers.issuperset(shards):
+                return f"expert {expert} of layer {layer} would be on {shard_name(shards[0])} alone, which is drained"
+    return ""
 
 
 def recovered(initial: Placement, routed: Collection[Placement], revision: int) -> PlacementState:
@@ -248,6 +269,8 @@ def begin(plan: Plan, change: Change, shards: Set[str], drained: Set[str] = froz
     gaining = {shard_name(number) for number in gains(state.current, change.target)} if not refusal else set()
     if gone := sorted(gaining & drained):
         refusal = f"{gone[0]} is drained, and the target gives it more experts; undo the drain, or leave it out"
+    elif not refusal and (lonely := _only_on(drained, change.target)):
+        refusal = f"{lonely}; undo the drain, or give the expert another shard"
     if refusal:
         return state, refusal
     if same_slots(state.current, change.target):
@@ -255,14 +278,14 @@ def begin(plan: Plan, change: Change, shards: Set[str], drained: Set[str] = froz
     return _next(state, change=change), ""
 
 
-def abort(state: PlacementState, operation_id: str) -> tuple[PlacementState, str]:
+def abort(state: PlacementState, operation_id: str, reason: str = "as was asked for") -> tuple[PlacementState, str]:
     """The state without the change, or why there is nothing to abort. What was committed stays."""
     running = state.change
     if running is None:
         return state, f"operation {operation_id} is not under way; none is"
     if running.operation_id != operation_id:
         return state, f"operation {operation_id} is not under way; {running.operation_id} ({running.kind}) is"
-    return _next(state, change=None, ended=_ended(running, "aborted: as was asked for")), ""
+    return _next(state, change=None, ended=_ended(running, f"aborted: {reason}")), ""
 
 
 def _next(state: PlacementState, **changes: object) -> PlacementState:

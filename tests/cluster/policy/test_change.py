@@ -92,12 +92,31 @@ def test_a_shard_that_cannot_read_ends_the_change() -> None:
     assert ended.outcome == "aborted: shard-1: the file is truncated"
 
 
-def test_a_shard_that_is_drained_meanwhile_ends_the_change() -> None:
-    found = {name: part for name, part in seen(2).items() if name != "shard-1"}
-    assert changing().next_state(found).change is not None
-    ended = changing().next_state(found, {"shard-1"}).ended
+def test_a_shard_that_is_to_gain_and_is_drained_meanwhile_ends_the_change() -> None:
+    assert changing().next_state(seen(2)).previous is not None
+    ended = changing().next_state(seen(2), {"shard-1"}).ended
     assert ended is not None
-    assert ended.outcome == "aborted: shard-1 is drained"
+    assert ended.outcome == "aborted: expert 1 of layer 1 would be on shard-1 alone, which is drained"
+
+
+def test_a_step_never_leaves_an_expert_on_drained_shards_alone() -> None:
+    """The drain was accepted because shard-1 has a copy, too; the change would take that one away."""
+    both = Plan(PlacementState(1, TARGET), 3)
+    state, refusal = begin(both, Change("op", NOW, "rebalance"), {"shard-0", "shard-1"})
+    assert refusal == ""
+    ended = Plan(state, 3).next_state(seen(2), {"shard-0"}).ended
+    assert ended is not None
+    assert ended.outcome == "aborted: expert 0 of layer 1 would be on shard-0 alone, which is drained"
+    state, refusal = begin(both, Change("op", NOW, "rebalance"), {"shard-0", "shard-1"}, {"shard-0"})
+    assert state is both.state
+    assert refusal.startswith("expert 0 of layer 1 would be on shard-0 alone, which is drained; undo the drain")
+
+
+def test_progress_changes_as_a_step_gets_nearer() -> None:
+    plan = changing()
+    assert Plan(PlacementState(1, NOW), 3).progress(seen()) is None
+    assert plan.progress(seen(2, 1)) == plan.progress(seen(2, 1))
+    assert plan.progress(seen(2, 1)) != plan.progress(seen(2, 0))
 
 
 def test_what_was_committed_stays_after_an_abort() -> None:
