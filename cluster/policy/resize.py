@@ -10,6 +10,9 @@ from cluster.policy.spread import spread
 from cluster.policy.wanted import Before, Found, Resize, Wanted
 from experts.placement import Placement
 
+_OF_EXPERTS = frozenset({"shards", "replicas"})
+"""The numbers for which experts move."""
+
 
 @dataclass(frozen=True)
 class Room:
@@ -79,9 +82,13 @@ def abort(wanted: Wanted, operation_id: str, reason: str, grace_s: float) -> tup
 
 
 def target(wanted: Wanted, found: Mapping[str, Found], slots: int) -> Placement:
-    """The placement for the shards that stay; the present one if it is right."""
+    """The placement for the shards that stay; the present one if it is right.
+
+    So it is where the resize gives no number for shards or replicas: experts placed by load, or on
+    drained shards, stay. So it is, too, while drains leave fewer shards than replicas.
+    """
     nodes = {part_number(name): _node(name, found) for name in _staying(wanted.shards, wanted)}
-    if not nodes:
+    if not _moves_experts(wanted.resize) or len(nodes) < wanted.replicas:
         return wanted.placement
     changes_copies = wanted.resize is not None and wanted.resize.replicas is not None
     return spread(wanted.placement, nodes, wanted.replicas, slots, keep_extra=not changes_copies)
@@ -98,6 +105,11 @@ def waits_for(wanted: Wanted, found: Mapping[str, Found]) -> str:
             waiting.append(f"{name} waits for a node")
         elif not part.is_ready:
             waiting.append(f"{name} is loading")
+    staying = _staying(wanted.shards, wanted)
+    if _moves_experts(wanted.resize) and len(staying) < wanted.replicas:
+        drained = ", ".join(name for name in wanted.shards if name in wanted.drained)
+        stays = f"{len(staying)} {'stays' if len(staying) == 1 else 'stay'}"
+        waiting.append(f"{wanted.replicas} replicas wait for {wanted.replicas} shards, and {stays}: undrain {drained}")
     waiting += [f"{name} is to go" for name in sorted(wanted.released) if wanted.may_leave(name)]
     return "; ".join(waiting)
 
@@ -115,25 +127,36 @@ def _impossible(resize: Resize, wanted: Wanted, room: Room) -> str:
     for name, count in resize.counts.items():
         if count < 1:
             return f"{name} is {count}; it must be at least 1"
+    if not _moves_experts(resize):
+        return ""
     layers = wanted.placement.shards_of
     shards = len(_staying(wanted.shards, wanted)) if resize.shards is None else resize.shards
     replicas = wanted.replicas if resize.replicas is None else resize.replicas
     if not layers:
-        changed = {"shards", "replicas"} & resize.counts.keys()
-        return f"{min(changed)} cannot be changed: this model is dense, without routed experts" if changed else ""
+        changed = min(_OF_EXPERTS & resize.counts.keys())
+        return f"{changed} cannot be changed: this model is dense, without routed experts"
     experts = max(map(len, layers.values()))
     if shards > experts:
         return f"shards is {shards}; the model has {experts} experts, so it must be from 1 to {experts}"
     if replicas > shards:
-        return f"replicas is {replicas}, and there would be {shards} shards; each replica needs a shard of its own"
+        return f"replicas is {replicas}, and there would be {_shards(shards)}; each replica needs a shard of its own"
     if shards * (room.slots - 1) < experts * replicas:
         copies = f", each on {replicas} shards" if replicas > 1 else ""
         needed = f"{-(-experts * replicas // (room.slots - 1))}" if room.slots > 1 else "more"
         return (
-            f"{shards} shards hold {shards} * {room.slots - 1} experts of a layer (one of their {room.slots} slots is "
-            f"for moving), the model has {experts}{copies}; {needed} shards would do, or a higher shards.slots"
+            f"{_shards(shards)} hold{'s' if shards == 1 else ''} {shards} * {room.slots - 1} experts of a layer "
+            f"(one of their {room.slots} slots is for moving), the model has {experts}{copies}; "
+            f"{needed} shards would do, or a higher shards.slots"
         )
     return ""
+
+
+def _moves_experts(resize: Resize | None) -> bool:
+    return resize is not None and not _OF_EXPERTS.isdisjoint(resize.counts)
+
+
+def _shards(count: int) -> str:
+    return f"{count} shard{'' if count == 1 else 's'}"
 
 
 def _no_place(resized: Wanted, wanted: Wanted, room: Room) -> str:

@@ -15,7 +15,8 @@ def spread(
     nodes: of each shard that may hold anything, by its number; "" while it has none. slots: of each
     shard and layer, one of which stays free for moving. keep_extra: copies beyond `replicas` stay as
     long as there is room. Replicas are on different nodes where possible. Applied twice, it changes
-    nothing more. There must be room: `cluster.policy.resize.begin` has seen to that.
+    nothing more. There must be room, and as many shards as `replicas`:
+    `cluster.policy.resize` sees to that.
 
     Example: 4 experts on shards 0 and 1 are 0 0 1 1. With shard 2 beside them they are 0 0 1 2 in the
     first layer and 0 2 1 1 in the second: one move each. Without shard 1 they are 0 0 0 0.

@@ -8,13 +8,14 @@ import pytest
 from cluster.policy.reconcile import Create, Forget, Kill, Tell, reconcile
 from cluster.policy.resize import Room, abort, begin, target, waits_for
 from cluster.policy.wanted import Found, Orders, Resize, Wanted, forgotten
-from experts.placement import even_placement
+from experts.placement import even_placement, uniform_placement
 from tests.cluster.policy.test_reconcile import REPLICAS, TWO_SHARDS, running
 
 NEEDS = {"router": {"CPU": 0.5}, "shard": {"CPU": 0.1}}
 ROOM = Room(4, NEEDS, {"a": {"CPU": 8.0}})
 ROOM6 = replace(ROOM, slots=6)
 GRACE_S = 30.0
+TWICE_ON_TWO = replace(TWO_SHARDS, placement=even_placement([0], 4, 2, replicas=2), replicas=2)
 
 
 def resized(wanted: Wanted, room: Room = ROOM, **counts: int) -> Wanted:
@@ -50,6 +51,34 @@ def test_what_is_drained_counts_for_nothing() -> None:
     assert 1 not in target(resized(wanted, shards=3), running(wanted), 4).used_shards
 
 
+def test_without_a_number_for_shards_or_replicas_no_expert_moves() -> None:
+    by_load = uniform_placement(3, {0: ((0,), (0, 1), (1,), (1,), (1,), (2,), (2,), (2,))})
+    wanted = replace(REPLICAS, placement=by_load, replicas=1)
+    room = replace(ROOM, slots=9)
+    after = resized(wanted, room, routers=3)
+    assert target(after, running(after), 9) is by_load
+    drained = replace(REPLICAS, drained={"shard-1": 9.0})
+    assert target(resized(drained, routers=3), running(drained), 9) is REPLICAS.placement
+    assert target(resized(wanted, room, shards=4), running(wanted), 9) is not by_load
+
+
+def test_routers_may_change_while_drained_shards_leave_too_few_for_the_replicas() -> None:
+    wanted = replace(TWICE_ON_TWO, drained={"shard-1": 9.0})
+    assert resized(wanted, ROOM6, routers=2).routers == ("router-0", "router-1")
+    assert "replicas is 2, and there would be 1 shard;" in refusal(wanted, ROOM6, replicas=2)
+
+
+def test_a_drain_amid_a_resize_leaves_experts_where_they_are_and_is_told() -> None:
+    only_routers = replace(resized(TWICE_ON_TWO, ROOM6, routers=2), drained={"shard-1": 9.0})
+    found = {name: part for name, part in running(only_routers).items() if name != "shard-1"}
+    assert target(only_routers, found, 6) is TWICE_ON_TWO.placement
+    assert waits_for(only_routers, found) == ""
+    once = replace(TWICE_ON_TWO, placement=even_placement([0], 4, 2), replicas=1)
+    more_copies = replace(resized(once, ROOM6, replicas=2), drained={"shard-1": 9.0})
+    assert target(more_copies, found, 6) is once.placement
+    assert waits_for(more_copies, found) == "2 replicas wait for 2 shards, and 1 stays: undrain shard-1"
+
+
 @pytest.mark.parametrize(
     ("counts", "text"),
     [
@@ -59,7 +88,7 @@ def test_what_is_drained_counts_for_nothing() -> None:
         ({"replicas": 3}, "replicas is 3, and there would be 2 shards"),
         (
             {"shards": 1},
-            r"1 shards hold 1 \* 3 experts of a layer \(one of their 4 slots .*has 4; 2 shards would do",
+            r"1 shard holds 1 \* 3 experts of a layer \(one of their 4 slots .*has 4; 2 shards would do",
         ),
         ({"routers": 40}, "no other node has room for router-.*, which needs 0.5 CPU; add a node"),
     ],
