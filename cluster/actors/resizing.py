@@ -1,7 +1,7 @@
 """Changes a deployment's numbers of parts, look by look, until nothing follows from that any more."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from cluster.policy import resize as policy
 from cluster.policy.change import PlacementState
 from cluster.policy.migration import same_slots
 from cluster.policy.resize import Room
-from cluster.policy.wanted import Resize, Wanted
+from cluster.policy.wanted import Found, Resize, Wanted
 from cluster.reports import OperationStatus
 from cluster.running import Running, free_by_node, has_autoscaler
 from experts.placement import Placement
@@ -96,7 +96,14 @@ class Resizing:
         running = view.wanted.resize
         if running is None or running != self._desired.wanted.resize:
             return
-        wanted, found = self._desired.wanted, view.found
+        try:
+            self._go_on(running, view.found)
+        except Exception as error:
+            self._late = f"the last look failed: {error}"
+            raise
+
+    def _go_on(self, running: Resize, found: Mapping[str, Found]) -> None:
+        wanted = self._desired.wanted
         state = self._placements.state
         goal = policy.target(wanted, found, self._slots)
         is_placed = same_slots(goal, state.current) and state.is_settled

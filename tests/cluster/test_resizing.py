@@ -77,12 +77,14 @@ class Scene:
         self.events = EventLog()
         self.free = {"a": {"CPU": 8.0}}
         self.frontends = 1
+        self.outside = Outside(lambda wanted: self.free, lambda: False, self._scale)
         self.start_controller()
 
     def start_controller(self) -> None:
         self.desired = Desired("namespace", BEGUN_WITH)
-        outside = Outside(lambda wanted: self.free, lambda: False, self._scale)
-        self.resizing = Resizing(self.desired, self, Factory(), self.moves, self.events, SLOTS, 30.0, outside)  # type: ignore[arg-type]
+        self.resizing = Resizing(  # type: ignore[arg-type]
+            self.desired, self, Factory(), self.moves, self.events, SLOTS, 30.0, self.outside
+        )
         self._note_placement()
 
     def look(self) -> dict[str, Found]:
@@ -170,6 +172,21 @@ def test_asked_again_it_goes_on_and_afterwards_it_is_done(scene: Scene) -> None:
     scene.until_over()
     assert scene.resize(shards=3) == ""
     assert scene.desired.wanted.resize is None
+
+
+def test_a_look_that_fails_is_told(scene: Scene) -> None:
+    def fails(count: int) -> bool:
+        raise OSError("Serve does not answer")
+
+    scene.outside = replace(scene.outside, scale_frontends=fails)
+    scene.start_controller()
+    assert scene.resize(frontends=2) == ""
+    view = View(scene.desired.wanted, scene.look())
+    with pytest.raises(OSError, match="Serve"):
+        scene.resizing.look(view)
+    status = scene.resizing.status(view)
+    assert status is not None
+    assert status.waits_for == "the last look failed: Serve does not answer"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
