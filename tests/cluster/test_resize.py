@@ -63,7 +63,7 @@ def kill(name: str) -> None:
 
 
 def test_what_cannot_work_is_refused_with_its_number(controller: ControllerClient) -> None:
-    with pytest.raises(DroverError, match=r"1 shards hold 1 \* 64 experts of a layer .* the model has 128"):
+    with pytest.raises(DroverError, match=r"1 shard holds 1 \* 64 experts of a layer .* the model has 128"):
         controller.resize("too-few", shards=1)
     with pytest.raises(DroverError, match=r"no other node has room for router-\d+, which needs 0.5 CPU"):
         controller.resize("too-many", routers=9)
