@@ -72,12 +72,15 @@ class Resizing:
         """Why the last look could not go on."""
 
     def begin(self, resize: Resize) -> str:
-        """Change numbers of parts; returns why not, or an empty string. Asked again, it goes on."""
+        """Change numbers of parts; returns why not, or an empty string. Asked again, it goes on, or has ended."""
         with self._desired.lock:
             ended = self._events.operation(resize.operation_id)
             if self._desired.wanted.resize is None and ended is not None:
                 if ended.phase == "aborted":
                     return f"operation {ended.operation_id} was aborted: {ended.reason}; take another operation id"
+                if (ended.kind, ended.text) != (KIND, policy.described(resize)):
+                    was = f"{ended.kind} to {ended.text}" if ended.text else ended.kind
+                    return f"operation {ended.operation_id} was {was} and has ended; take another operation id"
                 return ""
             found = self._running.look()
             wanted = self._desired.wanted

@@ -174,6 +174,16 @@ def test_asked_again_it_goes_on_and_afterwards_it_is_done(scene: Scene) -> None:
     assert scene.desired.wanted.resize is None
 
 
+def test_an_ended_operation_does_not_answer_for_other_numbers(scene: Scene) -> None:
+    assert scene.resize(shards=3) == ""
+    scene.until_over()
+    assert "op was resize to 3 shards and has ended; take another operation id" in scene.resize(shards=2)
+    assert "has ended" in scene.resize(shards=3, routers=2)
+    scene.events.ended(OperationStatus("by-load", "rebalance", "done"))
+    assert "by-load was rebalance and has ended" in scene.resize("by-load", shards=2)
+    assert scene.desired.wanted.resize is None
+
+
 def test_a_look_that_fails_is_told(scene: Scene) -> None:
     def fails(count: int) -> bool:
         raise OSError("Serve does not answer")
